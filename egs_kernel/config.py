@@ -1,0 +1,151 @@
+"""`/etc/egs/egs.toml`: parsed strictly, once, into frozen types."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from egs_kernel.errors import UsageError
+from egs_kernel.model import Mode, Reason
+from egs_kernel.ownership import read_private_file
+
+CONFIG_LIMIT = 256 * 1024
+MAX_SCOPES = 64
+"""bpf/egs_abi.h EGS_MAX_SCOPES."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d)")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class ScopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A set of processes that is governed: a cgroup subtree, binaries, or users; exactly one of them."""
+
+    name: str
+    cgroup: str | None = None
+    binaries: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    mode: Mode = Mode.ENFORCE
+    on_missing: str = "kill"
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where metrics go. `textfile_dir` is node exporter's textfile folder; None writes none."""
+
+    textfile_dir: str | None = None
+    listen: str = "127.0.0.1:9731"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration. `daemon_grace` is seconds without a heartbeat until the gate refuses all."""
+
+    daemon_grace: int = 10
+    host_id: str | None = None
+    host_labels: tuple[str, ...] = ()
+    scopes: tuple[ScopeConfig, ...] = ()
+    metrics: MetricsConfig = MetricsConfig()
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    daemon_grace: str = "10s"
+    host_id: str | None = None
+    host_labels: tuple[str, ...] = ()
+    scope: tuple[ScopeConfig, ...] = ()
+    metrics: MetricsConfig = MetricsConfig()
+
+
+def load_config(path: Path) -> Config:
+    """Read and check the configuration file.
+
+    Raises:
+        UsageError: it is missing, unsafe, or says something that this version does not understand.
+    """
+    try:
+        content = read_private_file(path, CONFIG_LIMIT)
+    except OSError as error:
+        raise UsageError(
+            Reason.CONFIG_INVALID, f"cannot read {path}: {error.strerror}", f"Create {path}; docs/configuration.md has an example."
+        ) from error
+    return parse_config(content, str(path))
+
+
+def parse_config(content: bytes, name: str = "egs.toml") -> Config:
+    """Parse TOML bytes. Pure.
+
+    Raises:
+        UsageError: with the field that is wrong.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(content.decode())
+        file = msgspec.convert(table, _File, strict=True)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise _invalid(name, str(error)) from error
+    _check_scopes(name, file.scope)
+    return Config(
+        daemon_grace=parse_duration(file.daemon_grace, f"{name}: daemon_grace"),
+        host_id=file.host_id,
+        host_labels=file.host_labels,
+        scopes=file.scope,
+        metrics=file.metrics,
+    )
+
+
+def parse_duration(text: str, where: str) -> int:
+    """`90s`, `15m`, `1h`, `30d` → seconds.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise UsageError(Reason.USAGE, f"{where}: {text!r} is no duration", "Write a number and a unit: 90s, 15m, 1h or 30d.")
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def _invalid(name: str, problem: str) -> UsageError:
+    return UsageError(Reason.CONFIG_INVALID, f"{name}: {problem}", "Correct it, then run: egs config check")
+
+
+def _check_scopes(name: str, scopes: tuple[ScopeConfig, ...]) -> None:
+    if len(scopes) > MAX_SCOPES:
+        raise _invalid(name, f"{len(scopes)} scopes; at most {MAX_SCOPES}")
+    seen: set[str] = set()
+    for scope in scopes:
+        if scope.name in seen:
+            raise _invalid(name, f"two scopes are named {scope.name!r}")
+        seen.add(scope.name)
+        _check_scope(name, scope)
+    _check_cgroups_apart(name, scopes)
+
+
+def _check_scope(name: str, scope: ScopeConfig) -> None:
+    where = f"scope {scope.name!r}"
+    if not _NAME.fullmatch(scope.name):
+        raise _invalid(name, f"{where}: a name is 1 to 32 of a-z 0-9 . _ -, and starts with a letter or digit")
+    if sum((scope.cgroup is not None, bool(scope.binaries), bool(scope.users))) != 1:
+        raise _invalid(name, f"{where}: needs exactly one of cgroup, binaries, users")
+    if scope.cgroup is not None and (not scope.cgroup.startswith("/") or scope.cgroup != _normal(scope.cgroup)):
+        raise _invalid(name, f"{where}: cgroup {scope.cgroup!r} must be a plain absolute path below the cgroup v2 mount, and not its root")
+    for binary in scope.binaries:
+        if not binary.startswith("/"):
+            raise _invalid(name, f"{where}: binary {binary!r} must be an absolute path")
+    if scope.on_missing != "kill":
+        raise _invalid(name, f"{where}: on_missing {scope.on_missing!r} is not supported; this version knows \"kill\"")
+
+
+def _normal(cgroup: str) -> str:
+    parts = [part for part in cgroup.split("/") if part not in ("", ".", "..")]
+    return "/" + "/".join(parts) if parts else ""
+
+
+def _check_cgroups_apart(name: str, scopes: tuple[ScopeConfig, ...]) -> None:
+    """One process, one scope: a subtree inside another scope's subtree would make that ambiguous."""
+    cgroups = sorted((f"{scope.cgroup}/", scope.name) for scope in scopes if scope.cgroup is not None)
+    for (outer, outer_name), (inner, inner_name) in itertools.pairwise(cgroups):
+        if inner.startswith(outer):
+            raise _invalid(name, f"scope {inner_name!r} ({inner}) lies inside scope {outer_name!r} ({outer})")

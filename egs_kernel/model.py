@@ -1,0 +1,267 @@
+"""The words of the product as frozen types: verdicts, reason codes, grants, observations of the gate.
+
+This module imports nothing of ours and touches nothing outside itself. `bpf/egs_abi.h` mirrors the
+numbers of `Verdict`, `Reason` (up to `LAST_GATE_REASON`) and `GrantKind`; `tests/unit/test_abi.py`
+compiles the C and compares.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import Final
+
+import msgspec
+
+
+class Verdict(IntEnum):
+    """What the gate or the verifier decided."""
+
+    ALLOW = 0
+    DENY = 1  # refused before the exec took effect: the caller goes on
+    KILL = 2  # refused at the exec: the new image dies before its first instruction
+    HOLD = 3
+
+
+class Tier(Enum):
+    """How an exec can be stopped on this kernel (docs/architecture.md)."""
+
+    LSM = "lsm"
+    TRACEPOINT = "tracepoint"
+
+
+class Mode(Enum):
+    """What a scope does with a refusal."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"  # records only: not EGS-001 compliant (clause 3.1, "advisory authorization models")
+
+
+class GrantKind(IntEnum):
+    """How a grant is keyed in the gate."""
+
+    NONE = 0
+    STANDING = 1  # by file: any governed process of the scope may use it
+    ARMED = 2  # by task: one process, one exec
+
+
+class Reason(IntEnum):
+    """Why: one enum for the gate, the verifier, decisions, metrics and the record.
+
+    Numbers are part of the record format: never reuse one. 1..31 are the gate's and mirrored in C.
+    """
+
+    AUTHORIZED = 0
+
+    # The gate, in the order in which it asks.
+    DAEMON_STALE = 1  # no heartbeat within daemon_grace
+    AUDIT_UNAVAILABLE = 2  # no slot for the event: no exec
+    STATE_UNREADABLE = 3  # the gate could not read kernel state it decides on
+    NO_GRANT = 4  # no authorization artifact for this file, or none armed for this task
+    SUBJECT_MISMATCH = 5  # armed for another program than the one executed
+    FILE_CHANGED = 6  # the file was touched after it was measured
+    NOT_YET_VALID = 7
+    EXPIRED = 8
+    IDENTITY_MISMATCH = 9
+    CGROUP_MISMATCH = 10
+    NO_NEW_PRIVS_MISSING = 11
+    SECCOMP_MISSING = 12
+    USES_EXHAUSTED = 13
+    ARGV_UNREADABLE = 14
+    ARGV_MISMATCH = 15
+    SCOPE_MISMATCH = 16  # the grant is for another scope than the one this process is in
+    GATE_MISCONFIGURED = 17  # a map that must be there is not: refuse
+
+    # The verifier (verify.py) and what it is made of.
+    ARTIFACT_MALFORMED = 32
+    ARTIFACT_TOO_LARGE = 33
+    ARTIFACT_NOT_CANONICAL = 34
+    ARTIFACT_UNKNOWN_FIELD = 35
+    ARTIFACT_UNKNOWN_VERSION = 36
+    SIGNATURE_INVALID = 37
+    KEY_UNTRUSTED = 38
+    KEY_NOT_VALID_NOW = 39
+    KEY_ROLE_MISMATCH = 40  # the key is trusted, but not for this scope or role
+    THRESHOLD_NOT_MET = 41
+    DIGEST_MISMATCH = 42
+    HOST_MISMATCH = 43
+    POLICY_MISMATCH = 44
+    REVOKED = 45
+    POSTURE_FAILED = 46
+    PROGRAM_UNBOUND = 47  # interpreter or dynamic loader without bound argv
+    CONSTRAINT_UNENFORCEABLE = 48  # this host lacks what the constraint needs
+    CONSTRAINT_NOT_ATTESTED = 49  # the launcher did not install what was signed
+    LAUNCH_REQUIRED = 50  # the artifact needs `egs run`: it cannot stand
+    CWD_MISMATCH = 51
+    ENVIRONMENT_MISMATCH = 52
+    SCOPE_UNKNOWN = 53  # this host has no scope of that name
+
+    # The host and its files.
+    CONFIG_INVALID = 64
+    PATH_UNSAFE = 65  # a folder or file that others can write, or a symbolic link where none may be
+    MEASUREMENT_RACED = 66  # the file changed while it was hashed
+    KERNEL_UNSUPPORTED = 67
+    SELF_TEST_FAILED = 68
+    GATE_NOT_LOADED = 69
+    GATE_VERSION_MISMATCH = 70
+    GATE_FAILED = 71
+    DAEMON_UNREACHABLE = 72
+    DAEMON_RUNNING = 73
+    PROTOCOL_ERROR = 74
+    NOT_PERMITTED = 75
+    RECORD_CORRUPT = 76
+    RECORD_UNAVAILABLE = 77
+    NOT_FOUND = 78
+    USAGE = 79
+    LAUNCHER_LOST = 80  # the launcher went away before its exec
+
+    @property
+    def code(self) -> str:
+        """The stable text form, as in JSON, metrics and messages."""
+        return self.name.lower()
+
+
+LAST_GATE_REASON: Final = 31
+ARGV_MAX: Final = 4096
+"""Bytes of a bound argv, NULs included: what the gate compares (bpf/egs_abi.h EGS_ARGV_MAX)."""
+
+
+class FileIdentity(msgspec.Struct, frozen=True):
+    """A file as the gate sees it: what "the same file, untouched" means.
+
+    `device` is the kernel's `s_dev` (major << 20 | minor), which is not always user space's `st_dev`.
+    """
+
+    device: int
+    inode: int
+    generation: int
+    size: int
+    ctime_seconds: int
+    ctime_nanoseconds: int
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """What we hashed: the SHA-256 (hex) of a file's content and the identity it had all the while."""
+
+    digest: str
+    identity: FileIdentity
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks to execute. `argv` None: a standing artifact, asked for before any exec."""
+
+    program: str
+    digest: str
+    argv: tuple[str, ...] | None = None
+    cwd: str | None = None
+    environment: tuple[tuple[str, str], ...] | None = None
+    uid: int | None = None
+    groups: tuple[int, ...] = ()
+    purpose: str = ""
+
+
+class Posture(msgspec.Struct, frozen=True, kw_only=True):
+    """The host's own integrity state, part of every decision (clause 3.4).
+
+    `gate` maps each pinned program to the kernel's tag of its instructions; `problems` is empty when
+    integrity is established, and otherwise says in words why it is not.
+    """
+
+    kernel: str
+    boot_id: str
+    lockdown: str
+    tier: Tier
+    gate: tuple[tuple[str, str], ...]
+    policy_digest: str
+    clock_synchronized: bool
+    problems: tuple[str, ...] = ()
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the verifier knows of this host when it authorizes. Collected by the daemon, passed in.
+
+    `uses` and `revoked` are keyed by artifact id. `enforceable` names the constraint words (design
+    section 7: "syscalls", ...) that this host can enforce. `boot_offset` is CLOCK_REALTIME minus
+    CLOCK_BOOTTIME in nanoseconds.
+    """
+
+    host_id: str
+    labels: frozenset[str]
+    scopes: frozenset[str]
+    policy_digest: str
+    posture: Posture
+    revoked: frozenset[str] = frozenset()
+    uses: dict[str, int] = {}
+    enforceable: frozenset[str] = frozenset()
+    boot_offset: int = 0
+
+
+class TaskIdentity(msgspec.Struct, frozen=True):
+    """One process, immune to pid reuse: its pid and its start, in clock ticks since boot."""
+
+    pid: int
+    start_ticks: int
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate lets pass: derived from a verified artifact by `verify.py`, and by nothing else.
+
+    Times are CLOCK_BOOTTIME nanoseconds. `argv` None leaves the arguments free.
+    """
+
+    artifact_id: str
+    scope: str
+    file: FileIdentity
+    not_before: int
+    not_after: int
+    uid: int | None = None
+    cgroup_id: int | None = None
+    argv: tuple[bytes, ...] | None = None
+    uses: int | None = None
+    no_new_privs: bool = False
+    seccomp_filters: int | None = None
+
+
+class ExecEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):
+    """One exec in a governed scope as the gate saw and decided it. Times: CLOCK_BOOTTIME nanoseconds."""
+
+    verdict: Verdict
+    reason: Reason
+    enforced: bool
+    scope: str
+    tier: Tier
+    time: int
+    execution: int
+    parent_execution: int
+    grant_id: int
+    grant_kind: GrantKind
+    artifact_id: str
+    file: FileIdentity
+    pid: int
+    parent_pid: int
+    uid: int
+    euid: int
+    gid: int
+    cgroup_id: int
+    start_ticks: int
+    no_new_privs: bool
+    seccomp_mode: int
+    seccomp_filters: int
+    comm: str
+    filename: str
+    argv: tuple[str, ...]
+    argv_bytes: int
+    argv_truncated: bool
+    kill_error: int
+
+
+class ExitEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exit"):
+    """The end of a governed process. `status` is wait(2)'s: exit code << 8 | signal."""
+
+    scope: str
+    time: int
+    execution: int
+    pid: int
+    status: int
+
+
+GateEvent = ExecEvent | ExitEvent

@@ -1,0 +1,74 @@
+"""Where everything lives. `EGS_ROOT=DIR` relocates all of it under DIR and names the pin folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+BPFFS = Path("/sys/fs/bpf")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files and folders of one instance of egs-kernel."""
+
+    config_dir: Path
+    run_dir: Path
+    state_dir: Path
+    pins: Path
+
+    @classmethod
+    def from_environment(cls) -> Paths:
+        """The instance that `EGS_ROOT` names, or the host's own."""
+        return cls.under(os.environ.get("EGS_ROOT") or None)
+
+    @classmethod
+    def under(cls, root: str | None) -> Paths:
+        """The instance below `root`; None is the host's own (`/etc/egs`, `/run/egs`, `/var/lib/egs`)."""
+        if root is None:
+            return cls(Path("/etc/egs"), Path("/run/egs"), Path("/var/lib/egs"), BPFFS / "egs")
+        base = Path(root).absolute()
+        instance = hashlib.sha256(os.fsencode(base)).hexdigest()[:12]
+        return cls(base / "etc/egs", base / "run/egs", base / "var/lib/egs", BPFFS / f"egs-{instance}")
+
+    @property
+    def config(self) -> Path:
+        """The configuration file."""
+        return self.config_dir / "egs.toml"
+
+    @property
+    def trust(self) -> Path:
+        """The trust store: public keys with roles."""
+        return self.config_dir / "trust"
+
+    @property
+    def policy(self) -> Path:
+        """The active policy set."""
+        return self.config_dir / "policy"
+
+    @property
+    def artifacts(self) -> Path:
+        """Standing artifacts: the daemon follows this folder."""
+        return self.config_dir / "artifacts"
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's Unix socket."""
+        return self.run_dir / "egsd.sock"
+
+    @property
+    def gate_manifest(self) -> Path:
+        """What `egs gate load` loaded: program tags, ABI version, kernel, boot id."""
+        return self.run_dir / "gate.json"
+
+    @property
+    def record(self) -> Path:
+        """The append-only record."""
+        return self.state_dir / "record"
+
+    @property
+    def revocations(self) -> Path:
+        """Revoked artifact ids, one file each."""
+        return self.state_dir / "revoked"
