@@ -69,7 +69,8 @@ class Reason(IntEnum):
     ARGV_UNREADABLE = 14
     ARGV_MISMATCH = 15
     SCOPE_MISMATCH = 16  # the grant is for another scope than the one this process is in
-    GATE_MISCONFIGURED = 17  # a map that must be there is not: refuse
+    GATE_MISCONFIGURED = 17  # a map or scope that must be there is not: refuse
+    TASKS_FULL = 18  # no room to track one more governed process
 
     # The verifier (verify.py) and what it is made of.
     ARTIFACT_MALFORMED = 32
@@ -125,6 +126,14 @@ ARGV_MAX: Final = 4096
 """Bytes of a bound argv, NULs included: what the gate compares (bpf/egs_abi.h EGS_ARGV_MAX)."""
 
 
+class ProgramKind(Enum):
+    """What a program does with its arguments (artifact/interpreters.py finds it out)."""
+
+    NATIVE = "native"
+    INTERPRETER = "interpreter"  # takes code as data: its arguments decide what runs
+    SCRIPT = "script"  # "#!": the kernel executes its interpreter instead
+
+
 class FileIdentity(msgspec.Struct, frozen=True):
     """A file as the gate sees it: what "the same file, untouched" means.
 
@@ -147,7 +156,11 @@ class Measurement(msgspec.Struct, frozen=True):
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody asks to execute. `argv` None: a standing artifact, asked for before any exec."""
+    """What somebody asks to execute. `argv` None: a standing artifact, asked for before any exec.
+
+    `program_kind` defaults to the kind with the strictest rules. `measured` are the (path, SHA-256)
+    pairs of the scripts and libraries that the artifact names.
+    """
 
     program: str
     digest: str
@@ -157,6 +170,9 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     groups: tuple[int, ...] = ()
     purpose: str = ""
+    program_kind: ProgramKind = ProgramKind.INTERPRETER
+    measured: tuple[tuple[str, str], ...] = ()
+    spiffe_id: str | None = None
 
 
 class Posture(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,7 +197,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     `uses` and `revoked` are keyed by artifact id. `enforceable` names the constraint words (design
     section 7: "syscalls", ...) that this host can enforce. `boot_offset` is CLOCK_REALTIME minus
-    CLOCK_BOOTTIME in nanoseconds.
+    CLOCK_BOOTTIME in nanoseconds. `users` and `group_ids` resolve the names that artifacts may use.
     """
 
     host_id: str
@@ -193,6 +209,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     uses: dict[str, int] = {}
     enforceable: frozenset[str] = frozenset()
     boot_offset: int = 0
+    users: dict[str, int] = {}
+    group_ids: dict[str, int] = {}
 
 
 class TaskIdentity(msgspec.Struct, frozen=True):
