@@ -1,0 +1,80 @@
+"""`egs WORD …`: finds the module of the word, runs it, and turns errors into messages and exit codes.
+
+A command module has `add_commands(commands)`: it adds its parsers, each with `set_defaults(run=…)`, a
+function from the parsed arguments to an exit code. Only the module of the word that was typed is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from egs_kernel.errors import EgsError, ExitCode
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse names it nowhere else
+
+Run = Callable[[argparse.Namespace], int]
+
+_MODULES: Final = {
+    "egs_kernel.cli.artifact": ("keys", "trust", "issue", "verify", "show"),
+    "egs_kernel.cli.gate": ("gate", "doctor"),
+    "egs_kernel.cli.audit": ("audit",),
+    "egs_kernel.cli.system": ("status", "ps", "artifacts", "revoke", "reload", "config", "version"),
+    "egs_kernel.cli.wrap": ("wrap",),
+}
+_INTERRUPTED: Final = 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `egs` with these arguments and return its exit code."""
+    parser = _parser(arguments)
+    parsed = parser.parse_args(arguments)
+    if not hasattr(parsed, "run"):
+        parser.print_help(sys.stderr)
+        return int(ExitCode.USAGE)
+    try:
+        return int(parsed.run(parsed))
+    except EgsError as error:
+        _report(error, as_json=getattr(parsed, "json", False))
+        return int(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left, and Python would complain at the end
+        return int(ExitCode.DONE)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="egs",
+        description="Execution authorization: in a governed scope nothing runs without a signed artifact.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    word = next((argument for argument in arguments if not argument.startswith("-")), None)
+    names = [name for name, words in _MODULES.items() if word in words]
+    for name in names or _MODULES:
+        if names or importlib.util.find_spec(name) is not None:
+            importlib.import_module(name).add_commands(commands)
+    if not names:
+        commands.add_parser(
+            "run", help="ask the daemon to authorize a command, and become it", add_help=False
+        )
+    return parser
+
+
+def _report(error: EgsError, *, as_json: bool) -> None:
+    if as_json:
+        answer = {
+            "error": {"reason": error.reason.code, "message": error.message, "next_step": error.next_step}
+        }
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+    sys.stderr.write(f"egs: {error}\n")
+    if error.next_step:
+        sys.stderr.write(f"{error.next_step}\n")

@@ -1,0 +1,13 @@
+"""`egsd`: verifies, arms, records. The gate enforces without it and refuses everything when it is gone."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """The entry point of `egsd`."""
+    from egs_kernel.daemon.main import run  # noqa: PLC0415 - importing a part of the daemon starts nothing
+
+    sys.exit(run(sys.argv[1:]))

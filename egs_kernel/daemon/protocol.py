@@ -1,0 +1,298 @@
+"""What is spoken on the daemon's socket: frames of a 4-byte big-endian length and that many bytes of JSON.
+
+Pure: bytes in, typed messages out. A request is an object with an `op`, an answer one with a `type`; unknown
+fields and unknown operations are errors, because a field that is ignored could have been a restriction.
+docs/protocol.md has the conversation of a launch.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from egs_kernel.errors import EgsError, ExitCode, Refused
+from egs_kernel.model import Reason
+
+MAX_FRAME: Final = 1024 * 1024
+_HEADER: Final = struct.Struct(">I")
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
+    """What every request has: an `op`."""
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """What every answer has: a `type`."""
+
+
+class LaunchRequest(_Request, frozen=True, kw_only=True, tag="launch"):
+    """Authorize the next exec of the asking process. The program's O_PATH descriptor comes with the frame.
+
+    `program` is the path as the launcher resolved it, `argv` the whole argv. `artifact` is an envelope
+    (base64 in JSON); None lets the daemon look for one among those in its folder.
+    """
+
+    program: str
+    argv: tuple[str, ...]
+    artifact: bytes | None = None
+
+
+class ReadyRequest(_Request, frozen=True, kw_only=True, tag="ready"):
+    """The launcher has installed the filter that it was sent."""
+
+
+class StatusRequest(_Request, frozen=True, kw_only=True, tag="status"):
+    """How is it going?"""
+
+
+class ProcessesRequest(_Request, frozen=True, kw_only=True, tag="ps"):
+    """Which processes are governed? Other users' are told to root only."""
+
+
+class ArtifactsRequest(_Request, frozen=True, kw_only=True, tag="artifacts"):
+    """Which standing artifacts are there, and which of them stand? Root only: paths and users are in it."""
+
+
+class AddArtifactRequest(_Request, frozen=True, kw_only=True, tag="artifact_add"):
+    """Put an artifact into the folder of standing artifacts. Root only."""
+
+    artifact: bytes
+
+
+class RemoveArtifactRequest(_Request, frozen=True, kw_only=True, tag="artifact_remove"):
+    """Remove an artifact from the folder. Root only. `id`: the artifact id or a unique prefix."""
+
+    id: str
+
+
+class RevokeRequest(_Request, frozen=True, kw_only=True, tag="revoke"):
+    """Never authorize anything by this artifact again. Root only. `id` is the whole artifact id."""
+
+    id: str
+
+
+class ReloadRequest(_Request, frozen=True, kw_only=True, tag="reload"):
+    """Read configuration, trust, policy and artifacts again. Root only."""
+
+
+Request = (
+    LaunchRequest
+    | ReadyRequest
+    | StatusRequest
+    | ProcessesRequest
+    | ArtifactsRequest
+    | AddArtifactRequest
+    | RemoveArtifactRequest
+    | RevokeRequest
+    | ReloadRequest
+)
+
+
+class Failure(_Answer, frozen=True, kw_only=True, tag="error"):
+    """The request was refused or failed. `reason` is a reason code, `exit_code` what a command exits with."""
+
+    reason: str
+    message: str
+    next_step: str = ""
+    exit_code: int = int(ExitCode.REFUSED)
+
+
+class Go(_Answer, frozen=True, tag="go"):
+    """The exec is armed: execve now."""
+
+
+class InstallFilter(_Answer, frozen=True, kw_only=True, tag="filter"):
+    """Set no_new_privs, install this seccomp filter (an array of struct sock_filter), then say `ready`."""
+
+    filter: bytes
+
+
+class Done(_Answer, frozen=True, kw_only=True, tag="done"):
+    """The request was carried out, and the record of it is durable."""
+
+    message: str
+    id: str = ""
+
+
+class ScopeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One scope as the gate has it. `compliant` is False in observe mode (EGS-001 clause 3.1)."""
+
+    name: str
+    mode: str
+    compliant: bool
+    governs: str
+
+
+class ArtifactStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the artifact folder. `state`: standing, launch, refused or revoked; `reason` says why."""
+
+    file: str
+    id: str
+    scope: str
+    program: str
+    state: str
+    reason: str
+    message: str
+    not_before: str = ""
+    not_after: str = ""
+    uses: int = 0
+    max_uses: int | None = None
+
+
+class DecisionCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the gate decided so since it was loaded."""
+
+    verdict: str
+    reason: str
+    count: int
+
+
+class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
+    """The daemon's state. Who is not root gets `detailed` False, and nothing from `problems` on."""
+
+    version: str
+    pid: int
+    uptime_seconds: float
+    tier: str
+    healthy: bool
+    heartbeat_age: float
+    scopes: tuple[ScopeStatus, ...]
+    standing: int
+    refused_artifacts: int
+    governed: int
+    detailed: bool
+    problems: tuple[str, ...] = ()
+    policy_digest: str = ""
+    host_id: str = ""
+    record: str = ""
+    record_sequence: int = 0
+    resident_bytes: int = 0
+    artifacts: tuple[ArtifactStatus, ...] = ()
+    decisions: tuple[DecisionCount, ...] = ()
+    failures: dict[str, int] = {}
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One governed process. `execution` 0: it was governed before it executed anything."""
+
+    pid: int
+    scope: str
+    execution: int
+    artifact: str
+    program: str
+    uid: int
+    started: float
+    """Seconds since the epoch of the exec; 0 when it executed nothing yet."""
+
+
+class ProcessesAnswer(_Answer, frozen=True, kw_only=True, tag="ps"):
+    """The governed processes that the asking user may see."""
+
+    processes: tuple[ProcessStatus, ...]
+
+
+class ArtifactsAnswer(_Answer, frozen=True, kw_only=True, tag="artifacts"):
+    """Every file in the artifact folder, refused ones included."""
+
+    artifacts: tuple[ArtifactStatus, ...]
+
+
+Answer = Failure | Go | InstallFilter | Done | StatusAnswer | ProcessesAnswer | ArtifactsAnswer
+
+_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames, whatever the pieces it comes in."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take what was received."""
+        self._buffer += data
+
+    def next_frame(self) -> bytes | None:
+        """The content of the next whole frame, or None when more bytes are needed.
+
+        Raises:
+            Refused: the length is 0 or above `MAX_FRAME`: whoever is there does not speak this protocol.
+        """
+        if len(self._buffer) < _HEADER.size:
+            return None
+        (length,) = _HEADER.unpack_from(self._buffer)
+        if not 0 < length <= MAX_FRAME:
+            raise protocol_error(f"a frame of {length} bytes was announced; 1 to {MAX_FRAME} are possible")
+        end = _HEADER.size + length
+        if len(self._buffer) < end:
+            return None
+        content = bytes(self._buffer[_HEADER.size : end])
+        del self._buffer[:end]
+        return content
+
+    @property
+    def pending(self) -> int:
+        """Bytes that belong to no whole frame yet."""
+        return len(self._buffer)
+
+
+def frame(content: bytes) -> bytes:
+    """Put the length before `content`.
+
+    Raises:
+        Refused: it is empty or larger than `MAX_FRAME`.
+    """
+    if not 0 < len(content) <= MAX_FRAME:
+        raise protocol_error(f"a message of {len(content)} bytes does not fit into a frame of {MAX_FRAME}")
+    return _HEADER.pack(len(content)) + content
+
+
+def encode(message: Request | Answer) -> bytes:
+    """A message as a whole frame.
+
+    Raises:
+        Refused: it does not fit into a frame.
+    """
+    return frame(msgspec.json.encode(message))
+
+
+def decode_request(content: bytes) -> Request:
+    """A request from a frame's content.
+
+    Raises:
+        Refused: it is no request of this version.
+    """
+    try:
+        return _requests.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise protocol_error(f"this is no request: {error}") from error
+
+
+def decode_answer(content: bytes) -> Answer:
+    """An answer from a frame's content.
+
+    Raises:
+        Refused: it is no answer of this version.
+    """
+    try:
+        return _answers.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise protocol_error(f"this is no answer: {error}") from error
+
+
+def failure(error: EgsError) -> Failure:
+    """The answer that carries `error`."""
+    return Failure(
+        reason=error.reason.code,
+        message=error.message,
+        next_step=error.next_step,
+        exit_code=int(error.exit_code),
+    )
+
+
+def protocol_error(message: str) -> Refused:
+    """The error for bytes that are not this protocol."""
+    return Refused(Reason.PROTOCOL_ERROR, message, "Use the `egs` command of the same version as the daemon.")

@@ -1,0 +1,325 @@
+"""The launcher behind `egs run`: asks the daemon for one exec, then becomes the program.
+
+It runs as the caller and is not trusted: what it says is compared with what the kernel says, by the daemon
+before the exec and by the gate at the exec. It keeps its pid, terminal, signal masks and descriptors.
+
+It is in the way of every launch, so it starts fast: nothing but C modules is imported on the way to an exec
+without constraints (`socket`, `json` and `signal` alone cost 40 Python modules and 8 ms).
+"""
+
+# ruff: noqa: PLC0415, PTH100, PTH113, PTH123, S606
+# Imports where they are needed, no pathlib, and an exec without a shell: all of it for the reason above.
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signal` itself imports enum
+import _socket
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+USAGE = """\
+usage: egs run [--artifact FILE] [--argv0 NAME] [--] CMD [ARG ...]
+
+Ask the daemon to authorize CMD with these arguments, and become it.
+
+  --artifact FILE   the authorization artifact; without it the daemon looks among its standing ones
+  --argv0 NAME      what CMD is told that it is called (default: CMD)
+
+Exit codes: the program's own; 126 refused, 127 no such program, 4 daemon unreachable, 2 wrong usage.
+"""
+
+EXIT_USAGE, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_NOT_FOUND = 2, 4, 126, 127
+
+MAX_ARTIFACT = 64 * 1024
+MAX_FRAME = 1024 * 1024
+ANSWER_SECONDS = 120  # hashing a very large program takes a while
+
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
+_GO = b'{"type":"go"}'
+_READY = b'{"op":"ready"}'
+_ESCAPES = {34: '\\"', 92: "\\\\"} | {code: f"\\u{code:04x}" for code in range(32)}
+
+
+class Stop(Exception):  # noqa: N818 (not an error of ours: how this short program ends)
+    """The launch ends here, with this exit code and message."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Command:
+    """What was asked for on the command line."""
+
+    __slots__ = ("argv", "artifact", "name")
+
+    def __init__(self, name: str, argv: list[str], artifact: str | None) -> None:
+        self.name = name
+        self.argv = argv
+        self.artifact = artifact
+
+
+def main(arguments: list[str]) -> int:
+    """Run `egs run` with these arguments. Returns an exit code only when no program was executed."""
+    _default_interrupt()
+    try:
+        command = parse(arguments)
+        if command is None:
+            sys.stdout.write(USAGE)
+            return 0
+        _launch(command)
+    except Stop as stop:
+        sys.stderr.write(f"egs run: {stop.message}\n")
+        return stop.code
+
+
+def parse(arguments: list[str]) -> Command | None:
+    """Understand the arguments after `egs run`; None asks for help.
+
+    Raises:
+        Stop: with exit code 2.
+    """
+    options: dict[str, str] = {}
+    rest = list(arguments)
+    while rest and rest[0].startswith("-"):
+        word = rest.pop(0)
+        if word == "--":
+            break
+        if word in ("-h", "--help"):
+            return None
+        name, equals, value = word.partition("=")
+        if name not in ("--artifact", "--argv0"):
+            raise Stop(EXIT_USAGE, f"unknown option {word}\n{USAGE}")
+        if not equals:
+            if not rest:
+                raise Stop(EXIT_USAGE, f"{name} needs a value\n{USAGE}")
+            value = rest.pop(0)
+        options[name] = value
+    if not rest:
+        raise Stop(EXIT_USAGE, f"no command was given\n{USAGE}")
+    return Command(rest[0], [options.get("--argv0", rest[0]), *rest[1:]], options.get("--artifact"))
+
+
+def find_program(name: str, search: str) -> str:
+    """The path that execvp(3) would execute.
+
+    Raises:
+        Stop: there is none (127), or only files that may not be executed (126).
+    """
+    if "/" in name:
+        return name
+    found = ""
+    for folder in search.split(":"):
+        candidate = f"{folder or '.'}/{name}"
+        if os.path.isfile(candidate):
+            if os.access(candidate, os.X_OK):
+                return candidate
+            found = candidate
+    if found:
+        raise Stop(EXIT_REFUSED, f"{found}: permission denied")
+    raise Stop(EXIT_NOT_FOUND, f"{name}: command not found")
+
+
+def quote(text: str) -> str:
+    """`text` as a JSON string."""
+    return f'"{text.translate(_ESCAPES)}"'
+
+
+def request(program: str, argv: list[str], artifact: bytes | None) -> bytes:
+    """The launch request as a frame.
+
+    Raises:
+        Stop: an argument is not UTF-8, or all together are too long.
+    """
+    fields = [
+        '"op":"launch"',
+        f'"program":{quote(program)}',
+        f'"argv":[{",".join(map(quote, argv))}]',
+    ]
+    if artifact is not None:
+        import binascii
+
+        fields.append(f'"artifact":"{binascii.b2a_base64(artifact, newline=False).decode()}"')
+    try:
+        content = f"{{{','.join(fields)}}}".encode()
+    except UnicodeEncodeError as error:
+        raise Stop(EXIT_REFUSED, "refused: an argument is not UTF-8 [argv_unreadable]") from error
+    if len(content) > MAX_FRAME:
+        raise Stop(EXIT_REFUSED, f"refused: the arguments need more than {MAX_FRAME} bytes [protocol_error]")
+    return frame(content)
+
+
+def frame(content: bytes) -> bytes:
+    """Put the length before `content`."""
+    return len(content).to_bytes(4, "big") + content
+
+
+def socket_path(environment: os._Environ[str]) -> str:
+    """Where the daemon listens; `paths.py` says the same at the cost of importing pathlib and hashlib."""
+    root = environment.get("EGS_ROOT")
+    return f"{os.path.abspath(root)}/run/egs/egsd.sock" if root else "/run/egs/egsd.sock"
+
+
+def _default_interrupt() -> None:
+    """Ctrl-C ends the launcher as it would end the program. Not when the caller ignores it (nohup)."""
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+
+def _launch(command: Command) -> NoReturn:
+    program = find_program(command.name, os.environ.get("PATH", os.defpath))
+    descriptor = _open_program(program)
+    artifact = None if command.artifact is None else _read_artifact(command.artifact)
+    message = request(program, command.argv, artifact)
+    daemon = _connect(socket_path(os.environ))
+    _send(daemon, message, descriptor)
+    _restore_environment()
+    answer = _receive(daemon.fileno())
+    _restore_signals()
+    if answer != _GO:
+        _constrain(answer)
+        os.write(daemon.fileno(), frame(_READY))
+        answer = _receive(daemon.fileno())
+        if answer != _GO:
+            raise _refusal(answer)
+    _execute(program, command.argv)
+
+
+def _open_program(program: str) -> int:
+    try:
+        return os.open(program, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Stop(EXIT_NOT_FOUND, f"{program}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise Stop(EXIT_REFUSED, f"{program}: {error}") from error
+
+
+def _read_artifact(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = file.read(MAX_ARTIFACT + 1) or b""
+    except OSError as error:
+        raise Stop(EXIT_USAGE, f"cannot read the artifact {path}: {error.strerror}") from error
+    if len(content) > MAX_ARTIFACT:
+        raise Stop(EXIT_REFUSED, f"refused: {path} is larger than {MAX_ARTIFACT} bytes [artifact_too_large]")
+    return content
+
+
+def _connect(path: str) -> _socket.socket:
+    daemon = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    timeval = ANSWER_SECONDS.to_bytes(8, sys.byteorder) + bytes(8)
+    daemon.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
+    try:
+        daemon.connect(path)
+    except OSError as error:
+        raise Stop(
+            EXIT_UNREACHABLE,
+            f"the daemon cannot be reached at {path}: {error.strerror} [daemon_unreachable]\n"
+            "Start it: systemctl start egsd (or: egsd --foreground)",
+        ) from error
+    return daemon
+
+
+def _send(daemon: _socket.socket, message: bytes, descriptor: int) -> None:
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor.to_bytes(4, sys.byteorder))
+    try:
+        sent = daemon.sendmsg([message], [rights], _socket.MSG_NOSIGNAL)
+        if sent < len(message):
+            daemon.sendall(message[sent:], _socket.MSG_NOSIGNAL)
+    except OSError as error:
+        raise _lost(error.strerror) from error
+    os.close(descriptor)
+
+
+def _receive(daemon: int) -> bytes:
+    """One frame, by read(2) alone: after the filter is in place not much else may be allowed."""
+    length = int.from_bytes(_read(daemon, 4), "big")
+    if not 0 < length <= MAX_FRAME:
+        raise _lost("it does not speak our protocol")
+    return _read(daemon, length)
+
+
+def _read(daemon: int, length: int) -> bytes:
+    content = b""
+    while len(content) < length:
+        try:
+            data = os.read(daemon, length - len(content))
+        except OSError as error:
+            raise _lost(error.strerror) from error
+        if not data:
+            raise _lost("it closed the connection")
+        content += data
+    return content
+
+
+def _lost(why: str | None) -> Stop:
+    return Stop(EXIT_UNREACHABLE, f"the daemon gave no answer: {why} [daemon_unreachable]")
+
+
+def _constrain(answer: bytes) -> None:
+    """Install the filter that the daemon sent. Irrevocable.
+
+    Raises:
+        Stop: the answer was a refusal, or the kernel takes no filter.
+    """
+    import binascii
+    import json
+
+    message = json.loads(answer)
+    if message.get("type") != "filter":
+        raise _refusal(answer)
+    _install_filter(binascii.a2b_base64(message["filter"]))
+
+
+def _install_filter(content: bytes) -> None:
+    import ctypes
+
+    class Program(ctypes.Structure):
+        """struct sock_fprog."""
+
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    program = Program(len(content) // 8, content)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise Stop(EXIT_REFUSED, f"no_new_privs: {os.strerror(ctypes.get_errno())}")
+    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
+        raise Stop(EXIT_REFUSED, f"seccomp: {os.strerror(ctypes.get_errno())} [constraint_unenforceable]")
+
+
+def _refusal(answer: bytes) -> Stop:
+    import json
+
+    message = json.loads(answer)
+    text = f"refused: {message.get('message')} [{message.get('reason')}]"
+    if message.get("next_step"):
+        text += f"\n{message['next_step']}"
+    return Stop(EXIT_REFUSED, text)
+
+
+def _restore_environment() -> None:
+    """Python sets LC_CTYPE in the C locale (PEP 538); the program gets the environment that we got."""
+    if os.environ.get("LC_CTYPE") == "C.UTF-8":
+        with open("/proc/self/environ", "rb") as file:
+            given = b"\0" + file.read()
+        if b"\0LC_CTYPE=" not in given:
+            del os.environ["LC_CTYPE"]
+
+
+def _restore_signals() -> None:
+    """Python ignores these two from its start on, and an ignored signal stays ignored over an exec."""
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
+
+
+def _execute(program: str, argv: list[str]) -> NoReturn:
+    try:
+        os.execv(program, argv)
+    except OSError as error:
+        code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_REFUSED
+        raise Stop(code, f"{program}: {error.strerror}") from error
