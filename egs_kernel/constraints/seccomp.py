@@ -57,11 +57,13 @@ class Plan:
 def check(constraint: SyscallConstraint) -> Plan:
     """Check the constraint and say what it comes to. Pure.
 
+    That it says anything at all, and does not both allow and deny a call, its type has made sure of.
+
     Raises:
         Refused: it names something unknown, contradicts itself, or would forbid the launch; the message
             starts with the field.
     """
-    if constraint.action not in ACTIONS:
+    if constraint.action is not None and constraint.action not in ACTIONS:
         raise _malformed("action", f"{constraint.action!r} is unknown", f"Use one of: {', '.join(ACTIONS)}.")
     _check_names("allow", constraint.allow)
     _check_names("deny", constraint.deny)
@@ -134,10 +136,6 @@ def _plan(constraint: SyscallConstraint) -> Plan:
                 "",
                 "allow and deny without a profile do not say what happens to all other calls",
                 "Name a profile, or keep one of the two lists.",
-            )
-        if not allow and not deny:
-            raise _malformed(
-                "", "constrains nothing", "Name a profile, or list calls in allow or deny, or drop it."
             )
         allowed = allow or SYSCALLS - deny
         return Plan(allowed, SYSCALLS - allowed, (), frozenset(), named, kill)
