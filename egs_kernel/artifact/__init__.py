@@ -1,0 +1,1 @@
+"""The authorization artifact: an in-toto Statement in a DSSE envelope (docs/artifact.md). Pure."""

@@ -1,0 +1,105 @@
+"""The DSSE envelope: securesystemslib's, parsed more strictly than it parses.
+
+DSSE lets a reader ignore unknown fields; we refuse them, and duplicate keys, because a reader that
+sees something else in the same file is one surprise too many.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from securesystemslib.dsse import Envelope
+
+from egs_kernel.artifact import canonical
+from egs_kernel.errors import Refused
+from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from securesystemslib.signer import Signer
+
+MAX_ARTIFACT: Final = 64 * 1024
+"""Most bytes of an artifact file."""
+MAX_SIGNATURES: Final = 16
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+
+_NEXT = "Use the file as `egs issue` or the authority wrote it."
+_UNKNOWN_FIELD = "Object contains unknown field"  # how msgspec's message begins; test_artifact.py pins it
+
+
+class _Signature(msgspec.Struct, forbid_unknown_fields=True):
+    keyid: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    sig: str
+
+
+class _EnvelopeFile(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    payload: str
+    payload_type: str
+    signatures: Annotated[list[_Signature], msgspec.Meta(min_length=1, max_length=MAX_SIGNATURES)]
+
+
+class _DuplicateKeyError(ValueError):
+    """The same key twice in one JSON object."""
+
+
+def parse_envelope(content: bytes) -> Envelope:
+    """The envelope in the bytes of an artifact file.
+
+    Raises:
+        Refused: too large, malformed, with unknown fields, or of another payload type.
+    """
+    if len(content) > MAX_ARTIFACT:
+        raise Refused(Reason.ARTIFACT_TOO_LARGE, f"the artifact is larger than {MAX_ARTIFACT} bytes", _NEXT)
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=_distinct)
+        file = msgspec.convert(value, _EnvelopeFile)
+        envelope = Envelope.from_dict(msgspec.to_builtins(file))
+    except msgspec.ValidationError as error:
+        raise type_error(error) from error
+    except (ValueError, RecursionError) as error:
+        # ValueError: no UTF-8, no JSON, a duplicate key, no base64, two signatures with one key id.
+        raise Refused(Reason.ARTIFACT_MALFORMED, f"the envelope is malformed: {error}", _NEXT) from error
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise Refused(
+            Reason.ARTIFACT_UNKNOWN_VERSION,
+            f"the payload type is {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}",
+            _NEXT,
+        )
+    return envelope
+
+
+def sign(payload: bytes, signers: Sequence[Signer]) -> bytes:
+    """The artifact file of `payload`, signed by each of `signers`.
+
+    Raises:
+        Refused: ARTIFACT_TOO_LARGE.
+    """
+    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    for signer in signers:
+        envelope.sign(signer)
+    content = canonical.encode(envelope.to_dict()) + b"\n"
+    if len(content) > MAX_ARTIFACT:
+        raise Refused(
+            Reason.ARTIFACT_TOO_LARGE, f"the artifact is larger than {MAX_ARTIFACT} bytes", "Shorten it."
+        )
+    return content
+
+
+def type_error(error: msgspec.ValidationError) -> Refused:
+    """The refusal for JSON that does not fit its type."""
+    unknown = str(error).startswith(_UNKNOWN_FIELD)
+    return Refused(
+        Reason.ARTIFACT_UNKNOWN_FIELD if unknown else Reason.ARTIFACT_MALFORMED,
+        f"the artifact does not fit its type: {error}",
+        "Upgrade egs-kernel if a newer version issued it; otherwise have it issued again.",
+    )
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise _DuplicateKeyError("a key occurs twice in one object")
+    return table

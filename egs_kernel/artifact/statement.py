@@ -1,0 +1,318 @@
+"""The in-toto Statement v1 and our predicate, as frozen types with every rule that needs no context.
+
+The types are the one source: the published JSON Schemas are generated from them (`artifact/schema/`).
+Field by field against clause 3.3: docs/artifact.md.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from egs_kernel.artifact.canonical import decode_canonical
+from egs_kernel.artifact.envelope import type_error
+from egs_kernel.errors import Refused
+from egs_kernel.model import ARGV_MAX, Reason
+
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "urn:egs-001:execution-authorization:v1"
+ANY: Final = "*"
+"""In `intent.argv`: exactly one argument of any content."""
+
+# No control characters (a terminal obeys them) and no bidirectional overrides (a reader is misled by
+# them). Written as "nothing forbidden anywhere", because `$` also matches before a final newline.
+_PLAIN = r"^(?![\s\S]*[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069])"
+
+Text = Annotated[str, Meta(min_length=1, max_length=1024, pattern=_PLAIN)]
+Label = Annotated[str, Meta(min_length=1, max_length=256, pattern=_PLAIN)]
+Argument = Annotated[str, Meta(max_length=ARGV_MAX, pattern=_PLAIN)]
+AbsolutePath = Annotated[str, Meta(min_length=1, max_length=4095, pattern=_PLAIN + "/")]
+Sha256 = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^(?![\s\S]*[^0-9a-f])")]
+Time = Annotated[
+    str,
+    Meta(min_length=20, max_length=20, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"),
+]
+ScopeName = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^(?![\s\S]*[^a-z0-9._-])[a-z0-9]")]
+AccountName = Annotated[
+    str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^A-Za-z0-9._@$-])[A-Za-z0-9_]")
+]
+AccountId = Annotated[int, Meta(ge=0, le=2**32 - 2)]
+SpiffeId = Annotated[
+    str, Meta(max_length=2048, pattern=r"^(?![\s\S]*[^A-Za-z0-9._/:-])spiffe://[a-z0-9._-]+(/|$)")
+]
+VariableName = Annotated[
+    str, Meta(min_length=1, max_length=256, pattern=r"^(?![\s\S]*[^A-Za-z0-9_])[A-Za-z_]")
+]
+SyscallName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9_])")]
+ProfileName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9-])[a-z]")]
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+
+# Variables that make a program load code that nobody authorized.
+_CODE_VARIABLE = re.compile(
+    r"LD_\w+|GLIBC_TUNABLES|GCONV_PATH|BASH_ENV|ENV|SHELLOPTS|BASHOPTS|PYTHON(PATH|HOME|STARTUP|INSPECT|BREAKPOINT)|PERL5(LIB|OPT|DB)"
+    r"|PERLLIB|RUBY(LIB|OPT)|GEM_(PATH|HOME)|NODE_(OPTIONS|PATH)|JAVA_TOOL_OPTIONS|_JAVA_OPTIONS|JDK_JAVA_OPTIONS|CLASSPATH"
+    r"|LUA_(INIT|PATH|CPATH)\w*|PHPRC|PHP_INI_SCAN_DIR|AWK(LIB)?PATH|TCLLIBPATH|DOTNET_STARTUP_HOOKS"
+)
+
+
+class _Struct(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
+):
+    """What all of them are: immutable, strict, and written without the fields that say nothing."""
+
+
+class SubjectRole(Enum):
+    """What a subject is to the execution. The first subject, and only it, is the program."""
+
+    PROGRAM = "program"
+    SCRIPT = "script"
+    LIBRARY = "library"
+    CHILD = "child"
+
+
+class Digest(_Struct, frozen=True):
+    """The digest set of a subject: SHA-256 alone, lower-case hex."""
+
+    sha256: Sha256
+
+
+class Annotations(_Struct, frozen=True):
+    """in-toto's annotations of a subject: ours holds the role."""
+
+    role: SubjectRole
+
+
+class Subject(_Struct, frozen=True):
+    """A file that the artifact authorizes, by digest. `name` says where it is; the digest decides."""
+
+    name: AbsolutePath
+    digest: Digest
+    annotations: Annotations
+
+    @property
+    def role(self) -> SubjectRole:
+        """What the subject is to the execution."""
+        return self.annotations.role
+
+
+class Identity(_Struct, frozen=True):
+    """Who may execute, and where. Every field that is present must hold."""
+
+    user: AccountName | None = None
+    uid: AccountId | None = None
+    groups: Annotated[tuple[AccountId | AccountName, ...], Meta(max_length=64)] = ()
+    spiffe_id: SpiffeId | None = None
+    hosts: Annotated[tuple[Label, ...], Meta(max_length=256)] = ()
+    host_labels: Annotated[tuple[Label, ...], Meta(max_length=64)] = ()
+    cgroup: AbsolutePath | None = None
+
+
+class Scope(_Struct, frozen=True):
+    """The policy scope: its name on the host, and the digest of the policy set that was evaluated."""
+
+    name: ScopeName
+    policy_digest: Sha256 | None = None
+
+
+class EnvironmentRules(_Struct, frozen=True):
+    """The whole environment: variables with any value (`allow`), and with exactly one (`set`)."""
+
+    allow: Annotated[tuple[VariableName, ...], Meta(max_length=256)] = ()
+    set: Annotated[dict[VariableName, Argument], Meta(max_length=256)] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.allow:
+            if loads_code(name):
+                raise ValueError(f"{name} makes programs load code: fix its value under set")
+
+
+class DeclaredIntent(_Struct, frozen=True):
+    """What is to be executed. `argv` absent leaves the arguments free; `*` in it frees one argument."""
+
+    argv: Annotated[tuple[Argument, ...], Meta(min_length=1, max_length=1024)] | None = None
+    cwd: AbsolutePath | None = None
+    environment: EnvironmentRules | None = None
+    purpose: Text | None = None
+
+    def __post_init__(self) -> None:
+        if self.argv is not None and argv_size(self.argv) > ARGV_MAX:
+            raise ValueError(f"argv has more than {ARGV_MAX} bytes, a NUL after each argument included")
+
+
+class SyscallConstraint(_Struct, frozen=True):
+    """Which system calls the program may make: a base profile, and lists that change it."""
+
+    profile: ProfileName | None = None
+    allow: Annotated[tuple[SyscallName, ...], Meta(max_length=512)] = ()
+    deny: Annotated[tuple[SyscallName, ...], Meta(max_length=512)] = ()
+    action: Literal["errno", "kill"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.profile is None and not self.allow and not self.deny:
+            raise ValueError("syscalls needs at least one of profile, allow, deny")
+        if both := set(self.allow) & set(self.deny):
+            raise ValueError(f"syscalls both allows and denies {', '.join(sorted(both))}")
+
+
+class Constraints(_Struct, frozen=True):
+    """What holds while it runs. A word that this version does not know is refused."""
+
+    syscalls: SyscallConstraint | None = None
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            raise ValueError("constraints is empty: leave it out")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The constraint words in use."""
+        return () if self.syscalls is None else ("syscalls",)
+
+
+class Lineage(_Struct, frozen=True):
+    """Where this authorization comes from."""
+
+    parent_artifact: Sha256 | None = None
+    parent_execution: Label | None = None
+    request_id: Label | None = None
+    intent_digest: Sha256 | None = None
+
+
+class Governance(_Struct, frozen=True):
+    """Who decided, and by what."""
+
+    issuer: Label | None = None
+    approvers: Annotated[tuple[Label, ...], Meta(max_length=32)] = ()
+    ticket: Label | None = None
+    risk: Literal["low", "medium", "high", "critical"] | None = None
+    policy_engine: Label | None = None
+    determining_policies: Annotated[tuple[Label, ...], Meta(max_length=256)] = ()
+
+
+class Predicate(_Struct, frozen=True):
+    """The execution authorization. Valid from `not_before` on, until before `not_after`."""
+
+    issued_at: Time
+    not_before: Time
+    not_after: Time
+    scope: Scope
+    identity: Identity | None = None
+    intent: DeclaredIntent | None = None
+    constraints: Constraints | None = None
+    uses: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
+    lineage: Lineage | None = None
+    governance: Governance | None = None
+
+    def __post_init__(self) -> None:
+        issued, start, end = (parse_time(text) for text in (self.issued_at, self.not_before, self.not_after))
+        if start >= end:
+            raise ValueError("notBefore must be earlier than notAfter")
+        if issued >= end:
+            raise ValueError("issuedAt must be earlier than notAfter")
+
+    @property
+    def window(self) -> tuple[datetime, datetime]:
+        """From when on, and until before when, it is valid."""
+        return parse_time(self.not_before), parse_time(self.not_after)
+
+
+class Statement(_Struct, frozen=True):
+    """An in-toto Statement v1 that authorizes an execution."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = field(name="_type")
+    predicate_type: Literal["urn:egs-001:execution-authorization:v1"]
+    subject: Annotated[tuple[Subject, ...], Meta(min_length=1, max_length=256)]
+    predicate: Predicate
+
+    def __post_init__(self) -> None:
+        if [item.role is SubjectRole.PROGRAM for item in self.subject] != [True] + [False] * (
+            len(self.subject) - 1
+        ):
+            raise ValueError("the first subject, and only it, has the role program")
+        if len({item.name for item in self.subject if item.role is not SubjectRole.CHILD}) != len(
+            [item for item in self.subject if item.role is not SubjectRole.CHILD]
+        ):
+            raise ValueError("two subjects have the same name")
+
+    @property
+    def program(self) -> Subject:
+        """The program that is authorized."""
+        return self.subject[0]
+
+
+_DECODER = msgspec.json.Decoder(Statement)
+_ENCODER = msgspec.json.Encoder(order="sorted")
+
+
+def parse_statement(payload: bytes) -> Statement:
+    """The statement in the payload of an envelope.
+
+    Raises:
+        Refused: not canonical, of another type or version, malformed, or with unknown fields.
+    """
+    value = decode_canonical(payload)
+    if not isinstance(value, dict):
+        raise Refused(Reason.ARTIFACT_MALFORMED, "the payload is no JSON object", "Have it issued again.")
+    for name, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
+        if value.get(name) != expected:
+            raise Refused(
+                Reason.ARTIFACT_UNKNOWN_VERSION,
+                f"{name} is {value.get(name)!r}, not {expected!r}",
+                "Use an execution authorization of this version of the format.",
+            )
+    try:
+        statement = _DECODER.decode(payload)
+    except msgspec.ValidationError as error:
+        raise type_error(error) from error
+    if encode_statement(statement) != payload:
+        raise Refused(
+            Reason.ARTIFACT_MALFORMED,
+            "the payload says nothing in more words than needed: null or an empty list",
+            "Leave out fields that are empty.",
+        )
+    return statement
+
+
+def encode_statement(statement: Statement) -> bytes:
+    """The canonical payload of a statement.
+
+    All its keys are ASCII and it holds no floats, so sorted keys are RFC 8785; `parse_statement`
+    checks that with the RFC 8785 encoder.
+    """
+    return _ENCODER.encode(statement)
+
+
+def parse_time(text: str) -> datetime:
+    """`2026-11-23T14:00:00Z` → an aware time.
+
+    Raises:
+        ValueError: no such moment.
+    """
+    if not _TIME.fullmatch(text):
+        raise ValueError(f"{text!r} is no time like 2026-11-23T14:00:00Z")
+    return datetime.fromisoformat(text)
+
+
+def format_time(time: datetime) -> str:
+    """An aware time → `2026-11-23T14:00:00Z`, parts of a second cut off."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def argv_size(argv: tuple[str, ...]) -> int:
+    """Bytes of an argv with a NUL after each argument.
+
+    Raises:
+        ValueError: an argument has no UTF-8 form.
+    """
+    return sum(len(argument.encode()) + 1 for argument in argv)
+
+
+def loads_code(variable: str) -> bool:
+    """Whether an environment variable can make a program load code that nobody authorized."""
+    return _CODE_VARIABLE.fullmatch(variable) is not None

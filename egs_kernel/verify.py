@@ -1,0 +1,341 @@
+"""Verification of an authorization artifact: pure, from bytes to a grant, or a refusal.
+
+`authenticate`: is this an artifact that those who may sign for its scope have signed?
+
+ 1. Envelope: at most 64 KiB, one DSSE envelope of our payload type, no unknown or duplicate fields.
+ 2. Signatures: at least one is by a trusted key, and every signature by a trusted key is good.
+ 3. Statement: only now is the payload read. It is RFC 8785 canonical, of our type and version, has no
+    unknown field, and obeys every rule of docs/artifact.md.
+ 4. Keys: as many signers as the scope's threshold asks for are valid now, issuers, and for this scope.
+
+`authorize`: does it authorize this execution, on this host, now?
+
+ 5. Window: notBefore <= now < notAfter.
+ 6. Digest: the measured program, and each script and library, are the subjects that were signed.
+ 7. Identity: user, uid, groups, SPIFFE id.
+ 8. Host: host id and labels.
+ 9. Intent: argv (bound, where the program takes code from it), working directory, environment.
+10. Scope: this host has it.
+11. Policy: the digest of the active policy set is the one that was evaluated.
+12. Posture: the host's own integrity is established.
+13. Revocation: nobody took the artifact back.
+14. Uses: some are left.
+15. Constraints: this host can enforce each.
+
+Nothing here returns a verdict: whoever gets an `Authorization` has one, everything else raises. A grant
+for the gate is made by `Authorization.grant`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.artifact.statement import (
+    Constraints,
+    DeclaredIntent,
+    Identity,
+    Statement,
+    format_time,
+    parse_statement,
+)
+from egs_kernel.checks.identity import check_host, check_identity
+from egs_kernel.checks.intent import check_intent
+from egs_kernel.checks.launch import launch_required
+from egs_kernel.checks.signers import check_signatures, check_signers
+from egs_kernel.checks.subjects import check_bound, check_digest, check_measured
+from egs_kernel.errors import Refused
+from egs_kernel.model import FileIdentity, Grant, HostFacts, Intent, Reason
+
+if TYPE_CHECKING:
+    from egs_kernel.trust.store import TrustStore
+
+
+class Step(IntEnum):
+    """The steps of the plan above, by their numbers."""
+
+    ENVELOPE = 1
+    SIGNATURES = 2
+    STATEMENT = 3
+    KEYS = 4
+    WINDOW = 5
+    DIGEST = 6
+    IDENTITY = 7
+    HOST = 8
+    INTENT = 9
+    SCOPE = 10
+    POLICY = 11
+    POSTURE = 12
+    REVOCATION = 13
+    USES = 14
+    CONSTRAINTS = 15
+
+
+STEPS: Final = {
+    Step.ENVELOPE: "a DSSE envelope of at most 64 KiB, nothing unknown in it",
+    Step.SIGNATURES: "every signature by a trusted key is good, and there is one",
+    Step.STATEMENT: "the payload is a canonical execution authorization",
+    Step.KEYS: "enough signers may sign for its scope, now",
+    Step.WINDOW: "now is within its validity",
+    Step.DIGEST: "the program, scripts and libraries are the signed ones",
+    Step.IDENTITY: "the identity is the authorized one",
+    Step.HOST: "it is for this host",
+    Step.INTENT: "arguments, working directory and environment are the authorized ones",
+    Step.SCOPE: "this host has its scope",
+    Step.POLICY: "the active policy set is the evaluated one",
+    Step.POSTURE: "the host's integrity is established",
+    Step.REVOCATION: "it is not revoked",
+    Step.USES: "uses are left",
+    Step.CONSTRAINTS: "this host can enforce its constraints",
+}
+"""What each step establishes, for those who print them."""
+
+Reached = Callable[[Step], None]
+"""Called as each step begins, so that a caller can show how far a refused artifact came."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _unobserved(_step: Step) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An artifact that authenticated. `id` is the SHA-256 (hex) of its payload; `signers` are key ids."""
+
+    id: str
+    statement: Statement
+    signers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authorization:
+    """One execution, or a standing permission, that is authorized.
+
+    Attributes:
+        artifact_id: the artifact's id.
+        scope: the scope's name.
+        uid: the user id it is for; None: any.
+        argv: the exact arguments that the gate is to compare; None: any.
+        cgroup: the cgroup path below which it must run; None: any.
+        window: valid from, and until before.
+        uses_left: how many more executions; None: unlimited.
+        constraints: what must hold while it runs; None: nothing.
+    """
+
+    artifact_id: str
+    scope: str
+    uid: int | None
+    argv: tuple[bytes, ...] | None
+    cgroup: str | None
+    window: tuple[datetime, datetime]
+    uses_left: int | None
+    constraints: Constraints | None
+
+    def grant(
+        self, file: FileIdentity, *, boot_offset: int, cgroup_id: int | None, seccomp_filters: int | None
+    ) -> Grant:
+        """The gate's record of this authorization: the only place where one is made.
+
+        Args:
+            file: the measured program as the gate sees it.
+            boot_offset: CLOCK_REALTIME minus CLOCK_BOOTTIME, nanoseconds.
+            cgroup_id: id of `cgroup`; required when the authorization names one.
+            seccomp_filters: attested filters of the task; required when it has constraints.
+
+        Raises:
+            Refused: CGROUP_MISMATCH or CONSTRAINT_NOT_ATTESTED, when what is required is missing.
+        """
+        if self.cgroup is not None and cgroup_id is None:
+            raise Refused(
+                Reason.CGROUP_MISMATCH, f"the cgroup {self.cgroup} does not exist", "Create it, or run in it."
+            )
+        if self.constraints is not None and not seccomp_filters:
+            raise Refused(
+                Reason.CONSTRAINT_NOT_ATTESTED,
+                "the system call filter was not attested",
+                "Start the program with egs run.",
+            )
+        not_before, not_after = (_nanoseconds(time) - boot_offset for time in self.window)
+        return Grant(
+            artifact_id=self.artifact_id,
+            scope=self.scope,
+            file=file,
+            not_before=max(not_before, 0),
+            not_after=max(not_after, 0),
+            uid=self.uid,
+            cgroup_id=cgroup_id,
+            argv=self.argv,
+            uses=self.uses_left,
+            no_new_privs=self.constraints is not None,
+            seccomp_filters=seccomp_filters,
+        )
+
+
+def authenticate(
+    content: bytes, trust: TrustStore, now: datetime, *, reached: Reached = _unobserved
+) -> Artifact:
+    """Steps 1 to 4.
+
+    Args:
+        content: the artifact file.
+        trust: who may sign what.
+        now: an aware time.
+        reached: called as each step begins.
+
+    Raises:
+        Refused: with the reason; nothing of the artifact may then be used.
+    """
+    reached(Step.ENVELOPE)  # 1
+    envelope = parse_envelope(content)
+    reached(Step.SIGNATURES)  # 2
+    signers = check_signatures(envelope, trust)
+    reached(Step.STATEMENT)  # 3
+    statement = parse_statement(envelope.payload)
+    reached(Step.KEYS)  # 4
+    accepted = check_signers(signers, trust, statement.predicate.scope.name, now)
+    return Artifact(
+        id=hashlib.sha256(envelope.payload).hexdigest(),
+        statement=statement,
+        signers=tuple(sorted(signer.keyid for signer in accepted)),
+    )
+
+
+def authorize(
+    artifact: Artifact, intent: Intent, host: HostFacts, now: datetime, *, reached: Reached = _unobserved
+) -> Authorization:
+    """Steps 5 to 15. `intent.argv` None asks for a standing permission.
+
+    Args:
+        artifact: what `authenticate` returned.
+        intent: what is to be executed, measured.
+        host: what is known of this host.
+        now: an aware time.
+        reached: called as each step begins.
+
+    Raises:
+        Refused: with the reason.
+    """
+    predicate = artifact.statement.predicate
+    reached(Step.WINDOW)  # 5
+    check_window(artifact, now)
+    reached(Step.DIGEST)  # 6
+    check_digest(artifact.statement, intent.digest)
+    check_measured(artifact.statement, intent)
+    reached(Step.IDENTITY)  # 7
+    identity = predicate.identity or Identity()
+    uid = check_identity(identity, intent, host)
+    reached(Step.HOST)  # 8
+    check_host(identity, host)
+    reached(Step.INTENT)  # 9
+    check_bound(artifact.statement, intent.program_kind)
+    argv = check_intent(predicate.intent or DeclaredIntent(), intent)
+    reached(Step.SCOPE)  # 10
+    _check_scope(predicate.scope.name, host)
+    reached(Step.POLICY)  # 11
+    _check_policy(predicate.scope.policy_digest, host)
+    reached(Step.POSTURE)  # 12
+    _check_posture(host)
+    reached(Step.REVOCATION)  # 13
+    _check_revocation(artifact, host)
+    reached(Step.USES)  # 14
+    uses_left = _check_uses(artifact, host)
+    reached(Step.CONSTRAINTS)  # 15
+    _check_constraints(predicate.constraints, intent, host)
+    return Authorization(
+        artifact_id=artifact.id,
+        scope=predicate.scope.name,
+        uid=uid,
+        argv=argv,
+        cgroup=identity.cgroup,
+        window=predicate.window,
+        uses_left=uses_left,
+        constraints=predicate.constraints,
+    )
+
+
+def check_window(artifact: Artifact, now: datetime) -> None:
+    """Step 5, alone: an offline check can make it.
+
+    Raises:
+        Refused: NOT_YET_VALID or EXPIRED.
+    """
+    start, end = artifact.statement.predicate.window
+    if now < start:
+        raise Refused(
+            Reason.NOT_YET_VALID,
+            f"it is not valid before {format_time(start)}",
+            "Wait, or check this host's clock.",
+        )
+    if now >= end:
+        raise Refused(Reason.EXPIRED, f"it expired at {format_time(end)}", "Have a new artifact issued.")
+
+
+# 10 to 15: the host's state
+
+
+def _check_scope(scope: str, host: HostFacts) -> None:
+    if scope not in host.scopes:
+        raise Refused(
+            Reason.SCOPE_UNKNOWN,
+            f"this host has no scope {scope!r}",
+            "Add it to egs.toml, or use one of: egs status",
+        )
+
+
+def _check_policy(policy_digest: str | None, host: HostFacts) -> None:
+    if policy_digest is not None and policy_digest != host.policy_digest:
+        raise Refused(
+            Reason.POLICY_MISMATCH,
+            f"it was issued under the policy {policy_digest}, active is {host.policy_digest}",
+            "Have it issued again under the active policy.",
+        )
+
+
+def _check_posture(host: HostFacts) -> None:
+    if host.posture.problems:
+        raise Refused(
+            Reason.POSTURE_FAILED,
+            f"the host's integrity is not established: {'; '.join(host.posture.problems)}",
+            "Run: egs doctor",
+        )
+
+
+def _check_revocation(artifact: Artifact, host: HostFacts) -> None:
+    if artifact.id in host.revoked:
+        raise Refused(Reason.REVOKED, "it was revoked", "Have a new artifact issued.")
+
+
+def _check_uses(artifact: Artifact, host: HostFacts) -> int | None:
+    uses = artifact.statement.predicate.uses
+    if uses is None:
+        return None
+    left = uses - host.uses.get(artifact.id, 0)
+    if left <= 0:
+        raise Refused(
+            Reason.USES_EXHAUSTED, f"all of its {uses} uses are spent", "Have a new artifact issued."
+        )
+    return left
+
+
+def _check_constraints(constraints: Constraints | None, intent: Intent, host: HostFacts) -> None:
+    if constraints is None:
+        return
+    if missing := set(constraints.words) - host.enforceable:
+        raise Refused(
+            Reason.CONSTRAINT_UNENFORCEABLE,
+            f"this host cannot enforce {', '.join(sorted(missing))}",
+            "Run: egs doctor",
+        )
+    if intent.argv is None:
+        raise launch_required("constraints are applied at a launch")
+
+
+def _nanoseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1) * 1000
