@@ -1,0 +1,1 @@
+"""The record: every request, decision, verification, exec and outcome, durable before it is acknowledged."""

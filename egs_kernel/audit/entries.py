@@ -1,0 +1,180 @@
+"""What the record says: the types of its entries (docs/record.md is the stable format).
+
+A struct's fields are the fields of the JSON object; `lines.py` gives it its bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from egs_kernel.model import ExecEvent, ExitEvent, GrantKind, Intent, Posture, Reason, TaskIdentity, Verdict
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
+    """One thing that happened. Subclasses are the closed set in `EntryType`."""
+
+
+class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who asked, as the kernel says (SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One numbered step of the verifier's plan."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+class DaemonStarted(Entry, frozen=True, kw_only=True, tag="daemon_started"):
+    """The daemon is up. `posture` is the digest of a `posture` entry."""
+
+    version: str
+    pid: int
+    host_id: str
+    posture: str
+
+
+class DaemonStopped(Entry, frozen=True, kw_only=True, tag="daemon_stopped"):
+    """The daemon ends on its own will; a record that lacks it before the next start tells of a crash."""
+
+    cause: str
+
+
+class Request(Entry, frozen=True, kw_only=True, tag="request"):
+    """Somebody asks to execute (clause 4, phase 1). `request` is an id that later entries repeat."""
+
+    request: str
+    scope: str
+    intent: Intent
+    peer: Peer | None = None
+    artifact_id: str | None = None
+
+
+class Verification(Entry, frozen=True, kw_only=True, tag="verification"):
+    """What the verifier found, step by step (clause 4, phase 4)."""
+
+    request: str | None = None
+    artifact_id: str | None = None
+    passed: bool
+    reason: Reason
+    steps: tuple[Step, ...] = ()
+    signers: tuple[str, ...] = ()
+
+
+class Decision(Entry, frozen=True, kw_only=True, tag="decision"):
+    """What the daemon decided, and on what grounds.
+
+    `posture` is a digest (`posture_digest`). `use_until`, the artifact's notAfter, is set when this
+    decision spends one of an artifact's limited uses: that is how an armed launch is counted.
+    `task` is the process that is armed.
+    """
+
+    verdict: Verdict
+    reason: Reason
+    scope: str
+    policy_digest: str
+    posture: str
+    request: str | None = None
+    artifact_id: str | None = None
+    grant_kind: GrantKind = GrantKind.NONE
+    task: TaskIdentity | None = None
+    intent: Intent | None = None
+    detail: str = ""
+    use_until: str | None = None
+
+
+class Exec(Entry, frozen=True, kw_only=True, tag="exec"):
+    """The gate saw and decided an exec. `use_until` as in `Decision`, for an exec under a standing grant."""
+
+    event: ExecEvent
+    use_until: str | None = None
+
+
+class Outcome(Entry, frozen=True, kw_only=True, tag="outcome"):
+    """A governed process ended."""
+
+    event: ExitEvent
+
+
+class ArtifactChange(Entry, frozen=True, kw_only=True, tag="artifact"):
+    """A standing artifact came or went, or an artifact was revoked. `envelope` is its DSSE JSON text."""
+
+    action: Literal["added", "removed", "revoked"]
+    artifact_id: str
+    source: str = ""
+    peer: Peer | None = None
+    detail: str = ""
+    envelope: str | None = None
+
+
+class Gap(Entry, frozen=True, kw_only=True, tag="gap"):
+    """Something is missing: events the gate could not hand over, or a line that a crash cut off.
+
+    `lost` counts events (None: unknown); `kept` names the file in the record's folder that holds the
+    bytes of a torn tail.
+    """
+
+    cause: Literal["events_lost", "torn_tail"]
+    detail: str
+    lost: int | None = None
+    kept: str | None = None
+
+
+class PostureEntry(Entry, frozen=True, kw_only=True, tag="posture"):
+    """The host's posture in full; other entries cite `digest`."""
+
+    digest: str
+    posture: Posture
+
+
+EntryType = (
+    DaemonStarted
+    | DaemonStopped
+    | Request
+    | Verification
+    | Decision
+    | Exec
+    | Outcome
+    | ArtifactChange
+    | Gap
+    | PostureEntry
+)
+ENTRY_TYPES: Final = (
+    "artifact",
+    "daemon_started",
+    "daemon_stopped",
+    "decision",
+    "exec",
+    "gap",
+    "outcome",
+    "posture",
+    "request",
+    "verification",
+)
+
+
+class Header(msgspec.Struct, frozen=True):
+    """What every line starts from, whatever its type; all that the chain needs."""
+
+    v: int
+    seq: int
+    prev: str
+    time: str
+    type: str
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """An entry as it stands in the record. `hash` is what the next line's `prev` must be."""
+
+    seq: int
+    prev: str
+    time: str
+    entry: EntryType
+    hash: str

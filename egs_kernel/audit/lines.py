@@ -1,0 +1,241 @@
+"""The bytes of an entry: one line, one RFC 8785 canonical JSON object, one form for each value.
+
+Three rules beside RFC 8785's (docs/record.md):
+
+- fields in `WIDE` hold 64-bit kernel values: decimal strings always, since RFC 8785 ends at 2^53;
+- verdicts, reasons, grant kinds and tiers are written by name;
+- a string that is not UTF-8 (argv is bytes) is written as `{"base64": …}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from egs_kernel.audit.entries import (
+    ENTRY_TYPES,
+    Entry,
+    EntryType,
+    Exec,
+    Header,
+    Outcome,
+    PostureEntry,
+    Recorded,
+)
+from egs_kernel.errors import RecordError
+from egs_kernel.model import GrantKind, Posture, Reason, Verdict
+
+if TYPE_CHECKING:
+    from enum import IntEnum
+
+FORMAT_VERSION: Final = 1
+GENESIS: Final = "0" * 64
+"""`prev` of the first entry, whose `seq` is 0."""
+MAX_LINE: Final = 1024 * 1024
+"""Bytes of one line at most, newline included."""
+ENVELOPE_FIELDS: Final = ("v", "seq", "prev", "time", "type")
+WIDE: Final = frozenset(
+    {
+        "cgroup_id",
+        "ctime_seconds",
+        "execution",
+        "grant_id",
+        "inode",
+        "parent_execution",
+        "size",
+        "start_ticks",
+        "time",
+    }
+)
+"""Fields inside an entry that are decimal strings. (The entry's own `time` is a date.)"""
+_NAMED: Final[dict[str, type[IntEnum]]] = {"verdict": Verdict, "reason": Reason, "grant_kind": GrantKind}
+_DECIMAL = re.compile(r"0|-?[1-9][0-9]{0,19}")
+_SAFE_INTEGER: Final = 2**53 - 1
+_ENCODER = msgspec.json.Encoder(order="sorted")
+"""Equal to RFC 8785 for what we write (ASCII keys, no floats, integers below 2^53): a property test."""
+
+
+class _UnknownNameError(ValueError):
+    """A verdict, reason or grant kind that a later version added (names need no new format version)."""
+
+
+_HEADERS = msgspec.json.Decoder(Header)
+
+
+def corrupt(where: str, problem: str) -> RecordError:
+    """The error for a record that is not what was written. `where` names a line, such as "entry 7"."""
+    return RecordError(
+        Reason.RECORD_CORRUPT,
+        f"the record does not verify at {where}: {problem}",
+        "Nothing is authorized until this is resolved: keep a copy of the record's folder as evidence, "
+        "run `egs audit verify`, then restore its last good copy or start a new record (docs/record.md).",
+    )
+
+
+def _newer(seq: int, problem: str) -> RecordError:
+    return RecordError(
+        Reason.RECORD_UNAVAILABLE,
+        f"entry {seq} cannot be read by this version: {problem}",
+        "Read the record with the egs-kernel version that wrote it, or a later one.",
+    )
+
+
+def timestamp(nanoseconds: int) -> str:
+    """CLOCK_REALTIME nanoseconds as the record writes them: RFC 3339, UTC, microseconds."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def canonical(wire: object) -> bytes:
+    """RFC 8785 bytes of what `_outward` made."""
+    return _ENCODER.encode(wire)
+
+
+def posture_digest(posture: Posture) -> str:
+    """The SHA-256 (hex) that decisions cite for a posture: of its canonical JSON."""
+    return hashlib.sha256(canonical(_outward(msgspec.to_builtins(posture)))).hexdigest()
+
+
+def posture_entry(posture: Posture) -> PostureEntry:
+    """The entry that records `posture` under its digest."""
+    return PostureEntry(digest=posture_digest(posture), posture=posture)
+
+
+def encode(entry: Entry, *, seq: int, prev: str, time: str) -> bytes:
+    """The line of an entry, without its newline.
+
+    Raises:
+        RecordError: a value has no form in the record, or the line would be longer than `MAX_LINE`.
+    """
+    try:
+        wire = _outward(msgspec.to_builtins(entry))
+        if isinstance(entry, Exec | Outcome):
+            del wire["event"]["type"]  # the entry's own type says it
+        wire |= {"v": FORMAT_VERSION, "seq": seq, "prev": prev, "time": time}
+        line = canonical(wire)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise _unwritable(f"a value has no canonical form: {error}") from error
+    if len(line) >= MAX_LINE:
+        raise _unwritable(f"it has {len(line)} bytes; a line has at most {MAX_LINE}")
+    return line
+
+
+def _unwritable(problem: str) -> RecordError:
+    return RecordError(
+        Reason.RECORD_UNAVAILABLE,
+        f"the entry cannot be recorded: {problem}",
+        "Shorten or correct what was asked (argv, environment, purpose): what cannot be recorded is refused.",
+    )
+
+
+def header(line: bytes, where: str) -> Header:
+    """The header of a line; `where` names the line in errors.
+
+    Raises:
+        RecordError: it is no such line, or of another format version.
+    """
+    try:
+        found = _HEADERS.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise corrupt(where, f"the line is no entry ({error})") from error
+    if found.v != FORMAT_VERSION:
+        raise _newer(found.seq, f"format version {found.v}, known is {FORMAT_VERSION}")
+    return found
+
+
+def is_canonical(line: bytes) -> bool:
+    """Whether the line is the one RFC 8785 form of its content (and so has no duplicate keys)."""
+    try:
+        return canonical(msgspec.json.decode(line)) == line
+    except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError):
+        return False
+
+
+def decode(line: bytes, where: str = "this line") -> Recorded:
+    """The entry of a line (without its newline).
+
+    Raises:
+        RecordError: RECORD_CORRUPT when it is no entry, RECORD_UNAVAILABLE when a later version wrote it.
+    """
+    head = header(line, where)
+    if head.type not in ENTRY_TYPES:
+        raise _newer(head.seq, f"entry type {head.type!r} is unknown")
+    try:
+        wire = msgspec.json.decode(line)
+        body = {key: value for key, value in wire.items() if key == "type" or key not in ENVELOPE_FIELDS}
+        entry: EntryType = msgspec.convert(_inward(body), EntryType)
+    except _UnknownNameError as error:
+        raise _newer(head.seq, str(error)) from error
+    except ValueError as error:  # msgspec's, binascii's and Unicode errors are ValueErrors
+        raise corrupt(f"entry {head.seq}", str(error)) from error
+    return Recorded(head.seq, head.prev, head.time, entry, hashlib.sha256(line).hexdigest())
+
+
+def _outward(value: Any) -> Any:
+    """Python's builtins → what JSON shows."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _text_outward(value)
+    if kind is dict:
+        return {key: _field_outward(key, item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_outward(item) for item in value]
+    if kind is int and not -_SAFE_INTEGER <= value <= _SAFE_INTEGER:
+        raise OverflowError(f"{value} is beyond 2^53")
+    return value
+
+
+def _field_outward(key: str, value: Any) -> Any:
+    if key in WIDE and type(value) is int:
+        return str(value)
+    if key in _NAMED:
+        return _NAMED[key](value).name.lower()
+    return _outward(value)
+
+
+def _text_outward(value: str) -> str | dict[str, str]:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return {"base64": base64.b64encode(value.encode("utf-8", "surrogateescape")).decode()}
+    return value
+
+
+def _inward(value: Any) -> Any:
+    """What JSON shows → Python's builtins. Undoes `_outward` and accepts nothing else."""
+    if type(value) is dict:
+        if value.keys() == {"base64"}:
+            return _text_inward(value["base64"])
+        return {key: _field_inward(key, item) for key, item in value.items()}
+    if type(value) is list:
+        return [_inward(item) for item in value]
+    return value
+
+
+def _field_inward(key: str, value: Any) -> Any:
+    if key in WIDE:
+        if type(value) is not str or not _DECIMAL.fullmatch(value):
+            raise ValueError(f"{key} is {value!r}, not a decimal string")
+        return int(value)
+    if key in _NAMED:
+        name = value.upper() if type(value) is str and value.islower() else value
+        if name not in _NAMED[key].__members__:
+            raise _UnknownNameError(f"{key} {value!r} is unknown")
+        return int(_NAMED[key][name])
+    return _inward(value)
+
+
+def _text_inward(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"base64 is {value!r}, not a string")
+    raw = base64.b64decode(value, validate=True)
+    text = raw.decode("utf-8", "surrogateescape")
+    if _text_outward(text) != {"base64": value}:
+        raise ValueError("base64 of a string that is UTF-8")
+    return text
