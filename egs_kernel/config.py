@@ -69,7 +69,9 @@ def load_config(path: Path) -> Config:
         content = read_private_file(path, CONFIG_LIMIT)
     except OSError as error:
         raise UsageError(
-            Reason.CONFIG_INVALID, f"cannot read {path}: {error.strerror}", f"Create {path}; docs/configuration.md has an example."
+            Reason.CONFIG_INVALID,
+            f"cannot read {path}: {error.strerror}",
+            f"Create {path}; docs/configuration.md has an example.",
         ) from error
     return parse_config(content, str(path))
 
@@ -103,7 +105,11 @@ def parse_duration(text: str, where: str) -> int:
     """
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise UsageError(Reason.USAGE, f"{where}: {text!r} is no duration", "Write a number and a unit: 90s, 15m, 1h or 30d.")
+        raise UsageError(
+            Reason.USAGE,
+            f"{where}: {text!r} is no duration",
+            "Write a number and a unit: 90s, 15m, 1h or 30d.",
+        )
     return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 
@@ -126,16 +132,25 @@ def _check_scopes(name: str, scopes: tuple[ScopeConfig, ...]) -> None:
 def _check_scope(name: str, scope: ScopeConfig) -> None:
     where = f"scope {scope.name!r}"
     if not _NAME.fullmatch(scope.name):
-        raise _invalid(name, f"{where}: a name is 1 to 32 of a-z 0-9 . _ -, and starts with a letter or digit")
+        raise _invalid(
+            name, f"{where}: a name is 1 to 32 of a-z 0-9 . _ -, and starts with a letter or digit"
+        )
     if sum((scope.cgroup is not None, bool(scope.binaries), bool(scope.users))) != 1:
         raise _invalid(name, f"{where}: needs exactly one of cgroup, binaries, users")
-    if scope.cgroup is not None and (not scope.cgroup.startswith("/") or scope.cgroup != _normal(scope.cgroup)):
-        raise _invalid(name, f"{where}: cgroup {scope.cgroup!r} must be a plain absolute path below the cgroup v2 mount, and not its root")
+    if scope.cgroup is not None and (
+        not scope.cgroup.startswith("/") or scope.cgroup != _normal(scope.cgroup)
+    ):
+        raise _invalid(
+            name,
+            f"{where}: cgroup {scope.cgroup!r} must be a plain absolute path below the cgroup v2 mount, and not its root",
+        )
     for binary in scope.binaries:
         if not binary.startswith("/"):
             raise _invalid(name, f"{where}: binary {binary!r} must be an absolute path")
     if scope.on_missing != "kill":
-        raise _invalid(name, f"{where}: on_missing {scope.on_missing!r} is not supported; this version knows \"kill\"")
+        raise _invalid(
+            name, f'{where}: on_missing {scope.on_missing!r} is not supported; this version knows "kill"'
+        )
 
 
 def _normal(cgroup: str) -> str:

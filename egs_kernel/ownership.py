@@ -28,7 +28,9 @@ def require_private_folder(folder: Path) -> None:
         _check(ancestor, _lstat(ancestor), allow_sticky=True)
     status = _lstat(folder)
     if not stat.S_ISDIR(status.st_mode):
-        raise UnsafePath(Reason.PATH_UNSAFE, f"{folder} is not a folder", f"Remove it and create the folder {folder}.")
+        raise UnsafePath(
+            Reason.PATH_UNSAFE, f"{folder} is not a folder", f"Remove it and create the folder {folder}."
+        )
     _check(folder, status, allow_sticky=False)
 
 
@@ -59,7 +61,9 @@ def read_private_file(path: Path, limit: int) -> bytes:
         _check(path, status, allow_sticky=False)
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise UnsafePath(Reason.PATH_UNSAFE, f"{path} is larger than {limit} bytes", f"Remove or shorten {path}.")
+        raise UnsafePath(
+            Reason.PATH_UNSAFE, f"{path} is larger than {limit} bytes", f"Remove or shorten {path}."
+        )
     return content
 
 
@@ -68,18 +72,25 @@ def _lstat(path: Path) -> os.stat_result:
         return path.lstat()
     except OSError as error:
         raise UnsafePath(
-            Reason.PATH_UNSAFE, f"{path} cannot be inspected: {error.strerror}", f"Create {path}, owned by root, mode 0755 or less."
+            Reason.PATH_UNSAFE,
+            f"{path} cannot be inspected: {error.strerror}",
+            f"Create {path}, owned by root, mode 0755 or less.",
         ) from error
 
 
 def _check(path: Path, status: os.stat_result, *, allow_sticky: bool) -> None:
     if stat.S_ISLNK(status.st_mode):
-        raise UnsafePath(Reason.PATH_UNSAFE, f"{path} is a symbolic link", f"Use the path that {path} points to.")
+        raise UnsafePath(
+            Reason.PATH_UNSAFE, f"{path} is a symbolic link", f"Use the path that {path} points to."
+        )
     if status.st_uid not in (0, os.geteuid()):
-        raise UnsafePath(Reason.PATH_UNSAFE, f"{path} belongs to user {status.st_uid}", f"Run: chown root {path}")
+        raise UnsafePath(
+            Reason.PATH_UNSAFE, f"{path} belongs to user {status.st_uid}", f"Run: chown root {path}"
+        )
     sticky = allow_sticky and bool(status.st_mode & stat.S_ISVTX)
     if status.st_mode & _SHARED_WRITE and not sticky:
         raise UnsafePath(
-            Reason.PATH_UNSAFE, f"{path} can be written by group or others (mode {stat.S_IMODE(status.st_mode):04o})",
+            Reason.PATH_UNSAFE,
+            f"{path} can be written by group or others (mode {stat.S_IMODE(status.st_mode):04o})",
             f"Run: chmod go-w {path}",
         )

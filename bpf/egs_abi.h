@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What the gate (bpf/gate.bpf.c) and user space (egs_kernel/gate/abi.py) share.
+ *
+ * Fixed-width fields, explicit padding, no pointers. Compiled by bcc for the kernel and by the host
+ * compiler in tests/unit/test_abi.py, which compares every size, offset and number with the mirror.
+ * Any change here is a new EGS_ABI_VERSION: a daemon refuses pins of another version.
+ */
+#ifndef EGS_ABI_H
+#define EGS_ABI_H
+
+#define EGS_ABI_VERSION 1
+
+#define EGS_MAX_SCOPES 64
+#define EGS_SCOPE_SELF_TEST_OBSERVE 64 /* reserved: the loader's self-test, reads only */
+#define EGS_SCOPE_SELF_TEST_ENFORCE 65 /* reserved: the loader's self-test, must kill */
+#define EGS_SCOPE_SLOTS 66
+#define EGS_SCOPE_NAME 32
+
+#define EGS_TASKS 65536      /* governed processes that can be tracked */
+#define EGS_TASKS_SOFT 32768 /* beyond this a governed process that forks dies: the rest is head room */
+#define EGS_GRANTS 8192
+#define EGS_GRANTS_PER_FILE 8
+#define EGS_ARGV_MAX 4096
+#define EGS_ARGV_SMALL 256
+#define EGS_FILENAME_MAX 256
+#define EGS_COMM 16
+#define EGS_CGROUP_PATH 256
+#define EGS_CGROUP_DEPTH 64
+#define EGS_ENTRY_NAME 64
+#define EGS_RING_PAGES 1024
+
+enum egs_verdict {
+	EGS_ALLOW = 0,
+	EGS_DENY = 1,
+	EGS_KILL = 2,
+	EGS_HOLD = 3,
+};
+
+/* In the order in which the gate asks: a higher number got further. */
+enum egs_reason {
+	EGS_AUTHORIZED = 0,
+	EGS_DAEMON_STALE = 1,
+	EGS_AUDIT_UNAVAILABLE = 2,
+	EGS_STATE_UNREADABLE = 3,
+	EGS_NO_GRANT = 4,
+	EGS_SUBJECT_MISMATCH = 5,
+	EGS_FILE_CHANGED = 6,
+	EGS_NOT_YET_VALID = 7,
+	EGS_EXPIRED = 8,
+	EGS_IDENTITY_MISMATCH = 9,
+	EGS_CGROUP_MISMATCH = 10,
+	EGS_NO_NEW_PRIVS_MISSING = 11,
+	EGS_SECCOMP_MISSING = 12,
+	EGS_USES_EXHAUSTED = 13,
+	EGS_ARGV_UNREADABLE = 14,
+	EGS_ARGV_MISMATCH = 15,
+	EGS_SCOPE_MISMATCH = 16,
+	EGS_GATE_MISCONFIGURED = 17,
+	EGS_TASKS_FULL = 18,
+	EGS_GATE_REASONS = 32,
+};
+
+enum egs_grant_kind {
+	EGS_GRANT_NONE = 0,
+	EGS_GRANT_STANDING = 1,
+	EGS_GRANT_ARMED = 2,
+};
+
+enum egs_mode {
+	EGS_MODE_UNUSED = 0,
+	EGS_MODE_ENFORCE = 1,
+	EGS_MODE_OBSERVE = 2,
+};
+
+/* Which kinds of scope exist: an exec outside pays only for those. */
+enum egs_scope_kind {
+	EGS_SCOPE_CGROUP = 1,
+	EGS_SCOPE_BINARY = 2,
+	EGS_SCOPE_USER = 4,
+};
+
+enum egs_grant_flag {
+	EGS_BIND_UID = 1,
+	EGS_BIND_CGROUP = 2,
+	EGS_BIND_ARGV = 4,
+	EGS_BIND_USES = 8,
+	EGS_NEED_NO_NEW_PRIVS = 16,
+	EGS_NEED_SECCOMP = 32,
+};
+
+enum egs_task_flag {
+	EGS_TASK_INHERITED = 1, /* forked, has not executed: its execution is its parent's */
+};
+
+enum egs_event_type {
+	EGS_EVENT_EXEC = 1,
+	EGS_EVENT_EXIT = 2,
+};
+
+enum egs_failure {
+	EGS_FAIL_EVENT = 0,          /* no slot for an exec event: that exec was refused */
+	EGS_FAIL_EXIT_EVENT = 1,     /* no slot for an exit event: an outcome is unknown */
+	EGS_FAIL_KILL = 2,           /* the kernel refused the signal */
+	EGS_FAIL_TASK_INSERT = 3,    /* a governed process could not be tracked */
+	EGS_FAIL_FORK_REFUSED = 4,   /* too many governed processes: the forking one was killed */
+	EGS_FAIL_STATE_READ = 5,     /* kernel memory could not be read: refused */
+	EGS_FAIL_ARGV_READ = 6,      /* the new image's arguments could not be read */
+	EGS_FAIL_CGROUP_INSERT = 7,  /* a re-created scope cgroup could not be noted */
+	EGS_FAIL_CGROUP_DEPTH = 8,   /* a cgroup nested too deep to be placed: governed */
+	EGS_FAILURES = 16,
+};
+
+struct egs_config {
+	__u32 abi_version;
+	__u32 scope_kinds;
+	__u64 grace_ns; /* CLOCK_MONOTONIC */
+};
+
+struct egs_scope {
+	__u32 mode;
+	__u32 pad;
+	char name[EGS_SCOPE_NAME];
+};
+
+struct egs_cgroup_path {
+	char path[EGS_CGROUP_PATH];
+};
+
+struct egs_file_key {
+	__u64 inode;
+	__u32 device;
+	__u32 pad;
+};
+
+/* A name in a folder: a governed binary that is replaced (rename over it) stays governed. */
+struct egs_entry_key {
+	__u64 folder_inode;
+	__u32 device;
+	__u32 pad;
+	char name[EGS_ENTRY_NAME];
+};
+
+struct egs_task {
+	__u64 execution;
+	__u32 scope;
+	__u32 flags;
+};
+
+struct egs_file_id {
+	__u64 inode;
+	__s64 size;
+	__s64 ctime_sec;
+	__u32 ctime_nsec;
+	__u32 generation;
+	__u32 device;
+	__u32 pad;
+};
+
+struct egs_standing_key {
+	__u64 inode;
+	__u32 device;
+	__u16 scope;
+	__u16 slot;
+};
+
+struct egs_grant {
+	__u8 artifact_id[32];
+	struct egs_file_id file;
+	__u64 grant_id;
+	__u64 not_before; /* CLOCK_BOOTTIME, ns */
+	__u64 not_after;
+	__u64 cgroup_id;
+	__u64 argv_id;
+	__u64 start_ticks; /* armed only */
+	__u32 flags;
+	__u32 scope;
+	__u32 uid;
+	__u32 seccomp_filters;
+};
+
+struct egs_argv {
+	__u32 length; /* bytes, NULs included */
+	__u32 pad;
+	__u64 words[EGS_ARGV_MAX / 8]; /* zero-padded */
+};
+
+/* The answer of the reader program to "what file is descriptor N of mine?" */
+struct egs_reading {
+	__u64 nonce;
+	__u32 found;
+	__u32 failed;
+	struct egs_file_id file;
+	__u64 folder_inode;
+	char name[EGS_ENTRY_NAME];
+};
+
+struct egs_exec_event {
+	__u32 type;
+	__u32 verdict;
+	__u32 reason;
+	__u32 enforced;
+	__u64 time; /* CLOCK_BOOTTIME, ns */
+	__u64 execution;
+	__u64 parent_execution;
+	__u64 grant_id;
+	__u64 cgroup_id;
+	__u64 start_ticks;
+	struct egs_file_id file;
+	__u8 artifact_id[32];
+	__u32 scope;
+	__u32 grant_kind;
+	__u32 pid;
+	__u32 parent_pid;
+	__u32 uid;
+	__u32 euid;
+	__u32 gid;
+	__u32 no_new_privs;
+	__u32 seccomp_mode;
+	__u32 seccomp_filters;
+	__s32 kill_error;
+	__u32 argv_length; /* as in the new image; may exceed what is copied */
+	__u32 argv_copied;
+	__u32 pad;
+	char comm[EGS_COMM];
+	char filename[EGS_FILENAME_MAX];
+	char argv[EGS_ARGV_SMALL]; /* EGS_ARGV_MAX bytes in a large event */
+};
+
+struct egs_exit_event {
+	__u32 type;
+	__u32 scope;
+	__u64 time;
+	__u64 execution;
+	__u32 pid;
+	__u32 status; /* as wait(2) reports it */
+};
+
+#endif

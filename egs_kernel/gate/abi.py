@@ -1,0 +1,287 @@
+"""The mirror of bpf/egs_abi.h: what crosses between the gate and user space.
+
+`tests/unit/test_abi.py` compiles the header with the host's C compiler and compares every number, size and
+offset. Change both together, and raise ABI_VERSION.
+"""
+
+from __future__ import annotations
+
+from ctypes import Array, Structure, c_char, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+from enum import IntEnum, IntFlag
+from typing import Final
+
+ABI_VERSION: Final = 1
+
+MAX_SCOPES: Final = 64
+SCOPE_SELF_TEST_OBSERVE: Final = 64
+SCOPE_SELF_TEST_ENFORCE: Final = 65
+SCOPE_SLOTS: Final = 66
+SCOPE_NAME: Final = 32
+TASKS: Final = 65536
+TASKS_SOFT: Final = 32768
+GRANTS_PER_FILE: Final = 8
+ARGV_MAX: Final = 4096
+ARGV_SMALL: Final = 256
+FILENAME_MAX: Final = 256
+COMM: Final = 16
+CGROUP_PATH: Final = 256
+ENTRY_NAME: Final = 64
+GATE_REASONS: Final = 32
+
+
+class Mode(IntEnum):
+    """enum egs_mode."""
+
+    UNUSED = 0
+    ENFORCE = 1
+    OBSERVE = 2
+
+
+class ScopeKind(IntFlag):
+    """enum egs_scope_kind."""
+
+    CGROUP = 1
+    BINARY = 2
+    USER = 4
+
+
+class GrantFlag(IntFlag):
+    """enum egs_grant_flag."""
+
+    BIND_UID = 1
+    BIND_CGROUP = 2
+    BIND_ARGV = 4
+    BIND_USES = 8
+    NEED_NO_NEW_PRIVS = 16
+    NEED_SECCOMP = 32
+
+
+class EventType(IntEnum):
+    """enum egs_event_type."""
+
+    EXEC = 1
+    EXIT = 2
+
+
+class Failure(IntEnum):
+    """enum egs_failure."""
+
+    EVENT = 0
+    EXIT_EVENT = 1
+    KILL = 2
+    TASK_INSERT = 3
+    FORK_REFUSED = 4
+    STATE_READ = 5
+    ARGV_READ = 6
+    CGROUP_INSERT = 7
+    CGROUP_DEPTH = 8
+
+
+class Config(Structure):
+    """struct egs_config."""
+
+    _fields_ = (("abi_version", c_uint32), ("scope_kinds", c_uint32), ("grace_ns", c_uint64))
+    abi_version: int
+    scope_kinds: int
+    grace_ns: int
+
+
+class Scope(Structure):
+    """struct egs_scope."""
+
+    _fields_ = (("mode", c_uint32), ("pad", c_uint32), ("name", c_char * SCOPE_NAME))
+    mode: int
+    name: bytes
+
+
+class CgroupPath(Structure):
+    """struct egs_cgroup_path."""
+
+    _fields_ = (("path", c_char * CGROUP_PATH),)
+    path: bytes
+
+
+class FileKey(Structure):
+    """struct egs_file_key."""
+
+    _fields_ = (("inode", c_uint64), ("device", c_uint32), ("pad", c_uint32))
+
+
+class EntryKey(Structure):
+    """struct egs_entry_key."""
+
+    _fields_ = (
+        ("folder_inode", c_uint64),
+        ("device", c_uint32),
+        ("pad", c_uint32),
+        ("name", c_char * ENTRY_NAME),
+    )
+
+
+class Task(Structure):
+    """struct egs_task."""
+
+    _fields_ = (("execution", c_uint64), ("scope", c_uint32), ("flags", c_uint32))
+    execution: int
+    scope: int
+    flags: int
+
+
+class FileId(Structure):
+    """struct egs_file_id."""
+
+    _fields_ = (
+        ("inode", c_uint64),
+        ("size", c_int64),
+        ("ctime_sec", c_int64),
+        ("ctime_nsec", c_uint32),
+        ("generation", c_uint32),
+        ("device", c_uint32),
+        ("pad", c_uint32),
+    )
+    inode: int
+    size: int
+    ctime_sec: int
+    ctime_nsec: int
+    generation: int
+    device: int
+
+
+class StandingKey(Structure):
+    """struct egs_standing_key."""
+
+    _fields_ = (("inode", c_uint64), ("device", c_uint32), ("scope", c_uint16), ("slot", c_uint16))
+    inode: int
+    device: int
+    scope: int
+    slot: int
+
+
+class Grant(Structure):
+    """struct egs_grant."""
+
+    _fields_ = (
+        ("artifact_id", c_uint8 * 32),
+        ("file", FileId),
+        ("grant_id", c_uint64),
+        ("not_before", c_uint64),
+        ("not_after", c_uint64),
+        ("cgroup_id", c_uint64),
+        ("argv_id", c_uint64),
+        ("start_ticks", c_uint64),
+        ("flags", c_uint32),
+        ("scope", c_uint32),
+        ("uid", c_uint32),
+        ("seccomp_filters", c_uint32),
+    )
+    artifact_id: Array[c_uint8]
+    file: FileId
+    grant_id: int
+    argv_id: int
+    flags: int
+    scope: int
+
+
+class Argv(Structure):
+    """struct egs_argv."""
+
+    _fields_ = (("length", c_uint32), ("pad", c_uint32), ("words", c_uint64 * (ARGV_MAX // 8)))
+    words: Array[c_uint64]
+
+
+class Reading(Structure):
+    """struct egs_reading."""
+
+    _fields_ = (
+        ("nonce", c_uint64),
+        ("found", c_uint32),
+        ("failed", c_uint32),
+        ("file", FileId),
+        ("folder_inode", c_uint64),
+        ("name", c_char * ENTRY_NAME),
+    )
+    nonce: int
+    found: int
+    failed: int
+    file: FileId
+    folder_inode: int
+    name: bytes
+
+
+class ExecEvent(Structure):
+    """struct egs_exec_event, its head: the arguments follow, ARGV_SMALL or ARGV_MAX bytes of room."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("verdict", c_uint32),
+        ("reason", c_uint32),
+        ("enforced", c_uint32),
+        ("time", c_uint64),
+        ("execution", c_uint64),
+        ("parent_execution", c_uint64),
+        ("grant_id", c_uint64),
+        ("cgroup_id", c_uint64),
+        ("start_ticks", c_uint64),
+        ("file", FileId),
+        ("artifact_id", c_uint8 * 32),
+        ("scope", c_uint32),
+        ("grant_kind", c_uint32),
+        ("pid", c_uint32),
+        ("parent_pid", c_uint32),
+        ("uid", c_uint32),
+        ("euid", c_uint32),
+        ("gid", c_uint32),
+        ("no_new_privs", c_uint32),
+        ("seccomp_mode", c_uint32),
+        ("seccomp_filters", c_uint32),
+        ("kill_error", c_int32),
+        ("argv_length", c_uint32),
+        ("argv_copied", c_uint32),
+        ("pad", c_uint32),
+        ("comm", c_char * COMM),
+        ("filename", c_char * FILENAME_MAX),
+    )
+    verdict: int
+    reason: int
+    enforced: int
+    time: int
+    execution: int
+    parent_execution: int
+    grant_id: int
+    cgroup_id: int
+    start_ticks: int
+    file: FileId
+    artifact_id: Array[c_uint8]
+    scope: int
+    grant_kind: int
+    pid: int
+    parent_pid: int
+    uid: int
+    euid: int
+    gid: int
+    no_new_privs: int
+    seccomp_mode: int
+    seccomp_filters: int
+    kill_error: int
+    argv_length: int
+    argv_copied: int
+    comm: bytes
+    filename: bytes
+
+
+class ExitEvent(Structure):
+    """struct egs_exit_event."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("scope", c_uint32),
+        ("time", c_uint64),
+        ("execution", c_uint64),
+        ("pid", c_uint32),
+        ("status", c_uint32),
+    )
+    scope: int
+    time: int
+    execution: int
+    pid: int
+    status: int

@@ -1,0 +1,51 @@
+"""The cgroup v2 tree: where it is mounted, who is in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from egs_kernel.errors import HostLacks
+from egs_kernel.model import Reason
+
+
+def cgroup_mount(mounts: Path = Path("/proc/self/mounts")) -> Path:
+    """The cgroup v2 mount point; on hybrid hosts it is not /sys/fs/cgroup.
+
+    Raises:
+        HostLacks: none is mounted.
+    """
+    for line in mounts.read_text().splitlines():
+        _, point, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(point)
+    raise HostLacks(
+        Reason.KERNEL_UNSUPPORTED,
+        "no cgroup v2 hierarchy is mounted",
+        "Run: mount -t cgroup2 none /sys/fs/cgroup  (or boot with systemd.unified_cgroup_hierarchy=1)",
+    )
+
+
+def cgroup_id(folder: Path) -> int:
+    """The kernel's id of a cgroup: the inode number of its folder."""
+    return folder.stat().st_ino
+
+
+def processes_below(folder: Path) -> Iterator[int]:
+    """Every process id in the subtree; one that moves meanwhile may be missed, so repeat."""
+    for parent, _, _ in os.walk(folder):
+        try:
+            content = Path(parent, "cgroup.procs").read_text()
+        except OSError:
+            continue  # the cgroup went away: so did its processes; or it is threaded, and its parent lists them
+        yield from (int(pid) for pid in content.split() if pid != "0")
+
+
+def move(pid: int, folder: Path) -> None:
+    """Move a process into a cgroup.
+
+    Raises:
+        OSError: it is gone, or the kernel refuses.
+    """
+    (folder / "cgroup.procs").write_text(f"{pid}\n")

@@ -1,0 +1,238 @@
+"""`egs gate load`: compile with bcc, pin, prove, enforce. The only module that imports bcc.
+
+A short-lived root process. Until the very last step everything lives in a staging folder, so a loader that
+dies leaves the host as it was.
+
+1. compile bpf/gate.bpf.c with the offsets of the running kernel;
+2. load every program (the kernel's verifier agrees) and pin maps and programs;
+3. attach and pin the links; no scope exists yet, so nothing is refused;
+4. self-test: what the gate sees is what user space knows, and a kill kills (selftest.py);
+5. configure the scopes; processes that are inside already become governed;
+6. move the staging folder to its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from egs_kernel.config import Config
+from egs_kernel.errors import GateError, HostLacks
+from egs_kernel.gate import abi, btf, libbpf
+from egs_kernel.gate.headers import write_headers
+from egs_kernel.gate.pins import CALLED, MAPS, TRACEPOINTS, Gate
+from egs_kernel.gate.scopes import apply_scopes
+from egs_kernel.gate.selftest import run_self_test
+from egs_kernel.model import Reason
+from egs_kernel.paths import BPFFS, Paths
+
+if TYPE_CHECKING:
+    from bcc import BPF
+
+_BPF_FS_MAGIC: Final = 0xCAFE4A11
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What was loaded: the daemon's posture compares the pinned programs with it."""
+
+    abi_version: int
+    kernel: str
+    boot_id: str
+    programs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The result of a load."""
+
+    manifest: Manifest
+    already: bool
+    checks: tuple[str, ...]
+
+
+def load_gate(paths: Paths, config: Config) -> Loaded:
+    """Load the gate, or find that this version is loaded and bring its scopes up to date.
+
+    Raises:
+        GateError: this host cannot, the self-test failed, or another version is loaded. Nothing is left behind.
+    """
+    if os.geteuid() != 0:
+        raise GateError(Reason.NOT_PERMITTED, "only root can load the gate", "Run: sudo egs gate load")
+    _require_bpffs()
+    if (paths.pins / "gate_configs").exists():
+        return _update(paths, config)
+    staging = paths.pins.with_name(paths.pins.name + "-loading")
+    _discard(staging)
+    staging.mkdir(mode=0o700)
+    try:
+        gate, checks = _stage(staging, config)
+        manifest = _manifest(gate)
+        _write_manifest(paths, manifest)
+        gate.close()
+        staging.rename(paths.pins)
+    except BaseException:
+        _discard(staging)
+        raise
+    return Loaded(manifest, already=False, checks=checks)
+
+
+def unload_gate(paths: Paths) -> bool:
+    """Detach and remove the gate; False when none was loaded. Governed processes are governed no more."""
+    staging = paths.pins.with_name(paths.pins.name + "-loading")
+    _discard(staging)
+    found = paths.pins.is_dir()
+    _discard(paths.pins)
+    paths.gate_manifest.unlink(missing_ok=True)
+    return found
+
+
+def _update(paths: Paths, config: Config) -> Loaded:
+    gate = Gate.open(paths.pins)
+    try:
+        apply_scopes(gate, config)
+        return Loaded(_manifest(gate), already=True, checks=())
+    finally:
+        gate.close()
+
+
+def _stage(staging: Path, config: Config) -> tuple[Gate, tuple[str, ...]]:
+    _compile_and_pin(staging)
+    gate = Gate.open(staging)
+    try:
+        gate.configs.put(
+            ctypes.c_uint32(0),
+            abi.Config(abi_version=abi.ABI_VERSION, grace_ns=config.daemon_grace * 1_000_000_000),
+        )
+        checks = run_self_test(gate)
+        gate.stop_beating()
+        apply_scopes(gate, config)
+    except BaseException:
+        gate.close()
+        raise
+    return gate, checks
+
+
+def _compile_and_pin(staging: Path) -> None:
+    source = source_folder()
+    module = _compile(source)
+    for name in MAPS:
+        libbpf.pin(module[name].map_fd, staging / name)
+    for name in (*TRACEPOINTS, *CALLED):
+        program = _load_program(module, name)
+        libbpf.pin(program, staging / name)
+        if name in TRACEPOINTS:
+            link = libbpf.attach_raw_tracepoint(TRACEPOINTS[name], program)
+            libbpf.pin(link, staging / f"link_{name}")
+            os.close(link)
+    _version(module)
+    module.cleanup()
+
+
+def _version(module: BPF) -> None:
+    table = libbpf.Map(os.dup(module["gate_configs"].map_fd), ctypes.c_uint32, abi.Config)
+    table.put(ctypes.c_uint32(0), abi.Config(abi_version=abi.ABI_VERSION))
+    os.close(table.descriptor)
+
+
+def _compile(source: Path) -> BPF:
+    bpf = _import_bcc()
+    types = btf.KernelTypes()
+    try:
+        offsets = btf.gate_offsets(types)
+    finally:
+        types.close()
+    flags = [f"-I{source}", *(f"-D{name}={value}" for name, value in offsets.items())]
+    with tempfile.TemporaryDirectory(prefix="egs-headers-") as headers:
+        write_headers(Path(headers))
+        os.environ["BCC_KERNEL_SOURCE"] = headers
+        try:
+            return bpf(text=(source / "gate.bpf.c").read_text(), cflags=flags)
+        except Exception as error:  # bcc raises bare Exception
+            raise GateError(
+                Reason.GATE_FAILED,
+                f"the gate does not compile: {error}",
+                "The compiler's messages are above; report them.",
+            ) from error
+        finally:
+            del os.environ["BCC_KERNEL_SOURCE"]
+
+
+def _load_program(module: BPF, name: str) -> int:
+    try:
+        return int(module.load_func(name, module.RAW_TRACEPOINT).fd)
+    except Exception as error:  # bcc raises bare Exception
+        raise GateError(
+            Reason.KERNEL_UNSUPPORTED,
+            f"the kernel does not accept program {name}: {error}",
+            "Run: egs doctor",
+        ) from error
+
+
+def _import_bcc() -> type[BPF]:
+    try:
+        from bcc import BPF  # noqa: PLC0415 - only the loader pays for LLVM
+    except ImportError as error:
+        raise HostLacks(
+            Reason.KERNEL_UNSUPPORTED,
+            "bcc is not installed",
+            "Run: apt-get install python3-bpfcc  (PyPI's bcc is another project)",
+        ) from error
+    return BPF  # type: ignore[no-any-return]  # bcc ships no types
+
+
+def source_folder() -> Path:
+    """Where the gate's C lies: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "_bpf"
+    return installed if installed.is_dir() else package.parent / "bpf"
+
+
+def _manifest(gate: Gate) -> Manifest:
+    return Manifest(
+        abi_version=abi.ABI_VERSION,
+        kernel=os.uname().release,
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        programs=gate.programs(),
+    )
+
+
+def _write_manifest(paths: Paths, manifest: Manifest) -> None:
+    paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    temporary = paths.gate_manifest.with_suffix(".new")
+    temporary.write_bytes(msgspec.json.encode(manifest))
+    temporary.replace(paths.gate_manifest)
+
+
+def _require_bpffs() -> None:
+    """Mount /sys/fs/bpf when the system did not."""
+    if BPFFS.is_dir() and _filesystem_magic(BPFFS) == _BPF_FS_MAGIC:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", 0, b"mode=0700") != 0:
+        error = os.strerror(ctypes.get_errno())
+        raise HostLacks(
+            Reason.KERNEL_UNSUPPORTED,
+            f"cannot mount bpffs at {BPFFS}: {error}",
+            f"Run: mount -t bpf bpf {BPFFS}",
+        )
+
+
+def _filesystem_magic(path: Path) -> int:
+    """statfs(2) f_type, which os.statvfs does not tell."""
+    buffer = (ctypes.c_long * 32)()
+    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), buffer) != 0:
+        return 0
+    return int(buffer[0])
+
+
+def _discard(pins: Path) -> None:
+    """Remove a pin folder; the last reference to a link detaches it."""
+    if pins.is_dir():
+        shutil.rmtree(pins)

@@ -1,0 +1,529 @@
+"""The gate, as user space sees it: pinned maps and programs, no bcc.
+
+`Gate` is the daemon's only door to the kernel. It writes what the verifier made (grants), reads what the gate
+did (events, counters), and decides nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from egs_kernel.errors import GateError
+from egs_kernel.gate import abi, libbpf
+from egs_kernel.gate.events import file_identity, parse_event
+from egs_kernel.model import (
+    ARGV_MAX,
+    FileIdentity,
+    GateEvent,
+    Grant,
+    Mode,
+    Reason,
+    TaskIdentity,
+    Tier,
+    Verdict,
+)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+TRACEPOINTS: Final = {
+    "gate_exec": "sched_process_exec",
+    "gate_fork": "sched_process_fork",
+    "gate_exit": "sched_process_exit",
+    "gate_attach": "cgroup_attach_task",
+    "gate_mkdir": "cgroup_mkdir",
+    "gate_rmdir": "cgroup_rmdir",
+}
+"""Attached programs and where."""
+
+CALLED: Final = ("read_file", "set_task")
+"""Programs that user space runs, never attached."""
+
+MAPS: Final = (
+    "gate_configs",
+    "heartbeats",
+    "scopes",
+    "scope_cgroups",
+    "scope_paths",
+    "scope_files",
+    "scope_entries",
+    "scope_users",
+    "tasks",
+    "task_counts",
+    "standing_grants",
+    "armed_grants",
+    "grant_uses",
+    "grant_argvs",
+    "scratches",
+    "decisions",
+    "failures",
+    "readings",
+    "events",
+)
+
+_RELEASE: Final = 0xFFFFFFFF
+_UNLOAD_AND_LOAD: Final = "Run: egs gate unload && egs gate load"
+
+
+class GovernedTask(msgspec.Struct, frozen=True):
+    """A process that the gate tracks. `execution` 0: it has not executed anything since it is governed."""
+
+    pid: int
+    scope: str
+    execution: int
+    inherited: bool
+
+
+class ScopeState(msgspec.Struct, frozen=True):
+    """A scope as the gate has it."""
+
+    slot: int
+    name: str
+    mode: Mode
+    cgroup: str | None
+
+
+class GateCounters(msgspec.Struct, frozen=True):
+    """Totals since the gate was loaded. Decisions by (verdict, reason, enforced)."""
+
+    decisions: dict[tuple[Verdict, Reason, bool], int]
+    failures: dict[str, int]
+    missed: int
+    """Times a program was skipped by the kernel because it was already running on that CPU."""
+
+
+class StandingGrant(msgspec.Struct, frozen=True):
+    """A standing grant as the gate has it."""
+
+    grant_id: int
+    artifact_id: str
+    scope: str
+    file: FileIdentity
+    uses_left: int | None
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What the gate sees of an open file: its identity and the folder entry it was opened by."""
+
+    identity: FileIdentity
+    folder_inode: int
+    name: bytes
+
+
+class Gate:
+    """A loaded gate. Not for several processes to write at once; `egsd` holds a lock."""
+
+    tier: Final = Tier.TRACEPOINT
+
+    def __init__(self, pins: Path) -> None:
+        """Open the pins below `pins`; see `open`."""
+        self._programs = {name: _open(pins / name) for name in (*TRACEPOINTS, *CALLED)}
+        fds = {name: _open(pins / name) for name in MAPS}
+        u32, u64 = ctypes.c_uint32, ctypes.c_uint64
+        self.configs = libbpf.Map(fds["gate_configs"], u32, abi.Config)
+        self._heartbeats = libbpf.Map(fds["heartbeats"], u32, u64)
+        self.scope_slots = libbpf.Map(fds["scopes"], u32, abi.Scope)
+        self.scope_cgroups = libbpf.Map(fds["scope_cgroups"], u64, u32)
+        self.scope_paths = libbpf.Map(fds["scope_paths"], abi.CgroupPath, u32)
+        self.scope_files = libbpf.Map(fds["scope_files"], abi.FileKey, u32)
+        self.scope_entries = libbpf.Map(fds["scope_entries"], abi.EntryKey, u32)
+        self.scope_users = libbpf.Map(fds["scope_users"], u32, u32)
+        self._tasks = libbpf.Map(fds["tasks"], u32, abi.Task)
+        self._standing = libbpf.Map(fds["standing_grants"], abi.StandingKey, abi.Grant)
+        self._armed = libbpf.Map(fds["armed_grants"], u32, abi.Grant)
+        self._uses = libbpf.Map(fds["grant_uses"], u64, u64)
+        self._argvs = libbpf.Map(fds["grant_argvs"], u64, abi.Argv)
+        self._readings = libbpf.Map(fds["readings"], u32, abi.Reading)
+        self._decisions = libbpf.CounterMap(fds["decisions"])
+        self._failures = libbpf.CounterMap(fds["failures"])
+        self._fds = (*self._programs.values(), *fds.values())
+        self._handler: Callable[[GateEvent], None] | None = None
+        self._ring = libbpf.RingBuffer(fds["events"], self._on_event)
+        self._names: dict[int, str] = {}
+        self._last_id = 0
+        self._reading_lock = threading.Lock()
+
+    @classmethod
+    def open(cls, pins: Path) -> Gate:
+        """Open a loaded gate.
+
+        Raises:
+            GateError: GATE_NOT_LOADED, or GATE_VERSION_MISMATCH when another version's pins lie there.
+        """
+        if not (pins / "gate_configs").exists():
+            raise GateError(
+                Reason.GATE_NOT_LOADED,
+                f"no gate is loaded ({pins} does not exist)",
+                "Run as root: egs gate load",
+            )
+        try:
+            gate = cls(pins)
+        except OSError as error:
+            if error.errno in (errno.EPROTO, errno.ENOENT):
+                raise _other_version(pins, str(error)) from error
+            raise GateError(
+                Reason.GATE_FAILED, f"cannot open the gate: {error}", "Run it as root."
+            ) from error
+        found = gate._config().abi_version
+        if found != abi.ABI_VERSION:
+            gate.close()
+            raise _other_version(pins, f"it speaks ABI {found}, this version {abi.ABI_VERSION}")
+        missing = [name for name in TRACEPOINTS if not (pins / f"link_{name}").exists()]
+        if missing:
+            gate.close()
+            raise GateError(
+                Reason.GATE_FAILED, f"the gate is not whole: {', '.join(missing)} detached", _UNLOAD_AND_LOAD
+            )
+        gate.refresh_scopes()
+        return gate
+
+    def close(self) -> None:
+        """Close every descriptor; the gate stays loaded."""
+        self._ring.close()
+        for descriptor in self._fds:
+            os.close(descriptor)
+
+    # -- the daemon's sign of life ---------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Tell the gate that the daemon is alive; without it the gate refuses everything after `daemon_grace`."""
+        self._heartbeats.put(ctypes.c_uint32(0), ctypes.c_uint64(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
+
+    def stop_beating(self) -> None:
+        """Make the gate refuse everything in scope at once."""
+        self._heartbeats.put(ctypes.c_uint32(0), ctypes.c_uint64(0))
+
+    def heartbeat_age(self) -> float:
+        """Seconds since the last beat; infinity when there was none."""
+        beat = self._heartbeats.get(ctypes.c_uint32(0))
+        if beat is None or beat.value == 0:
+            return float("inf")
+        return (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - beat.value) / 1e9
+
+    # -- measuring -------------------------------------------------------------------------------
+
+    def identify(self, fd: int) -> FileIdentity:
+        """The identity of an open file, read by the gate's own code.
+
+        Raises:
+            GateError: the kernel did not answer.
+        """
+        return self.read_file(fd).identity
+
+    def read_file(self, fd: int) -> Reading:
+        """As `identify`, with the folder entry by which the file was opened."""
+        with self._reading_lock:
+            nonce = time.monotonic_ns()
+            libbpf.run_program(self._programs["read_file"], (fd, nonce))
+            raw = self._readings.get(ctypes.c_uint32(0))
+        if raw is None or raw.nonce != nonce or not raw.found or raw.failed:
+            raise GateError(
+                Reason.GATE_FAILED, f"the gate cannot read the identity of descriptor {fd}", _UNLOAD_AND_LOAD
+            )
+        return Reading(identity=file_identity(raw.file), folder_inode=raw.folder_inode, name=raw.name)
+
+    # -- grants ----------------------------------------------------------------------------------
+
+    def install(self, grant: Grant) -> int:
+        """Install a standing grant; its id. The same artifact for the same file replaces, and keeps its uses.
+
+        Raises:
+            GateError: no room for it.
+        """
+        scope = self.scope_slot(grant.scope)
+        key, present = self._place(grant, scope)
+        grant_id = present.grant_id if present else self._new_id()
+        self._bind(grant, grant_id, renewed=present is not None)
+        self._write(self._standing, key, self._raw_grant(grant, grant_id, scope, None))
+        return grant_id
+
+    def withdraw(self, grant_id: int) -> None:
+        """Remove a standing grant; the next exec that needs it is refused."""
+        for key, raw in self._standing.items():
+            if raw.grant_id == grant_id:
+                self._standing.delete(key)
+        self._unbind(grant_id)
+
+    def standing(self) -> list[StandingGrant]:
+        """Every standing grant in the gate."""
+        return [
+            StandingGrant(
+                grant_id=raw.grant_id,
+                artifact_id=bytes(raw.artifact_id).hex(),
+                scope=self._names.get(raw.scope, f"#{raw.scope}"),
+                file=file_identity(raw.file),
+                uses_left=self._uses_left(raw),
+            )
+            for _, raw in self._standing.items()
+        ]
+
+    def arm(self, grant: Grant, task: TaskIdentity) -> int:
+        """Let one process execute once what the grant says; the grant's id.
+
+        Raises:
+            GateError: no room for it.
+        """
+        return self.arm_slot(grant, task, self.scope_slot(grant.scope))
+
+    def arm_slot(self, grant: Grant, task: TaskIdentity, scope: int) -> int:
+        """As `arm`, in the scope of that slot."""
+        self.disarm(task.pid)
+        grant_id = self._new_id()
+        self._bind(grant, grant_id, renewed=False)
+        self._write(self._armed, ctypes.c_uint32(task.pid), self._raw_grant(grant, grant_id, scope, task))
+        return grant_id
+
+    def disarm(self, pid: int) -> None:
+        """Take an armed grant back, if it is still there."""
+        key = ctypes.c_uint32(pid)
+        raw = self._armed.get(key)
+        if raw is not None:
+            self._armed.delete(key)
+            self._unbind(raw.grant_id)
+
+    def forget(self, grant_id: int) -> None:
+        """Free what belongs to an armed grant that an exec has consumed."""
+        self._unbind(grant_id)
+
+    def armed(self) -> dict[int, int]:
+        """What is armed now: grant ids by process id."""
+        return {key.value: raw.grant_id for key, raw in self._armed.items()}
+
+    # -- governed processes ----------------------------------------------------------------------
+
+    def govern(self, task: TaskIdentity, scope: str) -> None:
+        """Put a process under a scope. The first scope of a process stays.
+
+        Raises:
+            GateError: it cannot be tracked, or is under another scope (SCOPE_MISMATCH).
+        """
+        self.govern_slot(task.pid, self.scope_slot(scope))
+        present = self._tasks.get(ctypes.c_uint32(task.pid))
+        if present is not None and present.scope != self.scope_slot(scope):
+            where = self._names.get(present.scope, f"#{present.scope}")
+            raise GateError(
+                Reason.SCOPE_MISMATCH,
+                f"process {task.pid} is already governed by scope {where}",
+                f"Start it outside of scope {where}, or use an artifact for scope {where}.",
+            )
+
+    def govern_slot(self, pid: int, slot: int) -> None:
+        """As `govern`, by slot number.
+
+        Raises:
+            GateError: it cannot be tracked.
+        """
+        if libbpf.run_program(self._programs["set_task"], (pid, slot)) != 0:
+            raise GateError(
+                Reason.TASKS_FULL,
+                f"process {pid} cannot be tracked: {abi.TASKS} processes are governed",
+                "Stop some of them.",
+            )
+
+    def release(self, pid: int) -> None:
+        """Stop governing a process: its scope was removed from the configuration."""
+        libbpf.run_program(self._programs["set_task"], (pid, _RELEASE))
+
+    def governed(self) -> list[GovernedTask]:
+        """Every governed process."""
+        return [
+            GovernedTask(
+                pid=key.value,
+                scope=self._names.get(task.scope, f"#{task.scope}"),
+                execution=task.execution,
+                inherited=bool(task.flags & 1),
+            )
+            for key, task in self._tasks.items()
+        ]
+
+    # -- scopes ----------------------------------------------------------------------------------
+
+    def scopes(self) -> dict[str, ScopeState]:
+        """The scopes that the gate enforces or observes, by name."""
+        cgroups = {slot.value: key.path.decode() for key, slot in self.scope_paths.items()}
+        states = {}
+        for key, raw in self.scope_slots.items():
+            if raw.mode != abi.Mode.UNUSED and key.value < abi.MAX_SCOPES:
+                mode = Mode.ENFORCE if raw.mode == abi.Mode.ENFORCE else Mode.OBSERVE
+                name = raw.name.decode()
+                states[name] = ScopeState(key.value, name, mode, cgroups.get(key.value))
+        return states
+
+    def refresh_scopes(self) -> None:
+        """Read the scopes' names again; after they were configured."""
+        self._names = {state.slot: name for name, state in self.scopes().items()}
+        self._names |= {abi.SCOPE_SELF_TEST_OBSERVE: "self-test", abi.SCOPE_SELF_TEST_ENFORCE: "self-test"}
+
+    def scope_slot(self, name: str) -> int:
+        """The slot of a scope.
+
+        Raises:
+            GateError: SCOPE_UNKNOWN.
+        """
+        for slot, known in self._names.items():
+            if known == name:
+                return slot
+        raise GateError(
+            Reason.SCOPE_UNKNOWN,
+            f"the gate has no scope {name!r}",
+            "Add it to egs.toml, then run: egs reload",
+        )
+
+    # -- what the gate did -----------------------------------------------------------------------
+
+    def drain(self, handle: Callable[[GateEvent], None]) -> int:
+        """Hand every waiting event to `handle`; their number. An exception of `handle` ends the drain."""
+        self._handler = handle
+        try:
+            return self._ring.consume()
+        finally:
+            self._handler = None
+
+    def counters(self) -> GateCounters:
+        """Decisions, failures and skipped runs since the gate was loaded."""
+        decisions: dict[tuple[Verdict, Reason, bool], int] = {}
+        for index, count in enumerate(self._decisions.read()):
+            if count:
+                kind, reason = divmod(index, abi.GATE_REASONS)
+                decisions[Verdict(kind % 4), Reason(reason), kind < len(Verdict)] = count
+        totals = self._failures.read()
+        return GateCounters(
+            decisions=decisions,
+            failures={failure.name.lower(): totals[failure] for failure in abi.Failure},
+            missed=sum(libbpf.program_info(fd).recursion_misses for fd in self._programs.values()),
+        )
+
+    def programs(self) -> dict[str, str]:
+        """Program → the kernel's tag (a digest of its instructions), hex."""
+        return {name: bytes(libbpf.program_info(fd).tag).hex() for name, fd in sorted(self._programs.items())}
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _config(self) -> abi.Config:
+        config = self.configs.get(ctypes.c_uint32(0))
+        if config is None:
+            raise GateError(Reason.GATE_FAILED, "the gate's configuration cannot be read", _UNLOAD_AND_LOAD)
+        return config
+
+    def _on_event(self, data: bytes) -> None:
+        if self._handler is not None:
+            self._handler(parse_event(data, self._names, self.tier))
+
+    def _new_id(self) -> int:
+        """Boot-time nanoseconds: unique across daemon restarts, as the pins are."""
+        self._last_id = max(self._last_id + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        return self._last_id
+
+    def _place(self, grant: Grant, scope: int) -> tuple[abi.StandingKey, abi.Grant | None]:
+        free: abi.StandingKey | None = None
+        for slot in range(abi.GRANTS_PER_FILE):
+            key = abi.StandingKey(inode=grant.file.inode, device=grant.file.device, scope=scope, slot=slot)
+            raw = self._standing.get(key)
+            if raw is None:
+                free = free or key
+            elif bytes(raw.artifact_id).hex() == grant.artifact_id:
+                return key, raw
+        if free is None:
+            raise GateError(
+                Reason.GATE_FAILED,
+                f"scope {grant.scope} has {abi.GRANTS_PER_FILE} standing artifacts for this file already",
+                "Remove one of them (egs artifacts remove ID), or start it with egs run.",
+            )
+        return free, None
+
+    def _bind(self, grant: Grant, grant_id: int, *, renewed: bool) -> None:
+        """Write what the grant refers to, before the grant itself."""
+        key = ctypes.c_uint64(grant_id)
+        if grant.argv is not None:
+            self._write(self._argvs, key, _raw_argv(grant.argv))
+        if grant.uses is not None:
+            left = self._uses.get(key) if renewed else None
+            # The gate may be counting right now: never give back, at most take away.
+            if left is None or grant.uses < left.value:
+                self._write(self._uses, key, ctypes.c_uint64(grant.uses))
+
+    def _unbind(self, grant_id: int) -> None:
+        self._argvs.delete(ctypes.c_uint64(grant_id))
+        self._uses.delete(ctypes.c_uint64(grant_id))
+
+    def _uses_left(self, raw: abi.Grant) -> int | None:
+        if not raw.flags & abi.GrantFlag.BIND_USES:
+            return None
+        left = self._uses.get(ctypes.c_uint64(raw.grant_id))
+        return int(left.value) if left is not None else 0
+
+    @staticmethod
+    def _write(table: libbpf.Map[K, V], key: K, value: V) -> None:
+        try:
+            table.put(key, value)
+        except OSError as error:
+            raise GateError(
+                Reason.GATE_FAILED,
+                f"the gate has no room for another grant: {error}",
+                "Remove artifacts that are not needed.",
+            ) from error
+
+    @staticmethod
+    def _raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None) -> abi.Grant:
+        flags = abi.GrantFlag(0)
+        flags |= abi.GrantFlag.BIND_UID if grant.uid is not None else 0
+        flags |= abi.GrantFlag.BIND_CGROUP if grant.cgroup_id is not None else 0
+        flags |= abi.GrantFlag.BIND_ARGV if grant.argv is not None else 0
+        flags |= abi.GrantFlag.BIND_USES if grant.uses is not None else 0
+        flags |= abi.GrantFlag.NEED_NO_NEW_PRIVS if grant.no_new_privs else 0
+        flags |= abi.GrantFlag.NEED_SECCOMP if grant.seccomp_filters is not None else 0
+        return abi.Grant(
+            artifact_id=(ctypes.c_uint8 * 32)(*bytes.fromhex(grant.artifact_id)),
+            file=abi.FileId(
+                inode=grant.file.inode,
+                size=grant.file.size,
+                ctime_sec=grant.file.ctime_seconds,
+                ctime_nsec=grant.file.ctime_nanoseconds,
+                generation=grant.file.generation,
+                device=grant.file.device,
+            ),
+            grant_id=grant_id,
+            not_before=max(0, grant.not_before),
+            not_after=max(0, grant.not_after),
+            cgroup_id=grant.cgroup_id or 0,
+            argv_id=grant_id,
+            start_ticks=task.start_ticks if task else 0,
+            flags=int(flags),
+            scope=scope,
+            uid=grant.uid or 0,
+            seccomp_filters=grant.seccomp_filters or 0,
+        )
+
+
+def _raw_argv(argv: tuple[bytes, ...]) -> abi.Argv:
+    joined = b"".join(argument + b"\0" for argument in argv)
+    if len(joined) > ARGV_MAX:
+        raise GateError(
+            Reason.ARGV_MISMATCH,
+            f"the bound argv has {len(joined)} bytes; the gate compares at most {ARGV_MAX}",
+            "Bind fewer arguments, or pass the long one in a file.",
+        )
+    raw = abi.Argv(length=len(joined))
+    ctypes.memmove(ctypes.addressof(raw.words), joined, len(joined))
+    return raw
+
+
+def _open(path: Path) -> int:
+    return libbpf.open_pin(path)
+
+
+def _other_version(pins: Path, why: str) -> GateError:
+    return GateError(
+        Reason.GATE_VERSION_MISMATCH,
+        f"the gate pinned at {pins} is another version's: {why}",
+        _UNLOAD_AND_LOAD,
+    )

@@ -1,0 +1,313 @@
+"""The load-time self-test: refuse to enforce unless the gate sees what user space knows.
+
+bcc has been seen to compile wrong offsets silently, and a gate that reads the wrong field may let a
+denied program run. So before any scope exists, real processes execute a known program under two reserved scopes:
+
+1. observe: every field of the event equals what user space knows of that process and file;
+2. enforce: without a grant the process dies by SIGKILL and writes nothing;
+3. enforce, armed: with a grant the same program runs, and its outcome arrives;
+4. cgroups: a process moved below a scope's cgroup, and its child, are governed; a re-created cgroup is the scope.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NoReturn
+
+from egs_kernel.errors import GateError
+from egs_kernel.gate import abi
+from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, move
+from egs_kernel.gate.pins import Gate
+from egs_kernel.gate.processes import start_ticks
+from egs_kernel.model import (
+    ExecEvent,
+    ExitEvent,
+    FileIdentity,
+    GateEvent,
+    Grant,
+    Reason,
+    TaskIdentity,
+    Verdict,
+)
+
+_PROGRAM: Final = "/bin/echo"
+_ARGV: Final = ("egs self-test", "", "ümlaut", "x" * 600)
+"""An empty argument, one that is not ASCII, and more than fits a small event."""
+
+_UID: Final = 61234
+_EUID: Final = 61235
+_GID: Final = 61236
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_SET_SECCOMP: Final = 22
+_SECCOMP_MODE_FILTER: Final = 2
+_ALLOW_ALL: Final = bytes.fromhex("06000000 0000ff7f")
+"""One BPF instruction: return SECCOMP_RET_ALLOW."""
+
+_TIMEOUT_SECONDS: Final = 20
+
+
+def run_self_test(gate: Gate) -> tuple[str, ...]:
+    """Run the whole self-test; what was checked, in words.
+
+    Raises:
+        GateError: SELF_TEST_FAILED, with the first difference.
+    """
+    for slot, mode in (
+        (abi.SCOPE_SELF_TEST_OBSERVE, abi.Mode.OBSERVE),
+        (abi.SCOPE_SELF_TEST_ENFORCE, abi.Mode.ENFORCE),
+    ):
+        gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=mode, name=b"self-test"))
+    gate.beat()
+    try:
+        checks = (*_check_fields(gate), *_check_kill(gate), *_check_grant(gate), *_check_cgroups(gate))
+    finally:
+        for slot in (abi.SCOPE_SELF_TEST_OBSERVE, abi.SCOPE_SELF_TEST_ENFORCE):
+            gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
+    return checks
+
+
+class _Child:
+    """A process that waits to be told to execute the known program."""
+
+    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
+        ready_read, ready_write = os.pipe()
+        self._go_read, self._go_write = os.pipe()
+        self._output, output = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._execute(prepare, ready_write, output)
+        os.close(ready_write)
+        os.close(output)
+        os.close(self._go_read)
+        if os.read(ready_read, 1) != b"1":
+            _fail("the self-test's child did not start")
+        os.close(ready_read)
+
+    def _execute(self, prepare: Callable[[], None], ready: int, output: int) -> None:
+        try:
+            signal.alarm(_TIMEOUT_SECONDS)
+            os.close(self._go_write)
+            os.dup2(output, 1)
+            prepare()
+            os.write(ready, b"1")
+            os.read(self._go_read, 1)
+            os.execv(_PROGRAM, _ARGV)
+        finally:
+            os._exit(120)
+
+    def finish(self) -> tuple[int, bytes]:
+        """Let it execute; its wait status and what it wrote."""
+        os.close(self._go_write)
+        written = b""
+        while chunk := os.read(self._output, 4096):
+            written += chunk
+        os.close(self._output)
+        _, status = os.waitpid(self.pid, 0)
+        return status, written
+
+    @property
+    def task(self) -> TaskIdentity:
+        return TaskIdentity(self.pid, start_ticks(self.pid))
+
+
+def _check_fields(gate: Gate) -> Iterator[str]:
+    child = _Child(_become_somebody)
+    task = child.task
+    facts = _proc_status(child.pid)
+    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_OBSERVE)
+    status, _ = child.finish()
+    event = _exec_event(gate, child.pid)
+    file = Path(_PROGRAM).stat()
+    _same("wait status of the observed child", status, 0)
+    expected: tuple[tuple[str, object, object], ...] = (
+        ("verdict", event.verdict, Verdict.KILL),
+        ("reason", event.reason, Reason.NO_GRANT),
+        ("enforced", event.enforced, False),
+        ("inode", event.file.inode, file.st_ino),
+        ("size", event.file.size, file.st_size),
+        ("change time", event.file.ctime_seconds * 10**9 + event.file.ctime_nanoseconds, file.st_ctime_ns),
+        ("arguments", event.argv, _ARGV),
+        ("file name", event.filename, _PROGRAM),
+        ("uid", event.uid, _UID),
+        ("euid", event.euid, _EUID),
+        ("gid", event.gid, _GID),
+        ("parent", event.parent_pid, os.getpid()),
+        ("start time", event.start_ticks, task.start_ticks),
+        ("no_new_privs", event.no_new_privs, facts["NoNewPrivs"] == "1"),
+        ("seccomp mode", event.seccomp_mode, int(facts["Seccomp"])),
+        ("seccomp filters", event.seccomp_filters, int(facts["Seccomp_filters"])),
+        ("cgroup", event.cgroup_id, _own_cgroup()),
+    )
+    for what, seen, known in expected:
+        _same(what, seen, known)
+        yield what
+    if event.file.device not in _devices(_PROGRAM):
+        _fail(f"device: the gate saw {event.file.device:#x}, user space knows {_devices(_PROGRAM)}")
+    yield "device"
+    _same("identity of an open file", _identify(gate), event.file)
+    yield "identity of an open file"
+
+
+def _check_kill(gate: Gate) -> Iterator[str]:
+    child = _Child()
+    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
+    status, written = child.finish()
+    event = _exec_event(gate, child.pid)
+    _same(
+        "verdict without a grant",
+        (event.verdict, event.reason, event.enforced),
+        (Verdict.KILL, Reason.NO_GRANT, True),
+    )
+    _same("end of a process without a grant", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
+    yield "a process without a grant dies and writes nothing"
+
+
+def _check_grant(gate: Gate) -> Iterator[str]:
+    child = _Child()
+    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
+    grant = Grant(
+        artifact_id="00" * 32,
+        scope="self-test",
+        file=_identify(gate),
+        not_before=0,
+        not_after=2**63,
+        argv=tuple(argument.encode() for argument in _ARGV),
+    )
+    gate.arm_slot(grant, child.task, abi.SCOPE_SELF_TEST_ENFORCE)
+    status, written = child.finish()
+    events = _events_of(gate, child.pid)
+    executed = [event for event in events if isinstance(event, ExecEvent)]
+    ended = [event for event in events if isinstance(event, ExitEvent)]
+    gate.forget(executed[0].grant_id if executed else 0)
+    _same(
+        "verdicts with a grant",
+        [(event.verdict, event.reason) for event in executed],
+        [(Verdict.ALLOW, Reason.AUTHORIZED)],
+    )
+    _same("end of a process with a grant", (status, written), (0, " ".join(_ARGV[1:]).encode() + b"\n"))
+    _same("outcomes", [(event.status, event.execution) for event in ended], [(0, executed[0].execution)])
+    yield "a process with a grant runs, and its outcome arrives"
+
+
+def _check_cgroups(gate: Gate) -> Iterator[str]:
+    root = cgroup_mount()
+    name = f"egs-self-test-{os.getpid()}"
+    scope = ctypes.c_uint32(abi.SCOPE_SELF_TEST_OBSERVE)
+    path = abi.CgroupPath(path=f"/{name}".encode())
+    config = gate.configs.get(ctypes.c_uint32(0)) or abi.Config()
+    config.scope_kinds |= abi.ScopeKind.CGROUP
+    gate.configs.put(ctypes.c_uint32(0), config)
+    gate.scope_paths.put(path, scope)
+    folder = root / name
+    nested = folder / "nested"
+    try:
+        nested.mkdir(parents=True)
+        known = gate.scope_cgroups.get(ctypes.c_uint64(cgroup_id(folder)))
+        _same("scope of a created cgroup", known and known.value, scope.value)
+        yield "a cgroup that is created at a scope's path is the scope"
+        child = _Child()
+        move(child.pid, nested)
+        _same("a process moved below a scope", child.pid in {task.pid for task in gate.governed()}, True)
+        move(child.pid, root)
+        child.finish()
+        event = _exec_event(gate, child.pid)
+        _same("scope of a process that left the cgroup", event.scope, "self-test")
+        yield "a process that was moved below a scope stays governed after it left"
+    finally:
+        gate.scope_paths.delete(path)
+        for leftover in (nested, folder):
+            with contextlib.suppress(FileNotFoundError):
+                leftover.rmdir()
+    _same("cgroups after removal", gate.scope_cgroups.keys(), [])
+
+
+def _become_somebody() -> None:
+    """Runs in the child: an identity whose numbers are all different, no_new_privs, one filter."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = ctypes.create_string_buffer(_ALLOW_ALL)
+    program = ctypes.create_string_buffer(16)
+    ctypes.c_uint16.from_buffer(program).value = 1
+    ctypes.c_uint64.from_buffer(program, 8).value = ctypes.addressof(code)
+    os.setresgid(_GID, _GID, _GID)
+    os.setresuid(_UID, _EUID, _EUID)
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+    if (
+        libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(program), zero, zero)
+        != 0
+    ):
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def _identify(gate: Gate) -> FileIdentity:
+    descriptor = os.open(_PROGRAM, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return gate.identify(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _events_of(gate: Gate, pid: int) -> list[GateEvent]:
+    events: list[GateEvent] = []
+    gate.drain(events.append)
+    return [event for event in events if event.pid == pid]
+
+
+def _exec_event(gate: Gate, pid: int) -> ExecEvent:
+    executed = [event for event in _events_of(gate, pid) if isinstance(event, ExecEvent)]
+    if len(executed) != 1:
+        _fail(f"{len(executed)} events for one exec")
+    return executed[0]
+
+
+def _proc_status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _own_cgroup() -> int:
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    path = next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
+    return cgroup_id(cgroup_mount() / path.lstrip("/"))
+
+
+def _devices(path: str) -> set[int]:
+    """What user space knows of the file's device: st_dev, and s_dev as the mount table has it."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    finally:
+        os.close(descriptor)
+    mount = dict(line.split(":\t") for line in lines if ":\t" in line)["mnt_id"].strip()
+    devices = {_kernel_device(os.major(status.st_dev), os.minor(status.st_dev))}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        number, _, device, *_ = line.split()
+        if number == mount:
+            major, minor = device.split(":")
+            devices.add(_kernel_device(int(major), int(minor)))
+    return devices
+
+
+def _kernel_device(major: int, minor: int) -> int:
+    """The kernel's own dev_t: 12 bits of major, 20 of minor."""
+    return major << 20 | minor
+
+
+def _same(what: str, seen: object, known: object) -> None:
+    if seen != known:
+        _fail(f"{what}: the gate saw {seen!r}, user space knows {known!r}")
+
+
+def _fail(difference: str) -> NoReturn:
+    raise GateError(
+        Reason.SELF_TEST_FAILED,
+        f"the gate's self-test failed; nothing is enforced. {difference}",
+        "Do not enforce on this kernel. Report its version (uname -a) and this message.",
+    )
