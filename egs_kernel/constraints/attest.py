@@ -34,7 +34,8 @@ _SEIZE: Final = 0x4206
 _INTERRUPT: Final = 0x4207
 _SECCOMP_GET_FILTER: Final = 0x420C
 _EVENT_STOP: Final = 128
-_WALL: Final = 0x40000000  # __WALL of linux/wait.h
+_WALL: Final = 0x40000000  # __WALL of linux/wait.h: whatever signal it sends its parent at its end
+_WAIT_OPTIONS: Final = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL
 
 _INSTRUCTION_SIZE: Final = 8
 _MAX_FILTERS: Final = 64
@@ -194,18 +195,25 @@ def _stopped(pid: int) -> Iterator[None]:
 def _wait_for_stop(pid: int) -> int:
     """Wait until it is stopped. Returns the signal whose delivery we interrupted, or 0."""
     deadline, pause = time.monotonic() + STOP_DEADLINE, _FIRST_PAUSE
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG | _WALL)
-        if found == pid:
-            break
+    while (found := _poll(pid)) is None:
         if time.monotonic() > deadline:
             raise _not_attested(pid, f"did not stop within {STOP_DEADLINE} s")
         # The kernel has no descriptor to wait on for a ptrace stop, and SIGCHLD is the main thread's.
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-    if not os.WIFSTOPPED(status):
+    if found.si_code != os.CLD_TRAPPED:
         raise _not_attested(pid, "died while it was inspected")
-    return 0 if status >> 16 == _EVENT_STOP else os.WSTOPSIG(status)
+    event, stop_signal = divmod(found.si_status, 256)
+    return 0 if event == _EVENT_STOP else stop_signal
+
+
+def _poll(pid: int) -> os.waitid_result | None:
+    try:
+        # WNOWAIT: if it died, its exit status is for its parent.
+        return os.waitid(os.P_PID, pid, _WAIT_OPTIONS)
+    except ChildProcessError as error:
+        # Another thread of it executed a program, and took over its pid.
+        raise _not_attested(pid, "became another program while it was inspected") from error
 
 
 def _ptrace(request: int, pid: int) -> None:
