@@ -53,6 +53,8 @@ from egs_kernel.errors import Refused
 from egs_kernel.model import FileIdentity, Grant, HostFacts, Intent, Reason
 
 if TYPE_CHECKING:
+    from securesystemslib.dsse import Envelope
+
     from egs_kernel.trust.store import TrustStore
 
 
@@ -201,10 +203,15 @@ def authenticate(
     reached(Step.KEYS)  # 4
     accepted = check_signers(signers, trust, statement.predicate.scope.name, now)
     return Artifact(
-        id=hashlib.sha256(envelope.payload).hexdigest(),
+        id=artifact_id(envelope),
         statement=statement,
         signers=tuple(sorted(signer.keyid for signer in accepted)),
     )
+
+
+def artifact_id(envelope: Envelope) -> str:
+    """The id of an artifact: the SHA-256 (hex) of its payload, whoever signed it."""
+    return hashlib.sha256(envelope.payload).hexdigest()
 
 
 def authorize(

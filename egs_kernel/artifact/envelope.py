@@ -77,23 +77,36 @@ def sign(payload: bytes, signers: Sequence[Signer]) -> bytes:
     Raises:
         Refused: ARTIFACT_TOO_LARGE.
     """
-    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    return sign_also(Envelope(payload, PAYLOAD_TYPE, {}), signers)
+
+
+def sign_also(envelope: Envelope, signers: Sequence[Signer]) -> bytes:
+    """The artifact file of `envelope` with further signatures.
+
+    Raises:
+        Refused: ARTIFACT_TOO_LARGE, in bytes or in signatures.
+    """
     for signer in signers:
         envelope.sign(signer)
     content = canonical.encode(envelope.to_dict()) + b"\n"
-    if len(content) > MAX_ARTIFACT:
+    if len(content) > MAX_ARTIFACT or len(envelope.signatures) > MAX_SIGNATURES:
         raise Refused(
-            Reason.ARTIFACT_TOO_LARGE, f"the artifact is larger than {MAX_ARTIFACT} bytes", "Shorten it."
+            Reason.ARTIFACT_TOO_LARGE,
+            f"it would have over {MAX_ARTIFACT} bytes or {MAX_SIGNATURES} signatures",
+            "Shorten it.",
         )
     return content
 
 
 def type_error(error: msgspec.ValidationError) -> Refused:
     """The refusal for JSON that does not fit its type."""
-    unknown = str(error).startswith(_UNKNOWN_FIELD)
+    problem, at, place = str(error).partition(" - at ")
+    if "matching regex" in problem:
+        problem = "characters or a form that this field cannot have"  # the expression itself helps nobody
+    unknown = problem.startswith(_UNKNOWN_FIELD)
     return Refused(
         Reason.ARTIFACT_UNKNOWN_FIELD if unknown else Reason.ARTIFACT_MALFORMED,
-        f"the artifact does not fit its type: {error}",
+        f"the artifact does not fit its type: {problem}{at}{place}",
         "Upgrade egs-kernel if a newer version issued it; otherwise have it issued again.",
     )
 

@@ -215,6 +215,9 @@ class Predicate(_Struct, frozen=True):
             raise ValueError("notBefore must be earlier than notAfter")
         if issued >= end:
             raise ValueError("issuedAt must be earlier than notAfter")
+        for part in (self.identity, self.intent, self.lineage, self.governance):
+            if part is not None and part == type(part)():
+                raise ValueError(f"{type(part).__name__} says nothing: leave it out")
 
     @property
     def window(self) -> tuple[datetime, datetime]:

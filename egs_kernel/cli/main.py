@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Run = Callable[[argparse.Namespace], int]
 
 _MODULES: Final = {
-    "egs_kernel.cli.artifact": ("keys", "trust", "issue", "verify", "show"),
+    "egs_kernel.cli.keys": ("keys", "trust"),
+    "egs_kernel.cli.issue": ("issue", "sign"),
+    "egs_kernel.cli.verify": ("verify", "show"),
     "egs_kernel.cli.gate": ("gate", "doctor"),
     "egs_kernel.cli.audit": ("audit",),
     "egs_kernel.cli.system": ("status", "ps", "artifacts", "revoke", "reload", "config", "version"),
@@ -34,7 +36,7 @@ _INTERRUPTED: Final = 130
 def run(arguments: Sequence[str]) -> int:
     """Run `egs` with these arguments and return its exit code."""
     parser = _parser(arguments)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(_attached(arguments))
     if not hasattr(parsed, "run"):
         parser.print_help(sys.stderr)
         return int(ExitCode.USAGE)
@@ -48,6 +50,17 @@ def run(arguments: Sequence[str]) -> int:
         return int(ExitCode.DONE)
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _attached(arguments: Sequence[str]) -> list[str]:
+    """`--argv -c` → `--argv=-c`, as argparse would take -c for an option of ours."""
+    attached: list[str] = []
+    for argument in arguments:
+        if attached and attached[-1] == "--argv":
+            attached[-1] = f"--argv={argument}"
+        else:
+            attached.append(argument)
+    return attached
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
