@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -101,9 +102,28 @@ def lines_from(file: BinaryIO, since_seq: int) -> Iterator[bytes]:
     Raises:
         RecordError: a line on the way to `since_seq` is no entry.
     """
-    file.seek(find(file, since_seq, os.fstat(file.fileno()).st_size))
+    size = file.seek(0, os.SEEK_END)  # also empties the read buffer: see chain.walk
+    file.seek(find(file, since_seq, size))
     while (line := file.readline(MAX_LINE)).endswith(b"\n"):
         yield line[:-1]
+
+
+def last_position(file: BinaryIO) -> Position:
+    """The last whole line, unverified; `START` when there is none.
+
+    Raises:
+        RecordError: the last line is no entry.
+    """
+    size = os.fstat(file.fileno()).st_size
+    begin = max(0, size - 2 * MAX_LINE)
+    file.seek(begin)
+    whole, newline, _torn = file.read(size - begin).rpartition(b"\n")
+    if not newline:
+        return START
+    line = whole.rpartition(b"\n")[2]
+    end = begin + len(whole) + 1
+    seq = header(line, "the last line").seq
+    return Position(seq, end - len(line) - 1, end, hashlib.sha256(line).hexdigest())
 
 
 def last_seq(file: BinaryIO) -> int:
@@ -112,12 +132,7 @@ def last_seq(file: BinaryIO) -> int:
     Raises:
         RecordError: the last line is no entry.
     """
-    size = os.fstat(file.fileno()).st_size
-    begin = max(0, size - 2 * MAX_LINE)
-    file.seek(begin)
-    whole = file.read(size - begin).rpartition(b"\n")[0]
-    line = whole.rpartition(b"\n")[2]
-    return header(line, "the last line").seq if line else -1
+    return last_position(file).seq
 
 
 def verify(path: Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Verified:

@@ -1,0 +1,93 @@
+"""One entry in one line of plain text, safe to show on a terminal. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from egs_kernel.audit.entries import (
+    ArtifactChange,
+    DaemonStarted,
+    DaemonStopped,
+    Decision,
+    EntryType,
+    Exec,
+    Gap,
+    Outcome,
+    PostureEntry,
+    Recorded,
+    Request,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from egs_kernel.model import ExecEvent, ExitEvent
+
+
+def describe(recorded: Recorded) -> str:
+    """`SEQ TIME TYPE what happened`, without control characters whatever the entry holds."""
+    kind = recorded.entry.__struct_config__.tag
+    return printable(f"{recorded.seq} {recorded.time} {kind} {_what(recorded.entry)}".rstrip())
+
+
+def printable(text: str) -> str:
+    r"""Text with everything that could steer a terminal written as an escape, such as `\x1b`."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911 - one line a type
+    match entry:
+        case DaemonStarted():
+            return f"egs-kernel {entry.version} pid {entry.pid} host {entry.host_id}"
+        case DaemonStopped():
+            return entry.cause
+        case Request():
+            asker = f" by pid {entry.peer.pid} uid {entry.peer.uid}" if entry.peer else ""
+            return f"{entry.scope}: {_command(entry.intent.program, entry.intent.argv)}{asker}{_id(entry.artifact_id)}"
+        case Verification():
+            failed = [step.name for step in entry.steps if not step.passed]
+            return (
+                f"{entry.reason.code}{_id(entry.artifact_id)}{' at ' + ', '.join(failed) if failed else ''}"
+            )
+        case Decision():
+            what = _command(entry.intent.program, entry.intent.argv) if entry.intent else ""
+            return f"{entry.verdict.name} {entry.reason.code} {entry.scope}: {what}{_id(entry.artifact_id)} {entry.detail}"
+        case Exec():
+            return _exec(entry.event)
+        case Outcome():
+            return _outcome(entry.event)
+        case ArtifactChange():
+            return f"{entry.action}{_id(entry.artifact_id)} {entry.source} {entry.detail}"
+        case Gap():
+            count = f"{entry.lost} events: " if entry.lost is not None else ""
+            kept = f", kept in {entry.kept}" if entry.kept else ""
+            return f"{entry.cause}: {count}{entry.detail}{kept}"
+        case PostureEntry():
+            problems = "; ".join(entry.posture.problems) or "no problems"
+            return f"{entry.digest[:12]} {entry.posture.tier.value} {problems}"
+
+
+def _exec(event: ExecEvent) -> str:
+    observed = "" if event.enforced else " (observe mode: not enforced)"
+    who = f"pid {event.pid} uid {event.uid}"
+    command = _command(event.filename, event.argv)
+    return f"{event.verdict.name} {event.reason.code}{observed} {event.scope}: {who}: {command}{_id(event.artifact_id)}"
+
+
+def _outcome(event: ExitEvent) -> str:
+    signal = event.status & 0x7F
+    how = f"signal {signal}" if signal else f"exit {event.status >> 8 & 0xFF}"
+    return f"{event.scope}: pid {event.pid} {how}"
+
+
+def _command(program: str, argv: Iterable[str] | None) -> str:
+    return program if argv is None else f"{program} [{' '.join(shlex.quote(word) for word in argv)}]"
+
+
+def _id(artifact_id: str | None) -> str:
+    return f" artifact {artifact_id[:12]}" if artifact_id else ""
