@@ -122,7 +122,7 @@ def no_new_privs(pid: int) -> bool:
     Raises:
         Refused: it is gone, or the kernel does not say.
     """
-    return _status(pid, b"NoNewPrivs") == 1
+    return _number(pid, _status(pid), b"NoNewPrivs") == 1
 
 
 def seccomp_count(pid: int) -> int:
@@ -131,7 +131,7 @@ def seccomp_count(pid: int) -> int:
     Raises:
         Refused: it is gone, or the kernel does not say (before 5.9).
     """
-    return _status(pid, b"Seccomp_filters")
+    return _number(pid, _status(pid), b"Seccomp_filters")
 
 
 def require_attestation() -> None:
@@ -140,13 +140,15 @@ def require_attestation() -> None:
     Raises:
         HostLacks: it runs under a seccomp filter itself, or lacks the capabilities.
     """
-    if _status(os.getpid(), b"Seccomp") != 0:
+    pid = os.getpid()
+    status = _status(pid)
+    if _number(pid, status, b"Seccomp") != 0:
         raise HostLacks(
             Reason.KERNEL_UNSUPPORTED,
             "this process runs under a seccomp filter, so the kernel shows it nobody's filters",
             "Remove from egsd.service what installs one (docs/systemd.md lists the directives).",
         )
-    held = _status(os.getpid(), b"CapEff", base=16)
+    held = _number(pid, status, b"CapEff", base=16)
     for name, bit in (("CAP_SYS_PTRACE", 19), ("CAP_SYS_ADMIN", 21)):
         if not held >> bit & 1:
             raise HostLacks(
@@ -167,12 +169,13 @@ def _not_attested(pid: int, problem: str, next_step: str = "") -> Refused:
 def _inspect(pid: int) -> Restrictions:
     with _stopped(pid):
         # No other thread can appear now: the only ones that could make it are stopped or counted here.
-        count = seccomp_count(pid)
+        status = _status(pid)
+        count = _number(pid, status, b"Seccomp_filters")
         return Restrictions(
             filters=_read_filters(pid, count),
             filter_count=count,
-            no_new_privs=no_new_privs(pid),
-            threads=_status(pid, b"Threads"),
+            no_new_privs=_number(pid, status, b"NoNewPrivs") == 1,
+            threads=_number(pid, status, b"Threads"),
             task=TaskIdentity(pid, _start_ticks(pid)),
         )
 
@@ -264,27 +267,32 @@ def _fail_to_read(pid: int, code: int) -> NoReturn:
     raise _not_attested(pid, f"has filters that cannot be read: {os.strerror(code)}")
 
 
-def _status(pid: int, name: bytes, base: int = 10) -> int:
+def _status(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/status").read_bytes()
+    except OSError as error:
+        raise _not_attested(pid, f"is gone: {error.strerror}") from error
+
+
+def _number(pid: int, status: bytes, field: bytes, base: int = 10) -> int:
     """One number of /proc/PID/status.
 
     Lines end with a newline and with nothing else: the process chooses its own name, and the kernel escapes
     only the newline in it.
     """
-    try:
-        lines = Path(f"/proc/{pid}/status").read_bytes().split(b"\n")
-    except OSError as error:
-        raise _not_attested(pid, f"is gone: {error.strerror}") from error
-    values = [line.partition(b":")[2].strip() for line in lines if line.startswith(name + b":")]
+    values = [
+        rest for name, _, rest in (line.partition(b":") for line in status.split(b"\n")) if name == field
+    ]
     if len(values) != 1:
         raise _not_attested(
             pid,
-            f"cannot be inspected: this kernel does not show {name.decode()}",
+            f"cannot be inspected: this kernel does not show {field.decode()}",
             "Use a kernel of 5.10 or later.",
         )
     try:
         return int(values[0], base)
     except ValueError as error:
-        raise _not_attested(pid, f"has an unreadable {name.decode()}: {values[0]!r}") from error
+        raise _not_attested(pid, f"has an unreadable {field.decode()}: {values[0]!r}") from error
 
 
 def _start_ticks(pid: int) -> int:

@@ -84,7 +84,7 @@ def wait() -> None:
 
 def execute(text: str) -> None:
     argv = text.split(":")
-    os.execv(argv[0], argv)  # noqa: S606 - that there is no shell is the point
+    os.execv(argv[0], argv)
 
 
 def replace() -> None:
