@@ -16,6 +16,7 @@ from egs_kernel.model import Reason
 
 _KIND_STRUCT: Final = 4
 _KIND_UNION: Final = 5
+_KIND_TYPEDEF: Final = 8
 _KIND_FLAG: Final = 1 << 31
 
 FIELDS: Final = (
@@ -122,6 +123,10 @@ class KernelTypes:
         struct, member = field.split(".")
         type_id = libbpf.btf__find_by_name_kind(self._btf, struct.encode(), _KIND_STRUCT)
         return None if type_id < 0 else self._member_offset(type_id, member.encode())
+
+    def has_tracepoint(self, name: str) -> bool:
+        """Whether this kernel has a raw tracepoint of that name."""
+        return bool(libbpf.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _KIND_TYPEDEF) > 0)
 
     def _member_offset(self, type_id: int, wanted: bytes) -> int | None:
         address = libbpf.btf__type_by_id(self._btf, type_id)

@@ -136,7 +136,14 @@ def _library() -> ctypes.CDLL:
         ("btf__find_by_name_kind", ctypes.c_int32, (void, ctypes.c_char_p, ctypes.c_uint32)),
         ("btf__type_by_id", void, (void, ctypes.c_uint32)),
         ("btf__name_by_offset", ctypes.c_char_p, (void, ctypes.c_uint32)),
-        ("btf__resolve_type", ctypes.c_int32, (void, ctypes.c_uint32)),
+        ("libbpf_probe_bpf_map_type", ctypes.c_int, (ctypes.c_int, void)),
+        ("libbpf_probe_bpf_prog_type", ctypes.c_int, (ctypes.c_int, void)),
+        ("libbpf_find_vmlinux_btf_id", ctypes.c_int, (ctypes.c_char_p, ctypes.c_int)),
+        (
+            "bpf_prog_load",
+            ctypes.c_int,
+            (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, void),
+        ),
     ):
         function = getattr(library, name)
         function.restype = result
@@ -280,6 +287,16 @@ class CounterMap:
         self.descriptor = descriptor
         self._size = map_info(descriptor).max_entries
         self._cpus = _checked(libbpf.libbpf_num_possible_cpus(), "number of CPUs")
+
+    def reset(self) -> None:
+        """Set every counter to zero."""
+        zeros = (ctypes.c_uint64 * self._cpus)()
+        for index in range(self._size):
+            key = ctypes.c_uint32(index)
+            _checked(
+                libbpf.bpf_map_update_elem(self.descriptor, _address(key), _address(zeros), BPF_ANY),
+                "counter",
+            )
 
     def read(self) -> list[int]:
         """Each counter, summed over the CPUs."""

@@ -112,6 +112,7 @@ def _stage(staging: Path, config: Config) -> tuple[Gate, tuple[str, ...]]:
         )
         checks = run_self_test(gate)
         gate.stop_beating()
+        gate.reset_counters()
         apply_scopes(gate, config)
     except BaseException:
         gate.close()

@@ -402,6 +402,11 @@ class Gate:
             missed=sum(libbpf.program_info(fd).recursion_misses for fd in self._programs.values()),
         )
 
+    def reset_counters(self) -> None:
+        """Forget what was counted so far: the self-test is no history."""
+        self._decisions.reset()
+        self._failures.reset()
+
     def programs(self) -> dict[str, str]:
         """Program → the kernel's tag (a digest of its instructions), hex."""
         return {name: bytes(libbpf.program_info(fd).tag).hex() for name, fd in sorted(self._programs.items())}
