@@ -72,3 +72,8 @@ class Paths:
     def revocations(self) -> Path:
         """Revoked artifact ids, one file each."""
         return self.state_dir / "revoked"
+
+    @property
+    def metrics(self) -> Path:
+        """The daemon's metrics, which `egs metrics serve` serves."""
+        return self.run_dir / "metrics.prom"
