@@ -345,6 +345,11 @@ class Gate:
             for key, task in self._tasks.items()
         ]
 
+    def scope_of(self, pid: int) -> str | None:
+        """The scope that governs a process; None when none does."""
+        task = self._tasks.get(ctypes.c_uint32(pid))
+        return None if task is None else self._names.get(task.scope, f"#{task.scope}")
+
     # -- scopes ----------------------------------------------------------------------------------
 
     def scopes(self) -> dict[str, ScopeState]:
