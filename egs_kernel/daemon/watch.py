@@ -11,13 +11,15 @@ import os
 import struct
 from collections.abc import Callable
 from enum import IntFlag
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.errors import HostLacks
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable
 
 _EVENT: Final = struct.Struct("iIII")
 _BUFFER: Final = 64 * 1024
@@ -133,6 +135,46 @@ class Watcher:
         """Stop watching everything."""
         os.close(self._descriptor)
         self._listeners.clear()
+
+
+def watch_files(
+    watcher: Watcher, paths: Iterable[Path], touched: Callable[[], None]
+) -> list[tuple[int, Listener]]:
+    """Call `touched` when any of these files changes or another file takes its place.
+
+    Watched are the file, and the folder entries that lead to it: its own and every symbolic link on the way.
+    Remove each (watch, listener) of the result when it is over.
+    """
+    watches: list[tuple[int, Listener]] = []
+
+    def add(path: Path, mask: Change, listener: Listener) -> None:
+        watch = watcher.add(path, mask, listener)
+        if watch is not None:
+            watches.append((watch, listener))
+
+    def on_entry(wanted: str, name: str) -> None:
+        if name in ("", wanted):
+            touched()
+
+    for path in paths:
+        for folder, name in _entries_on_the_way(path):
+            add(folder, FOLDER, partial(on_entry, name))
+        add(path.resolve(), FILE, lambda _name: touched())
+    return watches
+
+
+def _entries_on_the_way(path: Path) -> list[tuple[Path, str]]:
+    """(folder, name) of each symbolic link in a path, and of what the path leads to."""
+    current = Path(path.anchor)
+    entries = []
+    for part in path.parts[1:]:
+        step = current / part
+        if step.is_symlink():
+            entries.append((current, part))
+            step = step.resolve()
+        current = step
+    entries.append((current.parent, current.name))
+    return entries
 
 
 _ABSENT: Final = frozenset({2, 20, 40})  # ENOENT, ENOTDIR, ELOOP (a symbolic link)

@@ -1,0 +1,148 @@
+"""What the gate did, from its ring buffer into the record, and the executions that are under way."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from egs_kernel.audit.entries import Exec, Outcome
+from egs_kernel.daemon.verdicts import use_until
+from egs_kernel.model import ExecEvent, ExitEvent, GateEvent, GrantKind, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from egs_kernel import verify
+    from egs_kernel.audit.entries import EntryType
+    from egs_kernel.daemon.journal import Journal
+    from egs_kernel.gate.pins import Gate
+
+_FOREVER: Final = "9999-12-31T23:59:59Z"
+"""Until when a use counts whose artifact is not in the folder any more: too many is on the safe side."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A governed execution under way. `started` is CLOCK_BOOTTIME nanoseconds."""
+
+    artifact_id: str
+    program: str
+    uid: int
+    started: int
+
+
+class Executions:
+    """Executions under way, folded from execs and exits. Pure."""
+
+    def __init__(self) -> None:
+        self._live: dict[int, Execution] = {}
+        self._of_process: dict[int, int] = {}
+
+    def take(self, event: GateEvent) -> None:
+        """Take one more event into account."""
+        if isinstance(event, ExitEvent):
+            self._end(event.pid)
+        elif event.execution:
+            self._end(
+                event.pid
+            )  # a process that executes once more ends an execution, and no exit tells of it
+            self._of_process[event.pid] = event.execution
+            self._live[event.execution] = Execution(event.artifact_id, event.filename, event.uid, event.time)
+
+    def _end(self, pid: int) -> None:
+        execution = self._of_process.pop(pid, None)
+        if execution is not None:
+            del self._live[execution]
+
+    def get(self, execution: int) -> Execution | None:
+        """What is known of an execution."""
+        return self._live.get(execution)
+
+    def keep(self, executions: Iterable[int]) -> None:
+        """Forget every other one."""
+        wanted = set(executions)
+        self._of_process = {pid: number for pid, number in self._of_process.items() if number in wanted}
+        self._live = {number: self._live[number] for number in self._of_process.values()}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+
+def executions_in(entries: Iterable[EntryType], wanted: Iterable[int]) -> Executions:
+    """The executions that the record tells of, as far as they are in `wanted`: those that the gate tracks."""
+    executions = Executions()
+    for entry in _events_of(entries):
+        executions.take(entry)
+    executions.keep(wanted)
+    return executions
+
+
+def _events_of(entries: Iterable[EntryType]) -> Iterator[GateEvent]:
+    for entry in entries:
+        if isinstance(entry, Exec | Outcome):
+            yield entry.event
+
+
+class Events:
+    """Drains the gate's ring buffer into the record, and tells those who wait for an exec.
+
+    While a batch is not durable yet the next one stays in the ring buffer: when the disk is too slow the
+    buffer fills up, and the gate refuses what it cannot report.
+    """
+
+    def __init__(self, gate: Gate, journal: Journal, find: Callable[[str], verify.Artifact | None]) -> None:
+        self._gate = gate
+        self._journal = journal
+        self._find = find
+        self._pending: asyncio.Future[None] | None = None
+        self._awaited: dict[tuple[int, int], asyncio.Future[ExecEvent]] = {}
+        self.executions = Executions()
+        self.changed_files: Callable[[str], None] = lambda _artifact_id: None
+
+    def drain(self, *, urgent: bool = True) -> None:
+        """Take in everything that is in the ring buffer and hand it to the record.
+
+        Args:
+            urgent: also while the batch before is not durable yet.
+        """
+        if not urgent and self._pending is not None and not self._pending.done():
+            return
+        events: list[GateEvent] = []
+        self._gate.drain(events.append)
+        if not events:
+            return
+        self._pending = self._journal.submit([self._entry(event) for event in events], essential=True)
+        for event in events:
+            self.executions.take(event)
+            if isinstance(event, ExecEvent):
+                self._tell(event)
+
+    def expect(self, pid: int, start_ticks: int) -> asyncio.Future[ExecEvent]:
+        """The next exec of a process, when the gate has decided it. Call `forget` when nobody waits any more."""
+        future: asyncio.Future[ExecEvent] = asyncio.get_running_loop().create_future()
+        self._awaited[pid, start_ticks] = future
+        return future
+
+    def forget(self, pid: int, start_ticks: int) -> None:
+        """Nobody waits for this process any more."""
+        self._awaited.pop((pid, start_ticks), None)
+
+    def _entry(self, event: GateEvent) -> Exec | Outcome:
+        if isinstance(event, ExitEvent):
+            return Outcome(event=event)
+        standing = event.grant_kind is GrantKind.STANDING and event.verdict is Verdict.ALLOW
+        return Exec(event=event, use_until=self._use_until(event.artifact_id) if standing else None)
+
+    def _use_until(self, artifact_id: str) -> str | None:
+        artifact = self._find(artifact_id)
+        return _FOREVER if artifact is None else use_until(artifact)
+
+    def _tell(self, event: ExecEvent) -> None:
+        if event.grant_kind is GrantKind.ARMED:
+            self._gate.forget(event.grant_id)
+        waiting = self._awaited.pop((event.pid, event.start_ticks), None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(event)
+        if event.reason is Reason.FILE_CHANGED:
+            self.changed_files(event.artifact_id)

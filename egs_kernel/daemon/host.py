@@ -1,0 +1,184 @@
+"""What the verifier is told about this host: configuration, trust, policy, posture, clock.
+
+`Settings` come from files and are replaced all at once by a reload, or not at all. `Host` adds what is
+observed while the daemon runs.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from egs_kernel.audit.lines import posture_digest
+from egs_kernel.config import Config, load_config
+from egs_kernel.constraints.attest import require_attestation
+from egs_kernel.errors import GateError, HostLacks
+from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
+from egs_kernel.model import HostFacts, Posture, Reason
+from egs_kernel.ownership import read_private_file
+from egs_kernel.posture import host_id, policy_digest, read_posture
+from egs_kernel.trust.store import TrustStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from egs_kernel.gate.pins import Gate
+    from egs_kernel.paths import Paths
+    from egs_kernel.verify import Artifact
+
+_MANIFEST_LIMIT: Final = 64 * 1024
+_CLOCK_TOLERANCE: Final = 100_000_000
+"""Nanoseconds that CLOCK_REALTIME may slew before windows are computed again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a reload reads."""
+
+    config: Config
+    trust: TrustStore
+    policy_digest: str
+    host_id: str
+
+    @classmethod
+    def load(cls, paths: Paths) -> Settings:
+        """Read configuration, trust store and policy.
+
+        Raises:
+            UsageError: one of them is missing, unsafe or wrong.
+        """
+        config = load_config(paths.config)
+        return cls(config, TrustStore.load(paths.trust), policy_digest(paths.policy), host_id(config))
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    programs: dict[str, str]
+
+
+def expected_programs(manifest: Path) -> dict[str, str]:
+    """The program tags that `egs gate load` noted.
+
+    Raises:
+        GateError: there is no such note: the gate was not loaded by `egs gate load` since the boot.
+    """
+    try:
+        return msgspec.json.decode(read_private_file(manifest, _MANIFEST_LIMIT), type=_Manifest).programs
+    except (OSError, msgspec.DecodeError) as error:
+        raise GateError(
+            Reason.GATE_NOT_LOADED,
+            f"{manifest} does not say what was loaded: {error}",
+            "Run as root: egs gate unload && egs gate load",
+        ) from error
+
+
+class Host:
+    """Settings in force and what is observed: the daemon's single source of `HostFacts`."""
+
+    def __init__(self, paths: Paths, gate: Gate, settings: Settings) -> None:
+        self._gate = gate
+        self._expected = expected_programs(paths.gate_manifest)
+        self.settings = settings
+        self.clock_offset = clock_offset()
+        self.enforceable, self.lacks = _enforceable()
+        self.posture = self._read_posture()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether anything may be authorized."""
+        return not self.posture.problems
+
+    @property
+    def posture_digest(self) -> str:
+        """What decisions cite."""
+        return posture_digest(self.posture)
+
+    def refresh_posture(self) -> bool:
+        """Look again; whether it changed."""
+        before, self.posture = self.posture, self._read_posture()
+        return self.posture != before
+
+    def refresh_clock(self) -> bool:
+        """Look at the clocks again; whether CLOCK_REALTIME was stepped."""
+        offset = clock_offset()
+        if abs(offset - self.clock_offset) <= _CLOCK_TOLERANCE:
+            return False
+        self.clock_offset = offset
+        return True
+
+    def facts(self, artifact: Artifact, *, uses: dict[str, int], revoked: Iterable[str]) -> HostFacts:
+        """What `verify.authorize` needs for `artifact`."""
+        identity = artifact.statement.predicate.identity
+        users = () if identity is None or identity.user is None else (identity.user,)
+        groups = () if identity is None else (group for group in identity.groups if isinstance(group, str))
+        config = self.settings.config
+        return HostFacts(
+            host_id=self.settings.host_id,
+            labels=frozenset(config.host_labels),
+            scopes=frozenset(scope.name for scope in config.scopes),
+            policy_digest=self.settings.policy_digest,
+            posture=self.posture,
+            revoked=frozenset(revoked),
+            uses=uses,
+            enforceable=self.enforceable,
+            boot_offset=self.clock_offset,
+            users={name: uid for name in users if (uid := _user_id(name)) is not None},
+            group_ids={name: gid for name in groups if (gid := _group_id(name)) is not None},
+        )
+
+    def _read_posture(self) -> Posture:
+        return read_posture(
+            tier=self._gate.tier,
+            gate_programs=self._gate.programs(),
+            expected_programs=self._expected,
+            policy_digest=self.settings.policy_digest,
+        )
+
+
+def clock_offset() -> int:
+    """CLOCK_REALTIME minus CLOCK_BOOTTIME, nanoseconds."""
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def now() -> datetime:
+    """The time that windows are compared with."""
+    return datetime.now(UTC)
+
+
+def _enforceable() -> tuple[frozenset[str], str]:
+    """The constraint words that this host can enforce, and in words what it lacks for the others."""
+    try:
+        require_attestation()
+    except HostLacks as error:
+        return frozenset(), error.message
+    return frozenset({"syscalls"}), ""
+
+
+def _user_id(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def _group_id(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def cgroup_number(path: str | None) -> int | None:
+    """The kernel's id of the cgroup at `path`, below the cgroup v2 mount; None when there is no such cgroup."""
+    if path is None:
+        return None
+    try:
+        return cgroup_id(cgroup_mount() / path.lstrip("/"))
+    except OSError:
+        return None

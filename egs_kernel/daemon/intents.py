@@ -1,0 +1,89 @@
+"""What a launcher wants to execute: what it says, completed by what the kernel says of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from egs_kernel.errors import Refused
+from egs_kernel.model import Intent, Reason
+
+if TYPE_CHECKING:
+    from egs_kernel import verify
+    from egs_kernel.daemon.peers import Peer
+    from egs_kernel.daemon.programs import Program
+    from egs_kernel.daemon.protocol import LaunchRequest
+
+MAX_ARGUMENTS: Final = 128 * 1024
+"""Bytes of path and argv in one launch: what is asked must fit into one entry of the record."""
+
+
+def declared_intent(peer: Peer, request: LaunchRequest) -> Intent:
+    """The intent before the program is measured.
+
+    Working directory and environment are those of the asking process, which becomes the program. It could
+    still change them before its exec: their rules bind a launcher that keeps to the protocol.
+
+    Raises:
+        Refused: it has gone, or asks for more than can be recorded.
+    """
+    size = len(request.program.encode()) + sum(len(argument.encode()) + 1 for argument in request.argv)
+    if size > MAX_ARGUMENTS:
+        raise Refused(
+            Reason.ARGV_MISMATCH,
+            f"the arguments have {size} bytes; a launch has at most {MAX_ARGUMENTS}",
+            "Pass less on the command line, or the rest in a file.",
+        )
+    return Intent(
+        program=request.program,
+        digest="",
+        argv=request.argv,
+        cwd=_working_directory(peer),
+        environment=_environment(peer),
+        uid=peer.uid,
+        groups=peer.groups,
+    )
+
+
+def measured_intent(intent: Intent, program: Program) -> Intent:
+    """The intent with what was measured."""
+    return msgspec.structs.replace(
+        intent, program=program.path, digest=program.measurement.digest, program_kind=program.kind
+    )
+
+
+def recorded_intent(intent: Intent, artifact: verify.Artifact | None) -> Intent:
+    """The intent as the record has it: of the environment only what the artifact fixes, as it holds secrets."""
+    declared = artifact.statement.predicate.intent if artifact is not None else None
+    rules = declared.environment if declared is not None else None
+    if rules is None or intent.environment is None:
+        return msgspec.structs.replace(intent, environment=None)
+    fixed = tuple((name, value) for name, value in intent.environment if rules.set.get(name) == value)
+    return msgspec.structs.replace(intent, environment=fixed)
+
+
+def parse_environment(content: bytes) -> tuple[tuple[str, str], ...]:
+    """The (name, value) pairs in a /proc/PID/environ. Pure."""
+    pairs = (os.fsdecode(entry).partition("=") for entry in content.split(b"\0") if entry)
+    return tuple((name, value) for name, _, value in pairs)
+
+
+def _working_directory(peer: Peer) -> str:
+    try:
+        return str(Path(f"/proc/{peer.task.pid}/cwd").readlink())
+    except OSError as error:
+        raise _gone() from error
+
+
+def _environment(peer: Peer) -> tuple[tuple[str, str], ...]:
+    try:
+        return parse_environment(Path(f"/proc/{peer.task.pid}/environ").read_bytes())
+    except OSError as error:
+        raise _gone() from error
+
+
+def _gone() -> Refused:
+    return Refused(Reason.LAUNCHER_LOST, "the launcher has gone")

@@ -1,0 +1,148 @@
+"""Finding and measuring the programs that artifacts name or launchers ask for; hashing is done in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from egs_kernel.artifact.interpreters import program_kind
+from egs_kernel.artifact.statement import SubjectRole
+from egs_kernel.errors import EgsError, Refused
+from egs_kernel.measure import measure
+from egs_kernel.model import FileIdentity, Measurement, ProgramKind, Reason
+
+if TYPE_CHECKING:
+    from egs_kernel.artifact.statement import Statement
+
+_REMEMBERED: Final = 4096
+_THREADS: Final = 2
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+Identify = Callable[[int], FileIdentity]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A measured program. `path` is where the kernel says it is, symbolic links resolved."""
+
+    path: str
+    measurement: Measurement
+    kind: ProgramKind
+
+
+class Surveyor:
+    """Measures files, and remembers the digest of a file as long as it is untouched.
+
+    "Untouched" is exactly what the gate compares at the exec, so a remembered digest is as good as a new one.
+    """
+
+    def __init__(self, identify: Identify) -> None:
+        self._identify = identify
+        self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="egs-measure")
+        self._digests: dict[FileIdentity, str] = {}
+        self._lock = threading.Lock()
+
+    async def program_at(self, path: str) -> Program:
+        """Measure the program at an absolute path.
+
+        Raises:
+            EgsError: there is none, it is not a regular file, or it changes all the time.
+        """
+        return await self._in_thread(self._program_at, path)
+
+    async def program_of(self, descriptor: int) -> Program:
+        """Measure the program behind a descriptor that somebody opened with O_PATH.
+
+        Raises:
+            EgsError: it is not a regular file, or it changes all the time.
+        """
+        return await self._in_thread(self._program_of, descriptor)
+
+    async def subjects_of(self, statement: Statement) -> tuple[tuple[str, str], ...]:
+        """The (path, SHA-256) of the scripts and libraries of an artifact, as far as they are there."""
+        names = [
+            subject.name
+            for subject in statement.subject
+            if subject.role in (SubjectRole.SCRIPT, SubjectRole.LIBRARY)
+        ]
+        return await self._in_thread(self._digests_at, names) if names else ()
+
+    def close(self) -> None:
+        """Wait for measurements under way and end the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def _in_thread(self, function: Callable[[A], T], argument: A) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, argument)
+
+    def _program_at(self, path: str) -> Program:
+        descriptor = _open_path(path)
+        try:
+            return self._program_of(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _program_of(self, descriptor: int) -> Program:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        reading = _open_for_reading(descriptor, path)
+        try:
+            measurement = self._measure(reading)
+            kind = program_kind(path, partial(os.pread, reading))
+        except OSError as error:
+            raise Refused(
+                Reason.NOT_FOUND, f"{path} cannot be read: {error.strerror}", "Check its disk."
+            ) from error
+        finally:
+            os.close(reading)
+        return Program(path, measurement, kind)
+
+    def _digests_at(self, names: list[str]) -> tuple[tuple[str, str], ...]:
+        """What cannot be measured is left out: the verifier refuses an artifact that names it."""
+        found = []
+        for name in names:
+            with contextlib.suppress(EgsError):
+                found.append((name, self._program_at(name).measurement.digest))
+        return tuple(found)
+
+    def _measure(self, reading: int) -> Measurement:
+        identity = self._identify(reading)
+        digest = self._digests.get(identity)
+        if digest is not None:
+            return Measurement(digest, identity)
+        measurement = measure(reading, self._identify)
+        with self._lock:
+            while len(self._digests) >= _REMEMBERED:
+                del self._digests[next(iter(self._digests))]
+            self._digests[measurement.identity] = measurement.digest
+        return measurement
+
+
+def _open_path(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise Refused(
+            Reason.NOT_FOUND,
+            f"{path} cannot be opened: {error}",
+            "Install the program where the artifact names it.",
+        ) from error
+
+
+def _open_for_reading(descriptor: int, path: str) -> int:
+    """Open what an O_PATH descriptor refers to. Only then: opening a device or a pipe can do things."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise Refused(Reason.NOT_FOUND, f"{path} is not a regular file", "Name a program.")
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused(Reason.NOT_FOUND, f"{path} cannot be read: {error.strerror}") from error
