@@ -1,0 +1,218 @@
+"""The byte form of entries: one form for each value, the one RFC 8785 gives."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import types
+import typing
+from typing import Any
+
+import msgspec
+import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egs_kernel.audit import lines
+from egs_kernel.audit.entries import (
+    ENTRY_TYPES,
+    DaemonStopped,
+    Decision,
+    EntryType,
+    Exec,
+    Gap,
+    Request,
+    Verification,
+)
+from egs_kernel.errors import RecordError
+from egs_kernel.model import ExecEvent, FileIdentity, Intent, Posture, Reason, Tier, Verdict
+
+ENTRY_CLASSES: tuple[Any, ...] = typing.get_args(EntryType)
+SAFE = st.integers(-(2**53) + 1, 2**53 - 1)
+TEXTS = st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+
+
+def values(hint: Any, name: str = "") -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one line a kind of type
+    """Any value of a field's type, in the range its form allows."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is int:
+        return st.integers(-(2**63), 2**64 - 1) if name in lines.WIDE else SAFE
+    if hint is str:
+        return TEXTS
+    if origin is typing.Literal:
+        return st.sampled_from(parts)
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of(*(values(part, name) for part in parts))
+    if origin is tuple and parts[-1] is Ellipsis:
+        return st.lists(values(parts[0]), max_size=4).map(tuple)
+    if origin is tuple:
+        return st.tuples(*(values(part) for part in parts))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return st.sampled_from(hint)
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return structs(hint)
+    return st.from_type(hint)
+
+
+def structs(kind: Any) -> st.SearchStrategy[Any]:
+    hints = typing.get_type_hints(kind)
+    fields = {name: values(hints[name], name) for name in kind.__struct_fields__}
+    return st.fixed_dictionaries(fields).map(lambda chosen: kind(**chosen))
+
+
+ENTRIES = st.one_of(*(structs(kind) for kind in ENTRY_CLASSES))
+
+
+def line_of(entry: Any) -> bytes:
+    return lines.encode(entry, seq=0, prev=lines.GENESIS, time="2026-11-23T14:00:00.000000Z")
+
+
+@given(ENTRIES)
+def test_a_line_is_rfc_8785_and_gives_the_entry_back(entry: Any) -> None:
+    line = line_of(entry)
+    assert line == rfc8785.dumps(json.loads(line))
+    assert lines.is_canonical(line)
+    assert b"\n" not in line
+    recorded = lines.decode(line)
+    assert recorded.entry == entry
+    assert recorded.hash == hashlib.sha256(line).hexdigest()
+
+
+SCALARS = st.none() | st.booleans() | SAFE | st.text()
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(max_codepoint=127)), inner),
+)
+
+
+@given(JSON)
+def test_the_fast_encoder_equals_rfc8785(value: Any) -> None:
+    assert lines.canonical(value) == rfc8785.dumps(value)
+
+
+@given(structs(Posture))
+def test_a_posture_digest_is_that_of_its_canonical_json(posture: Posture) -> None:
+    wire = json.loads(line_of(lines.posture_entry(posture)))
+    assert hashlib.sha256(rfc8785.dumps(wire["posture"])).hexdigest() == wire["digest"]
+
+
+def test_every_type_is_listed_and_none_uses_a_field_of_the_envelope() -> None:
+    assert sorted(kind.__struct_config__.tag for kind in ENTRY_CLASSES) == list(ENTRY_TYPES)
+    for kind in ENTRY_CLASSES:
+        assert not set(kind.__struct_fields__) & set(lines.ENVELOPE_FIELDS)
+
+
+def test_every_integer_of_an_exec_event_is_either_wide_or_at_most_32_bits() -> None:
+    narrow = {"argv_bytes", "ctime_nanoseconds", "device", "egid", "euid", "generation", "gid"}
+    narrow |= {"kill_error", "parent_pid", "pid", "seccomp_filters", "seccomp_mode", "uid"}
+    hints = typing.get_type_hints(ExecEvent) | typing.get_type_hints(FileIdentity)
+    assert {name for name, hint in hints.items() if hint is int} <= lines.WIDE | narrow
+
+
+def test_kernel_numbers_are_strings_and_codes_are_names() -> None:
+    line = json.loads(line_of(Verification(passed=False, reason=Reason.SIGNATURE_INVALID)))
+    assert line["reason"] == "signature_invalid"
+    decision = Decision(verdict=Verdict.KILL, reason=Reason.NO_GRANT, scope="s", policy_digest="", posture="")
+    assert json.loads(line_of(decision))["verdict"] == "kill"
+
+
+def test_bytes_that_are_no_text_are_kept() -> None:
+    argv = ("cat", b"\xff\xfe".decode("utf-8", "surrogateescape"))
+    request = Request(request="r", scope="s", intent=Intent(program="/bin/cat", digest="d", argv=argv))
+    line = line_of(request)
+    assert json.loads(line)["intent"]["argv"] == ["cat", {"base64": "//4="}]
+    assert lines.decode(line).entry == request
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        DaemonStopped(cause="\ud800"),
+        DaemonStopped(cause="x" * lines.MAX_LINE),
+        Gap(cause="events_lost", detail="", lost=2**53),
+    ],
+)
+def test_what_has_no_form_is_refused(entry: Any) -> None:
+    with pytest.raises(RecordError) as caught:
+        line_of(entry)
+    assert caught.value.reason is Reason.RECORD_UNAVAILABLE
+    assert caught.value.next_step
+
+
+def altered(**fields: Any) -> bytes:
+    return rfc8785.dumps(json.loads(line_of(DaemonStopped(cause="c"))) | fields)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "words"),
+    [
+        (altered(v=2), Reason.RECORD_UNAVAILABLE, "format version 2"),
+        (altered(type="teleport"), Reason.RECORD_UNAVAILABLE, "'teleport'"),
+        (altered(extra=1), Reason.RECORD_CORRUPT, "extra"),
+        (altered(cause=1), Reason.RECORD_CORRUPT, "cause"),
+        (altered(cause={"base64": "YQ=="}), Reason.RECORD_CORRUPT, "is UTF-8"),
+        (altered(cause={"base64": "!"}), Reason.RECORD_CORRUPT, "entry 0"),
+        (altered(seq="x"), Reason.RECORD_CORRUPT, "seq"),
+        (b"[]", Reason.RECORD_CORRUPT, "no entry"),
+        (b"\xff", Reason.RECORD_CORRUPT, "no entry"),
+        (b"", Reason.RECORD_CORRUPT, "no entry"),
+    ],
+)
+def test_a_line_that_is_not_ours_is_named(line: bytes, reason: Reason, words: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        lines.decode(line)
+    assert caught.value.reason is reason
+    assert words in caught.value.message
+    assert caught.value.next_step
+
+
+def test_a_reason_of_a_later_version_is_named() -> None:
+    line = line_of(Verification(passed=False, reason=Reason.REVOKED)).replace(b'"revoked"', b'"bewitched"')
+    with pytest.raises(RecordError) as caught:
+        lines.decode(line)
+    assert caught.value.reason is Reason.RECORD_UNAVAILABLE
+    assert "bewitched" in caught.value.message
+
+
+@given(structs(Exec), st.data())
+def test_a_wide_field_takes_only_the_one_decimal_form(entry: Exec, data: st.DataObject) -> None:
+    wire = json.loads(line_of(entry))
+    form = data.draw(st.sampled_from([7, "07", "+7", "-0", " 7", "7.0", "", None]))
+    wire["event"]["execution"] = form
+    with pytest.raises(RecordError):
+        lines.decode(rfc8785.dumps(wire))
+
+
+@pytest.mark.parametrize(
+    ("line", "canonical"),
+    [
+        (b'{"a":1,"b":2}', True),
+        (b'{"b":2,"a":1}', False),
+        (b'{"a":1,"a":1}', False),
+        (b'{"a": 1}', False),
+        (b'{"a":1.0}', False),
+        (b'{"a":1e0}', False),
+        (b'{"a":9007199254740991}', True),
+        (b'{"a":9007199254740992}', False),
+        (b'{"a":"9007199254740992"}', True),
+        (b'{"a":"\\u0061"}', False),
+        (b'{"a":1}x', False),
+        (b'"\xff"', False),
+    ],
+)
+def test_other_spellings_are_not_canonical(line: bytes, *, canonical: bool) -> None:
+    assert lines.is_canonical(line) is canonical
+
+
+def test_times_have_microseconds_and_compare_as_text() -> None:
+    assert lines.timestamp(1_795_442_401_000_001_999) == "2026-11-23T14:00:01.000001Z"
+    assert lines.timestamp(0) == "1970-01-01T00:00:00.000000Z"
+
+
+def test_tiers_are_written_by_name() -> None:
+    posture = Posture(
+        kernel="", boot_id="", lockdown="", tier=Tier.LSM, gate=(), policy_digest="", clock_synchronized=True
+    )
+    assert json.loads(line_of(lines.posture_entry(posture)))["posture"]["tier"] == "lsm"
