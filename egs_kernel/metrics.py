@@ -112,7 +112,7 @@ DEFINITIONS: Final = (
         "egs_gate_failures",
         "counter",
         ("kind",),
-        "What went wrong inside the gate; each such exec was refused.",
+        "What went wrong inside the gate; anything but 0 deserves a look.",
     ),
     Definition(
         "egs_gate_program_misses", "counter", (), "Times that the kernel skipped a program of the gate."
