@@ -1,0 +1,66 @@
+"""Fixtures for tests that load real BPF programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import Instance, compile_program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from egs_kernel.gate.pins import Gate
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a kernel are skipped where none can be had, and then say so; CI does not let them."""
+    reason = _why_no_kernel()
+    if reason is None or os.environ.get("EGS_REQUIRE_KERNEL") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("kernel"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_no_kernel() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root"
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "needs a kernel with BTF"
+    return None
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    """An instance of egs-kernel with a scope `test` on its own cgroup; nothing loaded."""
+    created = Instance.create(tmp_path / "egs")
+    try:
+        yield created
+    finally:
+        created.close()
+
+
+@pytest.fixture
+def gate(instance: Instance) -> Iterator[Gate]:
+    """The real gate, loaded, with a fresh heartbeat and a grace that outlasts the test."""
+    opened = instance.load_gate()
+    opened.beat()
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Compiled test programs by name."""
+    folder = tmp_path_factory.mktemp("programs")
+    folder.chmod(0o755)
+    return {
+        "burst": compile_program("burst", folder, "-pthread"),
+        "first_write": compile_program("first_write", folder, "-nostdlib", "-nostartfiles"),
+    }

@@ -1,0 +1,132 @@
+"""An instance of egs-kernel for one test: its own EGS_ROOT, pins, cgroup. Undone even when the test dies.
+
+The gate of a test can only reach the cgroup that the test made. Whatever happens to the test process, a
+reaper process notices that it is gone and undoes everything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
+from egs_kernel.gate.pins import Gate
+from egs_kernel.paths import Paths
+
+REPOSITORY: Final = Path(__file__).parents[1]
+BIN: Final = Path(sys.executable).parent
+PROGRAMS: Final = Path(__file__).parent / "programs"
+COMMAND_SECONDS: Final = 60
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Cgroup:
+    """A cgroup made for one test."""
+
+    path: str
+    folder: Path
+
+    @property
+    def id(self) -> int:
+        """The kernel's id of it."""
+        return cgroup_id(self.folder)
+
+    @property
+    def procs(self) -> Path:
+        """The file that moves processes in."""
+        return self.folder / "cgroup.procs"
+
+    def enter(self) -> None:
+        """Move the calling process in: for `preexec_fn`."""
+        self.procs.write_text("0\n")
+
+    def child(self, name: str) -> Cgroup:
+        """A new cgroup below this one."""
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        return Cgroup(f"{self.path}/{name}", folder)
+
+
+@dataclass
+class Instance:
+    """One EGS_ROOT with a scope `test` on a cgroup of its own."""
+
+    root: Path
+    cgroup: Cgroup
+    _reaper: subprocess.Popen[bytes] = field(repr=False)
+
+    @classmethod
+    def create(cls, root: Path, *, grace: str = "30s", mode: str = "enforce") -> Instance:
+        """Make folders, cgroup and configuration; nothing is loaded yet."""
+        name = f"egs-test-{os.getpid()}-{next(_numbers)}"
+        cgroup = Cgroup(f"/{name}", cgroup_mount() / name)
+        reaper = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("reaper.py")), str(root), str(cgroup.folder)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        cgroup.folder.mkdir()
+        instance = cls(root, cgroup, reaper)
+        for folder in (instance.paths.config_dir, instance.paths.run_dir, instance.paths.state_dir):
+            folder.mkdir(parents=True, mode=0o755)
+        instance.configure(grace=grace, mode=mode)
+        return instance
+
+    def configure(self, *, grace: str = "30s", mode: str = "enforce", more: str = "") -> None:
+        """Write egs.toml: one cgroup scope, and what `more` adds."""
+        self.paths.config.write_text(
+            f'daemon_grace = "{grace}"\nhost_id = "test-host"\n{more}\n'
+            f'[[scope]]\nname = "test"\ncgroup = "{self.cgroup.path}"\nmode = "{mode}"\n'
+        )
+
+    @property
+    def paths(self) -> Paths:
+        """Where the instance lives."""
+        return Paths.under(str(self.root))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that makes a command use this instance."""
+        return os.environ | {"EGS_ROOT": str(self.root)}
+
+    def egs(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the real `egs` command."""
+        return subprocess.run(
+            [str(BIN / "egs"), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=COMMAND_SECONDS,
+        )
+
+    def load_gate(self) -> Gate:
+        """Load the real gate with the real command; the daemon's door to it."""
+        self.egs("gate", "load")
+        return Gate.open(self.paths.pins)
+
+    def reap_also(self, pid: int) -> None:
+        """Have a process killed at the end, whatever happens."""
+        assert self._reaper.stdin is not None
+        self._reaper.stdin.write(f"{pid}\n".encode())
+        self._reaper.stdin.flush()
+
+    def close(self) -> None:
+        """Undo everything."""
+        assert self._reaper.stdin is not None
+        self._reaper.stdin.close()
+        assert self._reaper.wait(COMMAND_SECONDS) == 0, "the reaper failed: see its messages above"
+
+
+def compile_program(name: str, folder: Path, *flags: str) -> Path:
+    """Compile tests/programs/NAME.c."""
+    binary = folder / name
+    source = PROGRAMS / f"{name}.c"
+    subprocess.run(["gcc", "-O1", "-static", *flags, "-o", str(binary), str(source)], check=True)
+    return binary
