@@ -5,7 +5,7 @@ A struct's fields are the fields of the JSON object; `lines.py` gives it its byt
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -146,18 +146,9 @@ EntryType = (
     | Gap
     | PostureEntry
 )
-ENTRY_TYPES: Final = (
-    "artifact",
-    "daemon_started",
-    "daemon_stopped",
-    "decision",
-    "exec",
-    "gap",
-    "outcome",
-    "posture",
-    "request",
-    "verification",
-)
+ENTRY_CLASSES: Final[tuple[type[Entry], ...]] = get_args(EntryType)
+ENTRY_TYPES: Final = tuple(sorted(str(kind.__struct_config__.tag) for kind in ENTRY_CLASSES))
+"""The values of `type`."""
 
 
 class Header(msgspec.Struct, frozen=True):

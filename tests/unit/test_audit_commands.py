@@ -1,0 +1,324 @@
+"""`egs audit …` as an operator and as a program meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from egs_kernel.audit import anchor
+from egs_kernel.audit.describe import describe
+from egs_kernel.audit.entries import (
+    ArtifactChange,
+    DaemonStarted,
+    DaemonStopped,
+    Decision,
+    Exec,
+    Gap,
+    Outcome,
+    Peer,
+    Request,
+    Step,
+    Verification,
+)
+from egs_kernel.audit.lines import posture_entry
+from egs_kernel.audit.reader import RECORD_FILE, read
+from egs_kernel.audit.record import Record
+from egs_kernel.cli.main import run
+from egs_kernel.model import (
+    ExecEvent,
+    ExitEvent,
+    FileIdentity,
+    GrantKind,
+    Intent,
+    Posture,
+    Reason,
+    TaskIdentity,
+    Tier,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from egs_kernel.audit.entries import Entry
+
+ID = "ab" * 32
+POSTURE = Posture(
+    kernel="k",
+    boot_id="b",
+    lockdown="none",
+    tier=Tier.LSM,
+    gate=(),
+    policy_digest="",
+    clock_synchronized=True,
+)
+EVENT = ExecEvent(
+    verdict=Verdict.KILL,
+    reason=Reason.NO_GRANT,
+    enforced=True,
+    scope="agents",
+    tier=Tier.TRACEPOINT,
+    time=2**60,
+    execution=1,
+    parent_execution=0,
+    grant_id=0,
+    grant_kind=GrantKind.NONE,
+    artifact_id="",
+    file=FileIdentity(1, 2, 3, 4, 5, 6),
+    pid=77,
+    parent_pid=2,
+    uid=0,
+    euid=0,
+    gid=0,
+    cgroup_id=1,
+    start_ticks=9,
+    no_new_privs=False,
+    seccomp_mode=0,
+    seccomp_filters=0,
+    comm="sh",
+    filename="/bin/sh",
+    argv=("sh", "-c", "echo \x1b[2J\n"),
+    argv_bytes=9,
+    argv_truncated=False,
+    kill_error=0,
+)
+ENTRIES: list[Entry] = [
+    posture_entry(POSTURE),
+    DaemonStarted(version="1", pid=5, host_id="h", posture="p"),
+    ArtifactChange(action="added", artifact_id=ID, source="a.json"),
+    Request(request="r", scope="jobs", intent=Intent(program="/bin/x", digest="d"), peer=Peer(42, 0, 0)),
+    Verification(
+        passed=False,
+        reason=Reason.EXPIRED,
+        artifact_id=ID,
+        steps=(Step("window", passed=False),),
+        request="r",
+    ),
+    Decision(
+        verdict=Verdict.DENY,
+        reason=Reason.EXPIRED,
+        scope="jobs",
+        policy_digest="",
+        posture="p",
+        artifact_id=ID,
+        task=TaskIdentity(43, 1),
+    ),
+    Exec(event=EVENT),
+    Outcome(event=ExitEvent(scope="agents", time=1, execution=1, pid=77, status=9)),
+    Gap(cause="events_lost", detail="ring buffer full", lost=3),
+    DaemonStopped(cause="SIGTERM"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The record of an instance under EGS_ROOT, where the commands look."""
+    monkeypatch.setenv("EGS_ROOT", str(tmp_path))
+    folder = tmp_path / "var/lib/egs/record"
+    with Record.open(folder) as opened:
+        for entry in ENTRIES:
+            opened.append([entry])
+    return folder
+
+
+class Said:
+    """What a command said."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+        self.code = run(["audit", *arguments])
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def seqs(self) -> list[int]:
+        return [json.loads(line)["seq"] for line in self.out.splitlines()]
+
+
+def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = Said(capsys, "verify")
+    assert said.code == 0
+    assert "verified: 10 entries" in said.out
+    answer = Said(capsys, "verify", "--json", str(folder)).json
+    assert answer["verified"] is True
+    assert answer["head_checked"] is True
+    assert answer["size"] == 10
+    assert answer["types"]["exec"] == 1
+
+
+def test_verify_a_bare_copy_says_what_it_could_not_check(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes((folder / RECORD_FILE).read_bytes() + b'{"half')
+    said = Said(capsys, "verify", str(copy))
+    assert said.code == 0
+    assert "compare the hash" in said.out
+    assert "6 bytes" in said.out
+    assert Said(capsys, "verify", "--json", str(copy)).json["head_checked"] is False
+
+
+def test_verify_names_the_entry_that_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (folder / RECORD_FILE).read_bytes()
+    (folder / RECORD_FILE).write_bytes(content.replace(b'"ring buffer full"', b'"ring buffer fine"'))
+    said = Said(capsys, "verify", "--json")
+    assert said.code == 1
+    assert said.json["error"]["reason"] == "record_corrupt"
+    assert "entry 9" in said.json["error"]["message"]
+    assert "[record_corrupt]" in said.err
+    assert said.json["error"]["next_step"] in said.err
+
+
+def test_verify_names_unknown_types(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (folder / RECORD_FILE).read_bytes()
+    (folder / RECORD_FILE).write_bytes(content.replace(b'"daemon_stopped"', b'"daemon_teleport"'))
+    (folder / anchor.HEAD).unlink()
+    assert Said(capsys, "verify", "--json").json["unknown_types"] == 1
+    said = Said(capsys, "tail")
+    assert said.code == 1
+    assert "daemon_teleport" in said.err
+
+
+def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Said(capsys, "show", "--json").json
+    assert answer["size"] == 10
+    assert answer["path"] == str(folder)
+    assert answer["bytes"] == (folder / RECORD_FILE).stat().st_size
+    assert answer["head"] == list(read(folder))[-1].hash
+    assert "size: 10" in Said(capsys, "show").out
+    entry = Said(capsys, "show", "6", "--json")
+    assert entry.out.encode() == (folder / RECORD_FILE).read_bytes().splitlines(keepends=True)[6]
+    assert "sha256" in Said(capsys, "show", "6").out
+    missing = Said(capsys, "show", "10")
+    assert missing.code == 1
+    assert "[not_found]" in missing.err
+
+
+def test_tail(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Said(capsys, "tail", "-n", "3", "--json").seqs == [7, 8, 9]
+    assert Said(capsys, "tail", "-n", "0", "--json").seqs == []
+    assert Said(capsys, "tail", "-n", "99", "--json").seqs == list(range(10))
+    assert len(Said(capsys, "tail", "--path", str(folder)).out.splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("conditions", "seqs"),
+    [
+        ([], list(range(10))),
+        (["--reason", "expired"], [4, 5]),
+        (["--reason", "NO_GRANT"], [6]),
+        (["--verdict", "deny"], [5]),
+        (["--verdict", "kill", "--scope", "agents"], [6]),
+        (["--verdict", "kill", "--scope", "jobs"], []),
+        (["--scope", "jobs"], [3, 5]),
+        (["--pid", "77"], [6, 7]),
+        (["--pid", "42"], [3]),
+        (["--pid", "43"], [5]),
+        (["--pid", "5"], [1]),
+        (["--artifact", ID[:7]], [2, 4, 5]),
+        (["--artifact", ID, "--type", "decision"], [5]),
+        (["--type", "gap"], [8]),
+        (["--since", "1h"], list(range(10))),
+        (["--since", "2099-01-01"], []),
+        (["--since", "2099-01-01T00:00:00Z"], []),
+        (["--since", "2001-01-01T00:00:00+02:00"], list(range(10))),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_query(conditions: list[str], seqs: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    said = Said(capsys, "query", "--json", *conditions)
+    assert said.code == 0
+    assert said.seqs == seqs
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        ["--reason", "x"],
+        ["--verdict", "maybe"],
+        ["--type", "x"],
+        ["--since", "noon"],
+        ["--since", "2026-13-01"],
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_a_condition_that_makes_no_sense(conditions: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = Said(capsys, "query", *conditions)
+    assert said.code == 2
+    assert conditions[1] in said.err
+
+
+def test_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("verify", "show", "tail", "query"):
+        place = [str(tmp_path / "none")] if word == "verify" else ["--path", str(tmp_path / "none")]
+        said = Said(capsys, word, *place)
+        assert said.code == 1
+        assert "[not_found]" in said.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root reads everything; becoming somebody else needs root")
+@pytest.mark.usefixtures("folder")
+def test_who_may_not_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    os.seteuid(65534)
+    try:
+        said = Said(capsys, "tail")
+    finally:
+        os.seteuid(0)
+    assert said.code == 1
+    assert "[not_permitted]" in said.err
+    assert "group" in said.err
+
+
+def test_an_empty_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Record.open(tmp_path / "record").close()
+    assert Said(capsys, "verify", "--json", str(tmp_path / "record")).json["size"] == 0
+    assert Said(capsys, "show", "--json", "--path", str(tmp_path / "record")).json["size"] == 0
+    assert Said(capsys, "tail", "--path", str(tmp_path / "record")).out == ""
+
+
+def test_following_shows_entries_as_they_come(folder: Path) -> None:
+    program = "import sys; from egs_kernel.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "audit",
+        "tail",
+        "-f",
+        "-n",
+        "1",
+        "--json",
+        "--path",
+        str(folder),
+    ]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower,
+        Record.open(folder) as opened,
+    ):
+        assert follower.stdout is not None
+        assert json.loads(follower.stdout.readline())["seq"] == 9
+        for number in range(10, 15):
+            opened.append([DaemonStopped(cause=str(number))])
+            assert json.loads(follower.stdout.readline())["seq"] == number
+        follower.terminate()
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_an_entry_holds_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    said = Said(capsys, "query", "--type", "exec")
+    assert said.out.count("\n") == 1
+    assert "\x1b" not in said.out
+    assert r"\x1b[2J\n" in said.out
+
+
+def test_every_type_has_a_description(folder: Path) -> None:
+    shown = [describe(recorded).split(" ", 3) for recorded in read(folder)]
+    assert [fields[2] for fields in shown] == [entry.__struct_config__.tag for entry in ENTRIES]
+    assert all(fields[3] for fields in shown)
+    assert "signal 9" in shown[7][3]
