@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from egs_kernel.audit.lines import posture_digest
+from egs_kernel.audit.lines import posture_digest, posture_entry
 from egs_kernel.config import Config, load_config
 from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
+from egs_kernel.gate.pins import TRACEPOINTS
 from egs_kernel.model import HostFacts, Posture, Reason
 from egs_kernel.ownership import read_private_file
 from egs_kernel.posture import host_id, policy_digest, read_posture
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from egs_kernel.audit.entries import PostureEntry
     from egs_kernel.gate.pins import Gate
     from egs_kernel.paths import Paths
     from egs_kernel.verify import Artifact
@@ -83,6 +85,8 @@ class Host:
 
     def __init__(self, paths: Paths, gate: Gate, settings: Settings) -> None:
         self._gate = gate
+        self._pins = paths.pins
+        self._pinned = _inode(paths.pins)
         self._expected = expected_programs(paths.gate_manifest)
         self.settings = settings
         self.clock_offset = clock_offset()
@@ -98,6 +102,16 @@ class Host:
     def posture_digest(self) -> str:
         """What decisions cite."""
         return posture_digest(self.posture)
+
+    def posture_entry(self) -> PostureEntry:
+        """The entry that holds what `posture_digest` cites."""
+        return posture_entry(self.posture)
+
+    def next_boundary(self, moment: datetime) -> datetime | None:
+        """When the validity of a trusted key next begins or ends after `moment`."""
+        keys = self.settings.trust.keys.values()
+        edges = [edge for key in keys for edge in (key.not_before, key.not_after) if edge is not None]
+        return min((edge for edge in edges if edge > moment), default=None)
 
     def refresh_posture(self) -> bool:
         """Look again; whether it changed."""
@@ -133,12 +147,31 @@ class Host:
         )
 
     def _read_posture(self) -> Posture:
-        return read_posture(
+        posture = read_posture(
             tier=self._gate.tier,
             gate_programs=self._gate.programs(),
             expected_programs=self._expected,
             policy_digest=self.settings.policy_digest,
         )
+        problems = posture.problems + self._pin_problems()
+        return msgspec.structs.replace(posture, problems=problems)
+
+    def _pin_problems(self) -> tuple[str, ...]:
+        """We hold the gate's maps open; that says nothing about whether it is still attached."""
+        found = _inode(self._pins)
+        if found is None:
+            return ("the gate was unloaded: run egs gate load, then restart egsd",)
+        if found != self._pinned:
+            return ("another gate was loaded: restart egsd",)
+        missing = [name for name in TRACEPOINTS if not (self._pins / f"link_{name}").exists()]
+        return tuple(f"gate program {name} is not attached" for name in missing)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def clock_offset() -> int:

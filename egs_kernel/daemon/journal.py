@@ -11,14 +11,19 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from egs_kernel.audit.tally import Tally
 from egs_kernel.errors import EgsError, RecordError
 
 if TYPE_CHECKING:
-    from egs_kernel.audit.entries import Entry
+    from collections.abc import Iterator
+
+    from egs_kernel.audit.entries import Entry, EntryType
     from egs_kernel.audit.record import Record
+
+_RECENT: Final = 20_000
+"""Entries that a restarted daemon looks through for executions under way."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,16 @@ class _Submission:
 class Journal:
     """Appends to the record. Belongs to one event loop.
 
+    Args:
+        record: what to append to.
+        revoked: artifact ids that are revoked according to the revocation files.
+
     Attributes:
         failure: set with the error when something that must not be lost could not be recorded. The daemon
             then ends: the gate refuses everything once its heartbeat is old.
     """
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, revoked: frozenset[str] = frozenset()) -> None:
         self._record = record
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-record")
@@ -46,7 +55,7 @@ class Journal:
         self._oldest: float | None = None
         self._tally = Tally()
         self._uses = record.uses
-        self._revoked = record.revoked
+        self._revoked = record.revoked | revoked
         self.failure: asyncio.Future[RecordError] = self._loop.create_future()
 
     def uses(self) -> dict[str, int]:
@@ -66,9 +75,19 @@ class Journal:
         return self._record.size
 
     @property
+    def bytes(self) -> int:
+        """Size of the durable entries."""
+        return self._record.head.end
+
+    @property
     def degraded(self) -> str | None:
         """What of the record's own helpers could not be written; the entries are safe."""
         return self._record.degraded
+
+    def recent(self) -> Iterator[EntryType]:
+        """The last entries, the oldest first."""
+        for recorded in self._record.read(max(0, self._record.size - _RECENT)):
+            yield recorded.entry
 
     def delay(self) -> float:
         """Seconds that the oldest submission has been waiting to become durable."""

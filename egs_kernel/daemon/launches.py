@@ -76,7 +76,7 @@ class Launches:
         self._surveyor = surveyor
         self._standing = standing
         self._events = events
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._armed: dict[asyncio.Task[None], tuple[str, asyncio.Future[str]]] = {}
 
     async def serve(self, connection: Connection, request: protocol.LaunchRequest) -> None:
         """Decide, attest, arm, and let the launcher go.
@@ -98,11 +98,17 @@ class Launches:
             await self._record_end(decided, error)
             raise
 
-    async def stop(self) -> None:
-        """Take back what is armed and was not used yet."""
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+    async def take_back(self, why: str, artifact_id: str | None = None) -> None:
+        """Disarm what was not used yet: of one artifact, or all. Returns when that is in the record."""
+        chosen = [
+            (watcher, stop)
+            for watcher, (armed_by, stop) in self._armed.items()
+            if artifact_id in (None, armed_by)
+        ]
+        for _, stop in chosen:
+            if not stop.done():
+                stop.set_result(why)
+        await asyncio.gather(*(watcher for watcher, _ in chosen), return_exceptions=True)
 
     # -- the decision ----------------------------------------------------------------------------
 
@@ -229,9 +235,10 @@ class Launches:
         executed = self._events.expect(task.pid, task.start_ticks)
         self._gate.arm(grant, task)
         loop = asyncio.get_running_loop()
-        watcher = loop.create_task(self._watch(decided, executed, os.dup(connection.peer.pidfd)))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
+        stop: asyncio.Future[str] = loop.create_future()
+        watcher = loop.create_task(self._watch(decided, executed, stop, os.dup(connection.peer.pidfd)))
+        self._armed[watcher] = decided.artifact.id, stop
+        watcher.add_done_callback(self._armed.pop)
         await connection.send(protocol.Go())
 
     def _require_still(self, decided: _Decided) -> None:
@@ -249,19 +256,25 @@ class Launches:
         intent = decided.trial.intent or decided.intent
         verify.authorize(decided.artifact, intent, facts, now())
 
-    async def _watch(self, decided: _Decided, executed: asyncio.Future[ExecEvent], pidfd: int) -> None:
+    async def _watch(
+        self,
+        decided: _Decided,
+        executed: asyncio.Future[ExecEvent],
+        stop: asyncio.Future[str],
+        pidfd: int,
+    ) -> None:
         """Wait until the gate has decided the exec; take the grant back when it does not come."""
         task = decided.task
         gone = asyncio.ensure_future(wait_readable(pidfd))
+        waited: set[asyncio.Future[Any]] = {executed, gone, stop}
+        await asyncio.wait(waited, timeout=EXEC_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         why = f"it did not execute within {EXEC_SECONDS:g} seconds"
-        waited: set[asyncio.Future[Any]] = {executed, gone}
-        try:
-            await asyncio.wait(waited, timeout=EXEC_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                why = "it ended before its exec"
-        except asyncio.CancelledError:
-            why = "the daemon stops"
+        if stop.done():
+            why = stop.result()
+        elif gone.done():
+            why = "it ended before its exec"
         gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
         os.close(pidfd)
         if not executed.done():
             self._gate.disarm(task.pid)

@@ -142,15 +142,30 @@ class ArtifactStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecisionCount(msgspec.Struct, frozen=True, kw_only=True):
-    """How often the gate decided so since it was loaded."""
+    """How often the gate decided so since it was loaded. `enforced` False: in observe mode, without effect."""
 
     verdict: str
     reason: str
+    enforced: bool
     count: int
 
 
+class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the status that only root is told."""
+
+    problems: tuple[str, ...]
+    policy_digest: str
+    host_id: str
+    record: str
+    record_entries: int
+    resident_bytes: int
+    artifacts: tuple[ArtifactStatus, ...]
+    decisions: tuple[DecisionCount, ...]
+    failures: dict[str, int]
+
+
 class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
-    """The daemon's state. Who is not root gets `detailed` False, and nothing from `problems` on."""
+    """The daemon's state. `details` is None for those who are not root."""
 
     version: str
     pid: int
@@ -162,24 +177,20 @@ class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
     standing: int
     refused_artifacts: int
     governed: int
-    detailed: bool
-    problems: tuple[str, ...] = ()
-    policy_digest: str = ""
-    host_id: str = ""
-    record: str = ""
-    record_sequence: int = 0
-    resident_bytes: int = 0
-    artifacts: tuple[ArtifactStatus, ...] = ()
-    decisions: tuple[DecisionCount, ...] = ()
-    failures: dict[str, int] = {}
+    details: StatusDetails | None = None
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One governed process. `execution` 0: it was governed before it executed anything."""
+    """One governed process.
+
+    `execution` (a decimal string: JSON numbers end at 2^53) is "0" when it was governed before it executed
+    anything; `inherited`: it is its parent's, because it was forked and has not executed since.
+    """
 
     pid: int
     scope: str
-    execution: int
+    execution: str
+    inherited: bool
     artifact: str
     program: str
     uid: int

@@ -1,0 +1,288 @@
+"""The composition root: wires the daemon's parts, starts them in order, and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+import sdnotify
+
+from egs_kernel import __version__
+from egs_kernel.audit.entries import DaemonStarted, DaemonStopped, Decision
+from egs_kernel.audit.record import Record
+from egs_kernel.daemon.control import Control
+from egs_kernel.daemon.events import Events, executions_in
+from egs_kernel.daemon.heart import Heart
+from egs_kernel.daemon.host import Host, Settings
+from egs_kernel.daemon.journal import Journal
+from egs_kernel.daemon.launches import Launches
+from egs_kernel.daemon.programs import Surveyor
+from egs_kernel.daemon.reports import Reports
+from egs_kernel.daemon.revocations import read_revocations
+from egs_kernel.daemon.server import Server
+from egs_kernel.daemon.standing import Standing
+from egs_kernel.daemon.watch import Watcher
+from egs_kernel.errors import EgsError
+from egs_kernel.gate.pins import Gate
+from egs_kernel.gate.scopes import apply_scopes
+from egs_kernel.model import Reason, Verdict
+from egs_kernel.ownership import require_private_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from egs_kernel.paths import Paths
+    from egs_kernel.verify import Artifact
+
+DRAIN_SECONDS: Final = 0.02
+METRICS_SECONDS: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+async def serve(paths: Paths) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Raises:
+        EgsError: it could not start, or it cannot go on.
+    """
+    settings = Settings.load(paths)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_locked(paths))
+        gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
+        revoked = read_revocations(paths.revocations)
+        journal = Journal(Record.open(paths.record), revoked)
+        stack.push_async_callback(journal.close)
+        daemon = _Daemon(paths, gate, journal, settings)
+        await daemon.start()
+        await daemon.run()
+
+
+@contextlib.contextmanager
+def _locked(paths: Paths) -> Iterator[None]:
+    """One daemon for one run folder. The kernel lets go of the lock however the daemon ends."""
+    paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    require_private_folder(paths.run_dir)
+    with (paths.run_dir / "egsd.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EgsError(
+                Reason.DAEMON_RUNNING,
+                f"another egsd runs on {paths.run_dir}",
+                "Ask it: egs status. EGS_ROOT=DIR runs a second instance.",
+            ) from error
+        yield
+
+
+class _Daemon:
+    def __init__(self, paths: Paths, gate: Gate, journal: Journal, settings: Settings) -> None:
+        apply_scopes(gate, settings.config)
+        self._paths = paths
+        self._gate = gate
+        self._journal = journal
+        self._host = Host(paths, gate, settings)
+        self._events = Events(gate, journal, self._find)
+        self._surveyor = Surveyor(gate.identify)
+        self._watcher = Watcher(self._changes_lost)
+        self._standing = Standing(
+            paths.artifacts,
+            gate=gate,
+            host=self._host,
+            journal=journal,
+            surveyor=self._surveyor,
+            watcher=self._watcher,
+            drain=self._events.drain,
+        )
+        self._events.changed_files = self._standing.examine
+        self._launches = Launches(
+            gate=gate,
+            host=self._host,
+            journal=journal,
+            surveyor=self._surveyor,
+            standing=self._standing,
+            events=self._events,
+        )
+        self._reports = Reports(
+            paths, gate=gate, host=self._host, journal=journal, standing=self._standing, events=self._events
+        )
+        self._heart = Heart(gate=gate, host=self._host, journal=journal, standing=self._standing)
+        control = Control(
+            paths,
+            host=self._host,
+            journal=journal,
+            standing=self._standing,
+            launches=self._launches,
+            reports=self._reports,
+            reload=self.reload,
+        )
+        self._server = Server(paths.socket, control.serve)
+        self._systemd = sdnotify.SystemdNotifier()
+        self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Pick up where the last daemon was. Until the first beat the gate refuses, or lives on its grace."""
+        started = DaemonStarted(
+            version=__version__,
+            pid=os.getpid(),
+            host_id=self._host.settings.host_id,
+            posture=self._host.posture_digest,
+        )
+        await self._journal.append(self._host.posture_entry(), started)
+        self._standing.open()
+        self._disarm_leftovers()
+        await self._recall_executions()
+        self._events.drain()
+        await self._journal.flush()
+        withdrawn = self._standing.reconcile()
+        if withdrawn:
+            _log.warning("%d standing grants in the gate belong to no artifact here: withdrawn", withdrawn)
+        if not self._host.healthy:
+            _log.error("nothing is authorized: %s", "; ".join(self._host.posture.problems))
+            self._standing.withdraw_all()
+        asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._watcher.dispatch)
+
+    async def run(self) -> None:
+        """Serve until a signal, or until something fails that the daemon cannot go on without.
+
+        Raises:
+            EgsError: what failed. The gate refuses everything from then on.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_soon, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        self._spawn(self._heart.run())
+        self._spawn(self._standing.run())
+        self._spawn(self._drain_often())
+        self._spawn(self._write_metrics())
+        self._server.start()
+        self._systemd.notify("READY=1")
+        _log.info("serving on %s, tier %s", self._paths.socket, self._gate.tier.value)
+        waited: set[asyncio.Future[Any]] = {self._end, self._journal.failure, *self._tasks}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if not self._end.done():
+                self._fail()
+            await self._stop(self._end.result())
+        except BaseException:
+            self._gate.stop_beating()  # fail closed at once, not after the grace
+            raise
+        finally:
+            await self._close()
+
+    async def reload(self) -> None:
+        """Read everything again. What is wrong leaves the old settings in force.
+
+        Raises:
+            EgsError: with what is wrong.
+        """
+        try:
+            settings = await asyncio.to_thread(Settings.load, self._paths)
+            apply_scopes(self._gate, settings.config)
+        except EgsError as error:
+            error.next_step = f"The old settings stay in force. {error.next_step}"
+            raise
+        self._host.settings = settings
+        if self._host.refresh_posture():
+            self._heart.posture_changed()
+        self._standing.rescan()
+        _log.info("configuration, trust, policy and artifacts were read again")
+
+    def _find(self, artifact_id: str) -> Artifact | None:
+        return self._standing.find(artifact_id)
+
+    # -- starting --------------------------------------------------------------------------------
+
+    def _disarm_leftovers(self) -> None:
+        """Nobody waits any more for what a daemon that died had armed."""
+        for pid in self._gate.armed():
+            self._gate.disarm(pid)
+            self._journal.submit(
+                [
+                    Decision(
+                        verdict=Verdict.DENY,
+                        reason=Reason.LAUNCHER_LOST,
+                        scope=self._gate.scope_of(pid) or "",
+                        policy_digest=self._host.settings.policy_digest,
+                        posture=self._host.posture_digest,
+                        detail=f"process {pid} was armed by a daemon that ended; disarmed",
+                    )
+                ],
+                essential=True,
+            )
+
+    async def _recall_executions(self) -> None:
+        live = {task.execution for task in self._gate.governed()} - {0}
+        if live:
+            recent = self._journal.recent
+            self._events.executions = await asyncio.to_thread(lambda: executions_in(recent(), live))
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    async def _drain_often(self) -> None:
+        while True:
+            self._events.drain(urgent=False)
+            await asyncio.sleep(DRAIN_SECONDS)
+
+    async def _write_metrics(self) -> None:
+        problem = ""
+        while True:
+            await asyncio.sleep(METRICS_SECONDS)
+            found = await asyncio.to_thread(self._reports.write_metrics)
+            if found and found != problem:
+                _log.warning("metrics: %s", found)
+            problem = found
+
+    def _changes_lost(self) -> None:
+        _log.warning("the kernel dropped file change events: everything is examined again")
+        self._standing.rescan()
+
+    def _reload_soon(self) -> None:
+        self._reloading = asyncio.get_running_loop().create_task(self._reload_and_log())
+
+    async def _reload_and_log(self) -> None:
+        try:
+            await self.reload()
+        except EgsError as error:
+            _log.error("%s\n%s", error, error.next_step)
+
+    # -- stopping --------------------------------------------------------------------------------
+
+    def _stop_soon(self, cause: str) -> None:
+        if not self._end.done():
+            self._end.set_result(cause)
+
+    def _fail(self) -> None:
+        if self._journal.failure.done():
+            raise self._journal.failure.result()
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def _stop(self, cause: str) -> None:
+        _log.info("stopping: %s", cause)
+        self._systemd.notify("STOPPING=1")
+        await self._server.stop()
+        await self._launches.take_back("the daemon stops")
+        self._events.drain()
+        await self._journal.append(DaemonStopped(cause=cause))
+
+    async def _close(self) -> None:
+        await self._server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        asyncio.get_running_loop().remove_reader(self._watcher.fileno())
+        self._watcher.close()
+        self._surveyor.close()

@@ -1,0 +1,171 @@
+"""What is asked of the daemon besides launches: who may ask it, and what is done.
+
+Anyone may ask for a launch, for a short status and for their own processes. Everything that names other
+people's programs or changes something is root's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from egs_kernel import verify
+from egs_kernel.audit.entries import ArtifactChange, Peer
+from egs_kernel.daemon import protocol
+from egs_kernel.daemon.host import now
+from egs_kernel.daemon.revocations import require_id, sync_folder, write_revocation
+from egs_kernel.errors import EgsError, Refused
+from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from egs_kernel.daemon.host import Host
+    from egs_kernel.daemon.journal import Journal
+    from egs_kernel.daemon.launches import Launches
+    from egs_kernel.daemon.reports import Reports
+    from egs_kernel.daemon.server import Connection
+    from egs_kernel.daemon.standing import Standing
+    from egs_kernel.paths import Paths
+
+_SETTLE_SECONDS: Final = 100.0
+_FOR_EVERYONE: Final = protocol.LaunchRequest | protocol.StatusRequest | protocol.ProcessesRequest
+
+
+class Control:
+    """Serves one connection after the other; see `serve`."""
+
+    def __init__(  # noqa: PLR0913 - the composition root wires it, once
+        self,
+        paths: Paths,
+        *,
+        host: Host,
+        journal: Journal,
+        standing: Standing,
+        launches: Launches,
+        reports: Reports,
+        reload: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._paths = paths
+        self._host = host
+        self._journal = journal
+        self._standing = standing
+        self._launches = launches
+        self._reports = reports
+        self._reload = reload
+
+    async def serve(self, connection: Connection) -> None:
+        """Read one request, do it, answer.
+
+        Raises:
+            EgsError: it was refused or failed; the server answers that.
+        """
+        request = await connection.receive()
+        if not isinstance(request, _FOR_EVERYONE) and not connection.peer.is_root:
+            raise Refused(Reason.NOT_PERMITTED, "only root may ask this", "Run it as root (sudo).")
+        if isinstance(request, protocol.LaunchRequest):
+            await self._launches.serve(connection, request)
+        else:
+            await connection.send(await self._answer(connection, request))
+
+    async def _answer(self, connection: Connection, request: protocol.Request) -> protocol.Answer:
+        peer = connection.peer
+        match request:
+            case protocol.StatusRequest():
+                return self._reports.status(detailed=peer.is_root)
+            case protocol.ProcessesRequest():
+                return self._reports.processes(None if peer.is_root else peer.uid)
+            case protocol.ArtifactsRequest():
+                return protocol.ArtifactsAnswer(artifacts=self._standing.list())
+        return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
+
+    async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:
+        match request:
+            case protocol.AddArtifactRequest(artifact=content):
+                return await self._add(content)
+            case protocol.RemoveArtifactRequest(id=beginning):
+                return await self._remove(beginning)
+            case protocol.RevokeRequest(id=artifact_id):
+                return await self._revoke(artifact_id, peer)
+            case protocol.ReloadRequest():
+                await self._reload()
+                return protocol.Done(message="configuration, trust, policy and artifacts were read again")
+            case _:
+                raise protocol.protocol_error("this message answers nothing that was said")
+
+    async def _add(self, content: bytes) -> protocol.Done:
+        """Take an artifact into the folder. One that authenticates but does not stand is kept, and refused."""
+        artifact = verify.authenticate(content, self._host.settings.trust, now())
+        name = f"{artifact.id}.json"
+        await asyncio.to_thread(self._write, name, content)
+        self._standing.changed(name)
+        await self._settled()
+        found = next((status for status in self._standing.list() if status.id == artifact.id), None)
+        if found is None:
+            raise Refused(Reason.NOT_FOUND, "the artifact was removed again", "Look who changes the folder.")
+        if found.state in ("refused", "revoked"):
+            raise Refused(
+                Reason[found.reason.upper()],
+                f"the artifact {artifact.id} was added, but does not stand: {found.message}",
+                "Correct that, or run: egs artifacts remove " + artifact.id[:16],
+            )
+        words = {"standing": "stands", "launch": "was added; it takes egs run"}
+        return protocol.Done(message=words.get(found.state, "was added"), id=artifact.id)
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Whole or not at all; names that begin with a dot are not looked at."""
+        folder = self._paths.artifacts
+        temporary = folder / f".{name}.new"
+        try:
+            with temporary.open("wb") as file:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(folder / name)
+            sync_folder(folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise EgsError(
+                Reason.PATH_UNSAFE, f"cannot write into {folder}: {error.strerror}", f"Check: df {folder}"
+            ) from error
+
+    async def _remove(self, beginning: str) -> protocol.Done:
+        path = self._standing.file_of(beginning)
+        artifact_id = next(status.id for status in self._standing.list() if status.file == path.name)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        sync_folder(path.parent)
+        self._standing.withdraw(artifact_id)
+        await self._settled()
+        return protocol.Done(message="was removed", id=artifact_id)
+
+    async def _revoke(self, artifact_id: str, peer: Peer) -> protocol.Done:
+        """From here on nothing is decided by it; answered when that is durable and the gate knows."""
+        require_id(artifact_id)
+        durable = self._journal.submit(
+            [ArtifactChange(action="revoked", artifact_id=artifact_id, peer=peer)], essential=True
+        )
+        self._standing.withdraw(artifact_id)
+        await self._launches.take_back("its artifact was revoked", artifact_id)
+        await asyncio.shield(durable)
+        try:
+            await asyncio.to_thread(write_revocation, self._paths.revocations, artifact_id)
+        except OSError as error:
+            raise EgsError(
+                Reason.RECORD_UNAVAILABLE,
+                f"revoked and recorded, but {self._paths.revocations} cannot be written: {error.strerror}",
+                "It stays revoked as long as the record is kept; repair the disk and revoke it again.",
+            ) from error
+        return protocol.Done(message="is revoked", id=artifact_id)
+
+    async def _settled(self) -> None:
+        try:
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                await self._standing.settled()
+        except TimeoutError as error:
+            raise EgsError(
+                Reason.MEASUREMENT_RACED, "it is not examined yet", "Look later: egs artifacts list"
+            ) from error

@@ -1,0 +1,185 @@
+"""What the daemon tells of itself: status, processes, metrics."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from egs_kernel import __version__
+from egs_kernel.daemon import protocol
+from egs_kernel.errors import EgsError
+from egs_kernel.model import GrantKind, Mode
+
+if TYPE_CHECKING:
+    from egs_kernel.config import ScopeConfig
+    from egs_kernel.daemon.events import Events
+    from egs_kernel.daemon.host import Host
+    from egs_kernel.daemon.journal import Journal
+    from egs_kernel.daemon.standing import Standing
+    from egs_kernel.gate.pins import Gate, GovernedTask
+    from egs_kernel.metrics import MetricsSnapshot
+    from egs_kernel.paths import Paths
+
+
+class Reports:
+    """Reads the daemon's parts; changes nothing."""
+
+    def __init__(  # noqa: PLR0913 - the composition root wires it, once
+        self,
+        paths: Paths,
+        *,
+        gate: Gate,
+        host: Host,
+        journal: Journal,
+        standing: Standing,
+        events: Events,
+    ) -> None:
+        self._paths = paths
+        self._gate = gate
+        self._host = host
+        self._journal = journal
+        self._standing = standing
+        self._events = events
+        self._started = time.time()
+
+    def status(self, *, detailed: bool) -> protocol.StatusAnswer:
+        """The state; `detailed` for root."""
+        host = self._host
+        return protocol.StatusAnswer(
+            version=__version__,
+            pid=os.getpid(),
+            uptime_seconds=round(time.time() - self._started, 3),
+            tier=self._gate.tier.value,
+            healthy=host.healthy,
+            heartbeat_age=round(self._gate.heartbeat_age(), 3),
+            scopes=self._scopes(),
+            standing=self._standing.count("standing"),
+            refused_artifacts=self._standing.count("refused"),
+            governed=len(self._gate.governed()),
+            details=self._details() if detailed else None,
+        )
+
+    def _details(self) -> protocol.StatusDetails:
+        counters = self._gate.counters()
+        return protocol.StatusDetails(
+            problems=self._problems(),
+            policy_digest=self._host.settings.policy_digest,
+            host_id=self._host.settings.host_id,
+            record=str(self._paths.record),
+            record_entries=self._journal.size,
+            resident_bytes=_resident_bytes(),
+            artifacts=self._standing.list(),
+            decisions=tuple(
+                protocol.DecisionCount(
+                    verdict=verdict.name.lower(), reason=reason.code, enforced=enforced, count=count
+                )
+                for (verdict, reason, enforced), count in sorted(counters.decisions.items())
+            ),
+            failures={name: count for name, count in counters.failures.items() if count},
+        )
+
+    def processes(self, uid: int | None) -> protocol.ProcessesAnswer:
+        """The governed processes: of one user, or all."""
+        offset = self._host.clock_offset
+        found = []
+        for task in self._gate.governed():
+            owner = _owner(task.pid)
+            if owner is not None and uid in (None, owner):
+                found.append(self._process(task, owner, offset))
+        return protocol.ProcessesAnswer(processes=tuple(sorted(found, key=lambda process: process.pid)))
+
+    def metrics(self) -> MetricsSnapshot:
+        """What operators watch."""
+        from egs_kernel.metrics import MetricsSnapshot  # noqa: PLC0415 - prometheus-client is 5 MB, and late is fine
+
+        counters = self._gate.counters()
+        governed = Counter(task.scope for task in self._gate.governed())
+        scopes = {name: state.mode for name, state in self._gate.scopes().items()}
+        return MetricsSnapshot(
+            time=time.time(),
+            daemon_started=self._started,
+            tier=self._gate.tier,
+            decisions=counters.decisions,
+            grants={
+                GrantKind.STANDING: len(self._gate.standing()),
+                GrantKind.ARMED: len(self._gate.armed()),
+            },
+            heartbeat_age=self._gate.heartbeat_age(),
+            failures=counters.failures,
+            program_misses=counters.missed,
+            scopes=scopes,
+            governed_tasks={name: governed[name] for name in scopes},
+            record_bytes=self._journal.bytes,
+            record_entries=self._journal.size,
+            posture=self._host.posture,
+        )
+
+    def write_metrics(self) -> str:
+        """Write the metrics files; what went wrong in words, or "". For a thread: disks can be slow."""
+        from egs_kernel.metrics import write_textfile  # noqa: PLC0415 - as above
+
+        textfile = self._host.settings.config.metrics.textfile_dir
+        try:
+            snapshot = self.metrics()
+            write_textfile(self._paths.run_dir, snapshot, "metrics.prom")
+            if textfile is not None:
+                write_textfile(Path(textfile), snapshot)
+        except EgsError as error:
+            return str(error)
+        return ""
+
+    def _problems(self) -> tuple[str, ...]:
+        problems = list(self._host.posture.problems)
+        if self._host.lacks:
+            problems.append(f"no constraint can be attested: {self._host.lacks}")
+        if self._journal.degraded:
+            problems.append(f"the record cannot keep its notes: {self._journal.degraded}")
+        return tuple(problems)
+
+    def _scopes(self) -> tuple[protocol.ScopeStatus, ...]:
+        configured = {scope.name: scope for scope in self._host.settings.config.scopes}
+        return tuple(
+            protocol.ScopeStatus(
+                name=name,
+                mode=state.mode.value,
+                compliant=state.mode is Mode.ENFORCE,
+                governs=_governs(configured.get(name)),
+            )
+            for name, state in sorted(self._gate.scopes().items())
+        )
+
+    def _process(self, task: GovernedTask, owner: int, offset: int) -> protocol.ProcessStatus:
+        known = self._events.executions.get(task.execution)
+        return protocol.ProcessStatus(
+            pid=task.pid,
+            scope=task.scope,
+            execution=str(task.execution),
+            inherited=task.inherited,
+            artifact=known.artifact_id if known else "",
+            program=known.program if known else "",
+            uid=owner,
+            started=round((known.started + offset) / 1e9, 3) if known else 0.0,
+        )
+
+
+def _governs(scope: ScopeConfig | None) -> str:
+    if scope is None:
+        return ""
+    if scope.cgroup is not None:
+        return f"cgroup {scope.cgroup}"
+    return f"binaries {', '.join(scope.binaries)}" if scope.binaries else f"users {', '.join(scope.users)}"
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None  # ended just now
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
