@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from egs_kernel.errors import UnsafePath
 from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SHARED_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -27,11 +30,11 @@ def require_private_folder(folder: Path) -> None:
     for ancestor in reversed(folder.parents):
         _check(ancestor, _lstat(ancestor), allow_sticky=True)
     status = _lstat(folder)
+    _check(folder, status, allow_sticky=False)
     if not stat.S_ISDIR(status.st_mode):
         raise UnsafePath(
             Reason.PATH_UNSAFE, f"{folder} is not a folder", f"Remove it and create the folder {folder}."
         )
-    _check(folder, status, allow_sticky=False)
 
 
 def read_private_file(path: Path, limit: int) -> bytes:
@@ -54,12 +57,15 @@ def read_private_file(path: Path, limit: int) -> bytes:
                 Reason.PATH_UNSAFE, f"{path} is a symbolic link", "Replace the link by the file itself."
             ) from error
         raise
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UnsafePath(Reason.PATH_UNSAFE, f"{path} is not a regular file", f"Remove {path}.")
         _check(path, status, allow_sticky=False)
-        content = file.read(limit + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:  # not earlier: it refuses folders by itself
+            content = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise UnsafePath(
             Reason.PATH_UNSAFE, f"{path} is larger than {limit} bytes", f"Remove or shorten {path}."

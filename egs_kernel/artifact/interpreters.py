@@ -22,7 +22,7 @@ ReadAt = Callable[[int, int], bytes]
 _INTERPRETERS: Final = re.compile(
     r"""(?:
       (?:ba|rba|da|a|k|mk|lk|ok|pdk|z|rz|c|tc|fi|r|ya|pw|xon|elvi|nu)?sh | nu | osh | busybox | toybox
-    | \w*awk | bwk | sed | ex | vi | view | \w*vim | vim\.\w+ | emacs | m4 | g?make
+    | [\w-]*awk | bwk | sed | ex | vi | view | \w*vim | vim\.\w+ | emacs | m4 | g?make
     | \w*python | pypy | pythonw | perl | j?ruby | j?irb | php | php-cgi | phpdbg | hhvm
     | node | nodejs | deno | bun | qjs | d8 | js
     | lua | luajit | texlua | tclsh | wish | expect | guile | racket | gosh | csi | scheme | sbcl | clisp
@@ -71,7 +71,7 @@ def _is_loader(head: bytes, read_at: ReadAt) -> bool:
     """A shared object that asks for no loader, and is no static PIE, is itself one. Unreadable: it is one."""
     try:
         return _loader_headers(head, read_at)
-    except struct.error:
+    except (struct.error, OverflowError, OSError):  # headers that point outside any file, or no longer read
         return True
 
 

@@ -234,13 +234,11 @@ class Statement(_Struct, frozen=True):
     predicate: Predicate
 
     def __post_init__(self) -> None:
-        if [item.role is SubjectRole.PROGRAM for item in self.subject] != [True] + [False] * (
-            len(self.subject) - 1
-        ):
+        programs = [index for index, item in enumerate(self.subject) if item.role is SubjectRole.PROGRAM]
+        if programs != [0]:
             raise ValueError("the first subject, and only it, has the role program")
-        if len({item.name for item in self.subject if item.role is not SubjectRole.CHILD}) != len(
-            [item for item in self.subject if item.role is not SubjectRole.CHILD]
-        ):
+        names = [item.name for item in self.subject if item.role is not SubjectRole.CHILD]
+        if len(set(names)) != len(names):
             raise ValueError("two subjects have the same name")
 
     @property
@@ -304,7 +302,7 @@ def parse_time(text: str) -> datetime:
 
 def format_time(time: datetime) -> str:
     """An aware time → `2026-11-23T14:00:00Z`, parts of a second cut off."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def argv_size(argv: tuple[str, ...]) -> int:

@@ -20,6 +20,7 @@ from egs_kernel.constraints import seccomp
 from egs_kernel.errors import ExitCode, Refused, UsageError
 from egs_kernel.model import ProgramKind, Reason
 from egs_kernel.trust.keys import load_private
+from egs_kernel.trust.store import ANY_SCOPE, require_scope_name
 from egs_kernel.verify import artifact_id
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ def _add_why(group: argparse._ArgumentGroup) -> None:
 
 
 def _issue(options: argparse.Namespace) -> int:
+    if options.scope == ANY_SCOPE:
+        raise UsageError(Reason.USAGE, "an artifact is for one scope", "Name it with --scope.")
+    require_scope_name(options.scope)
     signers = [load_private(path) for path in options.key]
     if len({signer.public_key.keyid for signer in signers}) != len(signers):
         raise UsageError(Reason.USAGE, "the same key was given twice", "Give each --key once.")
