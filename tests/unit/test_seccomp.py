@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import errno
 import platform
+import re
 import subprocess
 import sys
-from typing import Final
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +20,11 @@ from egs_kernel.constraints.seccomp import check, compile_filter
 from egs_kernel.constraints.syscalls import LAUNCH, PROFILES, SYSCALLS
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DOCUMENT: Final = Path(__file__).parents[2] / "docs/constraints.md"
 
 ALLOW: Final = 0x7FFF0000
 KILL: Final = 0x80000000
@@ -253,6 +263,36 @@ def test_the_same_constraint_compiles_to_the_same_bytes() -> None:
             [sys.executable, "-c", script], check=True, capture_output=True, env={"PYTHONHASHSEED": seed}
         )
         assert done.stdout == program
+
+
+def calls(names: Iterable[str]) -> str:
+    text = " ".join(f"`{name}`" for name in sorted(names))
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def test_the_document_lists_what_the_profiles_do() -> None:
+    text = DOCUMENT.read_text()
+    assert f"must\ncontain:\n\n{calls(LAUNCH)}\n" in text
+    assert re.findall(r"(?m)^#### `(.*)`$", text) == sorted(PROFILES)
+    for name, profile in PROFILES.items():
+        section = text.partition(f"#### `{name}`\n")[2].partition("\n##")[0]
+        assert profile.summary in section
+        assert f"Refused:\n\n{calls(profile.denied)}\n" in section
+        assert f"can see: {calls(profile.absent)}\n" in section
+        assert re.findall(r"(?m)^- (.*)$", section) == [
+            f"`{call}`: argument {rule.argument} & {rule.mask:#x} = {rule.value:#x}"
+            for call, rule in sorted(profile.conditions.items())
+        ]
+
+
+def test_the_example_of_the_document_is_valid() -> None:
+    example = re.search(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert example is not None
+    table = tomllib.loads(example[1])
+    plan = check(msgspec.convert(table["syscalls"], SyscallConstraint))
+    assert "ptrace" in plan.allowed
+    assert {"kill", "tkill"} <= plan.denied
+    assert plan.kill
 
 
 def test_a_call_that_this_libseccomp_does_not_know_is_not_named_in_vain() -> None:
