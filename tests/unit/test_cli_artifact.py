@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -412,16 +414,30 @@ def test_files_that_cannot_be_read(command: str, egs: Egs) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_anyone_can_verify(egs: Egs) -> None:
     path = egs.issue()
-    path.chmod(0o644)
-    for folder in (egs.folder, *list(egs.folder.parents)[:2]):  # pytest makes them for their owner alone
-        folder.chmod(0o755)
-    code = "import os, sys; os.setgid(65534); os.setuid(65534); from egs_kernel.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, "verify", path, "--program", TRUE],
-        capture_output=True,
-        text=True,
-        check=False,
+    become_nobody = (
+        "import os, egs_kernel.cli.main, egs_kernel.cli.verify; os.setgid(65534); os.setuid(65534)"
     )
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are for their owner alone
+        public = Path(name)
+        public.chmod(0o755)
+        shutil.copy(path, public)
+        shutil.copytree(egs.folder / "root/etc/egs/trust", public / "trust")
+        result = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                code,
+                "verify",
+                public / path.name,
+                "--trust",
+                public / "trust",
+                "--program",
+                TRUE,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert (result.returncode, result.stderr) == (0, "")
 
 
