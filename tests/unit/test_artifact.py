@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -357,3 +359,11 @@ def test_the_schema_refuses_wrong_values_too(path: str, item: Any) -> None:
 def test_the_envelope_is_base64_of_the_payload() -> None:
     payload = canonical.encode(statement())
     assert base64.b64decode(json.loads(signed(statement()))["payload"]) == payload
+
+
+def test_the_example_of_the_page_is_an_artifact() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "artifact.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    value = json.loads(example.replace("…", "ab" * 32))
+    STATEMENT_SCHEMA.validate(value)
+    parse_statement(canonical.encode(value))

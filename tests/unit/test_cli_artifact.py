@@ -414,8 +414,10 @@ def test_files_that_cannot_be_read(command: str, egs: Egs) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_anyone_can_verify(egs: Egs) -> None:
     path = egs.issue()
-    become_nobody = (
-        "import os, egs_kernel.cli.main, egs_kernel.cli.verify; os.setgid(65534); os.setuid(65534)"
+    # Imported first: nobody may be unable to read this checkout.
+    code = (
+        "import os, sys, egs_kernel.cli.main, egs_kernel.cli.verify; os.setgid(65534); os.setuid(65534);"
+        " sys.exit(egs_kernel.cli.main.run(sys.argv[1:]))"
     )
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are for their owner alone
         public = Path(name)
