@@ -124,7 +124,7 @@ def _compile_and_pin(staging: Path) -> None:
     source = source_folder()
     module = _compile(source)
     for name in MAPS:
-        libbpf.pin(module[name].map_fd, staging / name)
+        libbpf.pin(module[name.encode()].map_fd, staging / name)
     for name in (*TRACEPOINTS, *CALLED):
         program = _load_program(module, name)
         libbpf.pin(program, staging / name)
@@ -137,7 +137,7 @@ def _compile_and_pin(staging: Path) -> None:
 
 
 def _version(module: BPF) -> None:
-    table = libbpf.Map(os.dup(module["gate_configs"].map_fd), ctypes.c_uint32, abi.Config)
+    table = libbpf.Map(os.dup(module[b"gate_configs"].map_fd), ctypes.c_uint32, abi.Config)
     table.put(ctypes.c_uint32(0), abi.Config(abi_version=abi.ABI_VERSION))
     os.close(table.descriptor)
 
@@ -154,7 +154,7 @@ def _compile(source: Path) -> BPF:
         write_headers(Path(headers))
         os.environ["BCC_KERNEL_SOURCE"] = headers
         try:
-            return bpf(text=(source / "gate.bpf.c").read_text(), cflags=flags)
+            return bpf(text=(source / "gate.bpf.c").read_bytes(), cflags=flags)
         except Exception as error:  # bcc raises bare Exception
             raise GateError(
                 Reason.GATE_FAILED,
@@ -167,7 +167,7 @@ def _compile(source: Path) -> BPF:
 
 def _load_program(module: BPF, name: str) -> int:
     try:
-        return int(module.load_func(name, module.RAW_TRACEPOINT).fd)
+        return int(module.load_func(name.encode(), module.RAW_TRACEPOINT).fd)
     except Exception as error:  # bcc raises bare Exception
         raise GateError(
             Reason.KERNEL_UNSUPPORTED,

@@ -5,29 +5,34 @@ denied program run. So before any scope exists, real processes execute a known p
 
 1. observe: every field of the event equals what user space knows of that process and file;
 2. enforce: without a grant the process dies by SIGKILL and writes nothing;
-3. enforce, armed: with a grant the same program runs, and its outcome arrives;
-4. cgroups: a process moved below a scope's cgroup, and its child, are governed; a re-created cgroup is the scope.
+3. enforce, armed: with a grant a program runs, and its outcome arrives;
+4. cgroups: a re-created cgroup is the scope; a process moved below it, its child, and a process born into it
+   are governed and stay so.
+
+Each offset that is wrong fails one of these (tests/kernel/test_gate_selftest.py tries them all).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
+import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Self
 
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, move
-from egs_kernel.gate.pins import Gate
+from egs_kernel.gate.pins import Gate, Reading
 from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import (
     ExecEvent,
     ExitEvent,
-    FileIdentity,
     GateEvent,
     Grant,
     Reason,
@@ -39,15 +44,24 @@ _PROGRAM: Final = "/bin/echo"
 _ARGV: Final = ("egs self-test", "", "ümlaut", "x" * 600)
 """An empty argument, one that is not ASCII, and more than fits a small event."""
 
+_SHELL: Final = "/bin/sh"
+_EXIT_CODE: Final = 7
 _UID: Final = 61234
 _EUID: Final = 61235
 _GID: Final = 61236
+_EGID: Final = 61237
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_SECCOMP: Final = 22
 _SECCOMP_MODE_FILTER: Final = 2
 _ALLOW_ALL: Final = bytes.fromhex("06000000 0000ff7f")
 """One BPF instruction: return SECCOMP_RET_ALLOW."""
 
+_SYS_CLONE3: Final = 435
+_CLONE_INTO_CGROUP: Final = 0x200000000
+_CLONE_ARGS: Final = 11
+"""Fields of struct clone_args; the last is the cgroup."""
+
+_FS_IOC_GETVERSION: Final = 0x80087601
 _TIMEOUT_SECONDS: Final = 20
 
 
@@ -74,13 +88,20 @@ def run_self_test(gate: Gate) -> tuple[str, ...]:
 class _Child:
     """A process that waits to be told to execute the known program."""
 
-    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], None] = lambda: None,
+        before_exec: Callable[[], None] = lambda: None,
+        fork: Callable[[], int] = os.fork,
+        command: tuple[str, ...] = (_PROGRAM, *_ARGV),
+    ) -> None:
         ready_read, ready_write = os.pipe()
         self._go_read, self._go_write = os.pipe()
         self._output, output = os.pipe()
-        self.pid = os.fork()
+        self._reaped = False
+        self.pid = fork()
         if self.pid == 0:
-            self._execute(prepare, ready_write, output)
+            self._execute(prepare, before_exec, command, ready_write, output)
         os.close(ready_write)
         os.close(output)
         os.close(self._go_read)
@@ -88,7 +109,14 @@ class _Child:
             _fail("the self-test's child did not start")
         os.close(ready_read)
 
-    def _execute(self, prepare: Callable[[], None], ready: int, output: int) -> None:
+    def _execute(
+        self,
+        prepare: Callable[[], None],
+        before_exec: Callable[[], None],
+        command: tuple[str, ...],
+        ready: int,
+        output: int,
+    ) -> None:
         try:
             signal.alarm(_TIMEOUT_SECONDS)
             os.close(self._go_write)
@@ -96,18 +124,30 @@ class _Child:
             prepare()
             os.write(ready, b"1")
             os.read(self._go_read, 1)
-            os.execv(_PROGRAM, _ARGV)
+            before_exec()
+            os.execv(command[0], command[1:])
         finally:
             os._exit(120)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no process behind, whatever went wrong."""
+        os.close(self._go_write)
+        os.close(self._output)
+        if not self._reaped:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
     def finish(self) -> tuple[int, bytes]:
         """Let it execute; its wait status and what it wrote."""
-        os.close(self._go_write)
+        os.write(self._go_write, b"1")
         written = b""
         while chunk := os.read(self._output, 4096):
             written += chunk
-        os.close(self._output)
         _, status = os.waitpid(self.pid, 0)
+        self._reaped = True
         return status, written
 
     @property
@@ -116,11 +156,11 @@ class _Child:
 
 
 def _check_fields(gate: Gate) -> Iterator[str]:
-    child = _Child(_become_somebody)
-    task = child.task
-    facts = _proc_status(child.pid)
-    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_OBSERVE)
-    status, _ = child.finish()
+    with _Child(_become_somebody, before_exec=_live_through_a_thread) as child:
+        task = child.task
+        facts = _proc_status(child.pid)
+        gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_OBSERVE)
+        status, _ = child.finish()
     event = _exec_event(gate, child.pid)
     file = Path(_PROGRAM).stat()
     _same("wait status of the observed child", status, 0)
@@ -149,14 +189,20 @@ def _check_fields(gate: Gate) -> Iterator[str]:
     if event.file.device not in _devices(_PROGRAM):
         _fail(f"device: the gate saw {event.file.device:#x}, user space knows {_devices(_PROGRAM)}")
     yield "device"
-    _same("identity of an open file", _identify(gate), event.file)
-    yield "identity of an open file"
+    if (generation := _generation(_PROGRAM)) is not None:
+        _same("generation", event.file.generation, generation)
+        yield "generation"
+    opened = _read_file(gate, _PROGRAM)
+    real = Path(_PROGRAM).resolve()
+    _same("identity of an open file", opened.identity, event.file)
+    _same("folder entry", (opened.folder_inode, opened.name), (real.parent.stat().st_ino, real.name.encode()))
+    yield "identity and folder entry of an open file"
 
 
 def _check_kill(gate: Gate) -> Iterator[str]:
-    child = _Child()
-    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
-    status, written = child.finish()
+    with _Child() as child:
+        gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
+        status, written = child.finish()
     event = _exec_event(gate, child.pid)
     _same(
         "verdict without a grant",
@@ -168,29 +214,36 @@ def _check_kill(gate: Gate) -> Iterator[str]:
 
 
 def _check_grant(gate: Gate) -> Iterator[str]:
-    child = _Child()
-    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
+    argv = ("egs self-test", "-c", f"echo ran; exit {_EXIT_CODE}")
     grant = Grant(
         artifact_id="00" * 32,
         scope="self-test",
-        file=_identify(gate),
+        file=_read_file(gate, _SHELL).identity,
         not_before=0,
         not_after=2**63,
-        argv=tuple(argument.encode() for argument in _ARGV),
+        argv=tuple(argument.encode() for argument in argv),
     )
-    gate.arm_slot(grant, child.task, abi.SCOPE_SELF_TEST_ENFORCE)
-    status, written = child.finish()
-    events = _events_of(gate, child.pid)
+    with _Child(command=(_SHELL, *argv)) as child:
+        gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
+        gate.arm_slot(grant, child.task, abi.SCOPE_SELF_TEST_ENFORCE)
+        status, written = child.finish()
+    events = _drain(gate)
     executed = [event for event in events if isinstance(event, ExecEvent)]
     ended = [event for event in events if isinstance(event, ExitEvent)]
     gate.forget(executed[0].grant_id if executed else 0)
     _same(
         "verdicts with a grant",
-        [(event.verdict, event.reason) for event in executed],
-        [(Verdict.ALLOW, Reason.AUTHORIZED)],
+        [(event.pid, event.verdict, event.reason) for event in executed],
+        [(child.pid, Verdict.ALLOW, Reason.AUTHORIZED)],
     )
-    _same("end of a process with a grant", (status, written), (0, " ".join(_ARGV[1:]).encode() + b"\n"))
-    _same("outcomes", [(event.status, event.execution) for event in ended], [(0, executed[0].execution)])
+    _same(
+        "end of a process with a grant", (os.waitstatus_to_exitcode(status), written), (_EXIT_CODE, b"ran\n")
+    )
+    _same(
+        "outcome",
+        [(event.pid, event.status, event.execution) for event in ended],
+        [(child.pid, status, executed[0].execution)],
+    )
     yield "a process with a grant runs, and its outcome arrives"
 
 
@@ -210,20 +263,62 @@ def _check_cgroups(gate: Gate) -> Iterator[str]:
         known = gate.scope_cgroups.get(ctypes.c_uint64(cgroup_id(folder)))
         _same("scope of a created cgroup", known and known.value, scope.value)
         yield "a cgroup that is created at a scope's path is the scope"
-        child = _Child()
-        move(child.pid, nested)
-        _same("a process moved below a scope", child.pid in {task.pid for task in gate.governed()}, True)
-        move(child.pid, root)
-        child.finish()
-        event = _exec_event(gate, child.pid)
-        _same("scope of a process that left the cgroup", event.scope, "self-test")
-        yield "a process that was moved below a scope stays governed after it left"
+        starts: tuple[tuple[str, Callable[[], _Child]], ...] = (
+            ("a process that was moved below a scope", lambda: _moved(nested, root)),
+            ("the child of such a process", lambda: _moved(nested, root, _go_on_in_a_child)),
+            ("a process born below a scope", lambda: _Child(fork=lambda: _fork_into(nested))),
+        )
+        for what, start in starts:
+            with start() as child:
+                _same(what, child.pid in {task.pid for task in gate.governed()}, True)
+                child.finish()
+            seen = [event.scope for event in _drain(gate) if isinstance(event, ExecEvent)]
+            _same(f"scopes of {what}", seen, ["self-test"])
+            yield f"{what} is governed"
     finally:
         gate.scope_paths.delete(path)
         for leftover in (nested, folder):
             with contextlib.suppress(FileNotFoundError):
                 leftover.rmdir()
     _same("cgroups after removal", gate.scope_cgroups.keys(), [])
+    _same("processes after their end", gate.governed(), [])
+
+
+def _moved(into: Path, back: Path, before_exec: Callable[[], None] = lambda: None) -> _Child:
+    """A child that was in the scope's cgroup and is there no more."""
+    child = _Child(before_exec=before_exec)
+    move(child.pid, into)
+    move(child.pid, back)
+    return child
+
+
+def _live_through_a_thread() -> None:
+    """Runs in the child: the end of a thread is not the end of the process."""
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+
+
+def _go_on_in_a_child() -> None:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        os._exit(0)
+
+
+def _fork_into(folder: Path) -> int:
+    """clone3(2) with CLONE_INTO_CGROUP: a process that is born in a cgroup, without any move."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    arguments = (ctypes.c_uint64 * _CLONE_ARGS)(_CLONE_INTO_CGROUP)
+    arguments[4] = signal.SIGCHLD
+    arguments[_CLONE_ARGS - 1] = descriptor
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    pid = int(libc.syscall(ctypes.c_long(_SYS_CLONE3), arguments, ctypes.c_size_t(ctypes.sizeof(arguments))))
+    os.close(descriptor)
+    if pid < 0:
+        _fail(f"clone3: {os.strerror(ctypes.get_errno())}")
+    return pid
 
 
 def _become_somebody() -> None:
@@ -233,7 +328,7 @@ def _become_somebody() -> None:
     program = ctypes.create_string_buffer(16)
     ctypes.c_uint16.from_buffer(program).value = 1
     ctypes.c_uint64.from_buffer(program, 8).value = ctypes.addressof(code)
-    os.setresgid(_GID, _GID, _GID)
+    os.setresgid(_GID, _EGID, _EGID)
     os.setresuid(_UID, _EUID, _EUID)
     zero = ctypes.c_ulong(0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
@@ -245,24 +340,25 @@ def _become_somebody() -> None:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def _identify(gate: Gate) -> FileIdentity:
-    descriptor = os.open(_PROGRAM, os.O_PATH | os.O_CLOEXEC)
+def _read_file(gate: Gate, path: str) -> Reading:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        return gate.identify(descriptor)
+        return gate.read_file(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _events_of(gate: Gate, pid: int) -> list[GateEvent]:
+def _drain(gate: Gate) -> list[GateEvent]:
     events: list[GateEvent] = []
     gate.drain(events.append)
-    return [event for event in events if event.pid == pid]
+    return events
 
 
 def _exec_event(gate: Gate, pid: int) -> ExecEvent:
-    executed = [event for event in _events_of(gate, pid) if isinstance(event, ExecEvent)]
+    executed = [event for event in _drain(gate) if isinstance(event, ExecEvent)]
     if len(executed) != 1:
         _fail(f"{len(executed)} events for one exec")
+    _same("process id", executed[0].pid, pid)
     return executed[0]
 
 
@@ -293,6 +389,18 @@ def _devices(path: str) -> set[int]:
             major, minor = device.split(":")
             devices.add(_kernel_device(int(major), int(minor)))
     return devices
+
+
+def _generation(path: str) -> int | None:
+    """The inode's generation, where the file system tells user space (ext4, btrfs, xfs)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        answer = fcntl.ioctl(descriptor, _FS_IOC_GETVERSION, struct.pack("l", 0))
+    except OSError:
+        return None  # ENOTTY: it does not, and then the number is only compared with itself
+    finally:
+        os.close(descriptor)
+    return int(struct.unpack("I", answer[:4])[0])
 
 
 def _kernel_device(major: int, minor: int) -> int:

@@ -1,0 +1,62 @@
+"""A gate that would read the wrong field is never enforced: each offset, made wrong, fails the self-test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from egs_kernel.config import load_config
+from egs_kernel.errors import GateError
+from egs_kernel.gate import btf, loader
+from egs_kernel.gate.btf import FIELDS
+from egs_kernel.gate.pins import Gate
+from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from tests.harness import Instance
+
+pytestmark = pytest.mark.kernel
+
+HARMLESS: Final = {
+    # Wrong, it is taken for "no group exit", and the task's own exit code is the same number.
+    "OFF_signal_struct_flags",
+    # Used for the outcome of a process whose last thread ends without exit_group(2).
+    "OFF_task_struct_exit_code",
+    # Only ever compared with itself: the same reader measured it. Many files have generation 0.
+    "OFF_inode_i_generation",
+    # Guards against a descriptor that is not open; the callers have theirs open.
+    "OFF_fdtable_max_fds",
+}
+OFFSETS: Final = sorted(
+    {f"OFF_{field.replace('.', '_')}" for field in FIELDS} | {"OFF_inode_ctime_sec", "OFF_inode_ctime_nsec"}
+)
+
+
+@pytest.mark.parametrize("wrong", [name for name in OFFSETS if name not in HARMLESS])
+def test_a_wrong_offset_fails_the_self_test(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    right = btf.gate_offsets
+
+    def with_one_wrong(types: btf.KernelTypes) -> dict[str, int]:
+        offsets = right(types)
+        return offsets | {wrong: offsets[wrong] + 16}
+
+    monkeypatch.setattr(btf, "gate_offsets", with_one_wrong)
+    with pytest.raises(GateError) as caught:
+        loader.load_gate(instance.paths, load_config(instance.paths.config))
+    unreadable = (
+        caught.value.reason is Reason.GATE_FAILED and "cannot read the identity" in caught.value.message
+    )
+    assert caught.value.reason is Reason.SELF_TEST_FAILED or unreadable, caught.value
+    with pytest.raises(GateError) as closed:
+        Gate.open(instance.paths.pins)
+    assert closed.value.reason is Reason.GATE_NOT_LOADED
+    assert list(instance.paths.pins.parent.glob(f"{instance.paths.pins.name}*")) == []
+
+
+def test_the_right_offsets_pass_it(instance: Instance) -> None:
+    loaded = loader.load_gate(instance.paths, load_config(instance.paths.config))
+    assert "device" in loaded.checks
+    Gate.open(instance.paths.pins).close()
