@@ -35,7 +35,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until interrupted."""
     refuse_root()
     paths = Paths.from_environment()
-    address = Address.parse(arguments.listen or load_config(paths.config).metrics.listen)
+    listen = load_config(paths.config).metrics.listen if arguments.listen is None else arguments.listen
+    address = Address.parse(listen)
     stale_after = parse_duration(arguments.stale_after, "--stale-after")
     with MetricsServer(address, paths.metrics, stale_after) as server:
         host, port = server.server_address[:2]

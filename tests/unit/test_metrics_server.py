@@ -240,6 +240,14 @@ def refused(*arguments: str, prefix: tuple[str, ...] = (sys.executable, "-c", SE
     return done.stderr
 
 
+def test_without_a_configuration_and_an_address_it_says_what_to_do(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EGS_ROOT", str(root))
+    assert "egs.toml" in refused()
+    assert "is no address" in refused("--listen", "")
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:9731", "[::]:0", "[2001:db8::1]:9731"])
 def test_it_listens_on_loopback_only(address: str) -> None:
     assert "is not a loopback address" in refused("--listen", address)
