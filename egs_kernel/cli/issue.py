@@ -148,7 +148,7 @@ def _issue(options: argparse.Namespace) -> int:
         st.parse_statement(payload)
     except (ValueError, Refused) as error:
         _reject(error)
-    _require_usable(statement, files, now)
+    _require_usable(statement, files)
     content = sign(payload, signers)
     replace_file(options.out, content)
     _report(options, content)
@@ -304,11 +304,9 @@ def _window(options: argparse.Namespace, now: datetime) -> tuple[datetime, datet
     return start, start + timedelta(seconds=seconds)
 
 
-def _require_usable(statement: st.Statement, files: _Files, now: datetime) -> None:
+def _require_usable(statement: st.Statement, files: _Files) -> None:
     """Refuse to sign what could never be used."""
     check_bound(statement, files.program.kind)
-    if statement.predicate.window[1] <= now:
-        raise Refused(Reason.EXPIRED, "it would be expired from the start", "Give a later --not-after.")
     constraints = statement.predicate.constraints
     if constraints is not None and constraints.syscalls is not None:
         seccomp.check(constraints.syscalls)

@@ -57,7 +57,7 @@ EVERY_FIELD: dict[str, Any] = {
         "environment": {"allow": ["PATH"], "set": {"HOME": "/srv"}},
         "purpose": "the nightly report",
     },
-    "constraints": {"syscalls": {"profile": "baseline", "deny": ["mount"], "action": "errno"}},
+    "constraints": {"syscalls": {"profile": "default", "deny": ["mount"], "action": "errno"}},
     "uses": 3,
     "lineage": {
         "parentArtifact": "01" * 32,

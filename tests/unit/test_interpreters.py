@@ -73,6 +73,14 @@ def test_how_a_program_is_linked(options: list[str], kind: ProgramKind, tmp_path
     assert kind_of(program) is kind
 
 
+def test_a_shared_object_that_asks_for_a_loader_is_none(tmp_path: Path) -> None:
+    """Such as libc.so.6, or a position-independent program of an older linker."""
+    source = b'const char loader[] __attribute__((section(".interp"))) = "/lib64/ld-linux-x86-64.so.2";'
+    program = tmp_path / "program"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", program], input=source, check=True)
+    assert kind_of(program) is ProgramKind.NATIVE
+
+
 def test_scripts_and_what_is_no_elf() -> None:
     assert kind_of_bytes(b"#!/bin/sh\n", "/usr/bin/python3") is ProgramKind.SCRIPT
     for content in (b"", b"\x7fEL", b"echo hi\n", b"MZ\x90"):

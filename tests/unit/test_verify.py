@@ -289,7 +289,7 @@ AUTHORIZATION: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], S
     ("uid", {"identity": {"uid": 1}}, {}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
     ("no uid", {"identity": {"uid": 1}}, {"uid": None}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
     ("unknown user", {"identity": {"user": "nobody9"}}, {}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
-    ("user, other uid", {"identity": {"user": "svc", "uid": 7}}, {"uid": 7}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
+    ("user, other uid", {"identity": {"user": "svc", "uid": 7}}, {}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
     ("group", {"identity": {"groups": [50, 51]}}, {}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
     ("group name", {"identity": {"groups": ["wheel"]}}, {}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
     ("no SPIFFE id", {"identity": {"spiffeId": "spiffe://a/b"}}, {"spiffe_id": None}, {}, Step.IDENTITY, Reason.IDENTITY_MISMATCH),
@@ -425,11 +425,7 @@ def test_a_signed_value_lets_a_loader_variable_pass() -> None:
 
 
 # Few arguments of few kinds, so that equal lists and free arguments are common.
-argument_lists = st.lists(
-    st.sampled_from(["*", "a", "", "é"]) | st.text(st.characters(exclude_categories=["C", "Z"]), max_size=3),
-    min_size=1,
-    max_size=3,
-)
+argument_lists = st.lists(st.sampled_from(["*", "a", "b", "é", ""]), min_size=1, max_size=2)
 
 
 @given(argument_lists, argument_lists)
