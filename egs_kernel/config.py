@@ -65,13 +65,17 @@ def load_config(path: Path) -> Config:
     Raises:
         UsageError: it is missing, unsafe, or says something that this version does not understand.
     """
+    if not path.exists():
+        raise UsageError(
+            Reason.CONFIG_INVALID,
+            f"{path} does not exist",
+            "Create it; docs/configuration.md has an example.",
+        )
     try:
         content = read_private_file(path, CONFIG_LIMIT)
     except OSError as error:
         raise UsageError(
-            Reason.CONFIG_INVALID,
-            f"cannot read {path}: {error.strerror}",
-            f"Create {path}; docs/configuration.md has an example.",
+            Reason.CONFIG_INVALID, f"cannot read {path}: {error.strerror}", f"Run: chmod u+r {path}"
         ) from error
     return parse_config(content, str(path))
 
