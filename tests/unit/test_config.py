@@ -135,7 +135,7 @@ def test_durations(text: str, seconds: int) -> None:
 
 def test_files_that_are_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "egs.toml"
-    with pytest.raises(UsageError, match="cannot read") as caught:
+    with pytest.raises(UsageError, match="does not exist") as caught:
         load_config(path)
     assert caught.value.reason is Reason.CONFIG_INVALID
     path.write_text(FULL)
