@@ -22,13 +22,14 @@ from egs_kernel.constraints.seccomp import compile_filter
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import cgroup_number, now
 from egs_kernel.daemon.intents import declared_intent, measured_intent, recorded_intent
-from egs_kernel.daemon.scoping import enter_scope
+from egs_kernel.daemon.scoping import announce, cgroup_of_scope, enter_cgroup
 from egs_kernel.daemon.server import wait_readable
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import GrantKind, Intent, Reason, Verdict
 
 if TYPE_CHECKING:
+    from egs_kernel.config import Config
     from egs_kernel.daemon.events import Events
     from egs_kernel.daemon.host import Host, Settings
     from egs_kernel.daemon.journal import Journal
@@ -55,6 +56,7 @@ class _Decided:
     authorization: verify.Authorization
     settings: Settings
     filter: bytes | None
+    entered: asyncio.Task[None]
 
 
 class Launches:
@@ -87,14 +89,19 @@ class Launches:
         descriptor = connection.take_descriptor()
         if descriptor is None:
             raise protocol.protocol_error("a launch comes with a descriptor of the program")
+        loop = asyncio.get_running_loop()
+        announced = loop.run_in_executor(None, announce, self._host.settings.config, connection.peer.task.pid)
         try:
             decided = await self._decide(connection, request, descriptor)
         finally:
             os.close(descriptor)
         try:
             filters = await self._constrain(connection, decided)
+            await announced
+            await decided.entered
             await self._arm(connection, decided, filters)
         except EgsError as error:
+            await asyncio.gather(decided.entered, return_exceptions=True)
             await self._record_end(decided, error)
             raise
 
@@ -143,14 +150,42 @@ class Launches:
             trial.verification(number),
             trial.decision(self._host, GrantKind.ARMED, request=number, task=peer.task),
         ]
-        await self._journal.append(*entries)
-        if trial.error is not None:
-            raise trial.error
-        if program is None or trial.artifact is None or trial.authorization is None:
-            raise Refused(Reason.NO_GRANT, "nothing was decided")
-        return _Decided(
-            number, peer.task, program, intent, trial, trial.artifact, trial.authorization, settings, code
+        durable = self._journal.submit(entries)
+        if (
+            trial.error is not None
+            or trial.artifact is None
+            or trial.authorization is None
+            or program is None
+        ):
+            await asyncio.shield(durable)
+            raise trial.error or Refused(Reason.NO_GRANT, "nothing was authorized")
+        entered = asyncio.get_running_loop().create_task(
+            self._enter(peer.task, settings.config, trial.authorization.scope)
         )
+        try:
+            await asyncio.shield(durable)
+        except BaseException:
+            entered.cancel()
+            raise
+        return _Decided(
+            number,
+            peer.task,
+            program,
+            intent,
+            trial,
+            trial.artifact,
+            trial.authorization,
+            settings,
+            code,
+            entered,
+        )
+
+    async def _enter(self, task: TaskIdentity, config: Config, scope: str) -> None:
+        """Put the launcher under the scope, and into its cgroup, if it has one."""
+        self._gate.govern(task, scope)  # first: a process of another scope must not be moved
+        cgroup = cgroup_of_scope(config, scope)
+        if cgroup is not None:
+            await asyncio.get_running_loop().run_in_executor(None, enter_cgroup, task.pid, cgroup)
 
     async def _judge(self, content: bytes | None, intent: Intent) -> Trial:
         """The trial of the artifact in the request, or of the best one in the folder."""
@@ -231,7 +266,6 @@ class Launches:
         )
         if not connection.peer.alive():
             raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone")
-        enter_scope(self._gate, task, grant.scope)
         executed = self._events.expect(task.pid, task.start_ticks)
         self._gate.arm(grant, task)
         loop = asyncio.get_running_loop()
