@@ -107,6 +107,8 @@ def installed_filters(pid: int) -> list[bytes]:
 def restrictions(pid: int) -> Restrictions:
     """Stop the process, read what restricts it, let it go on.
 
+    Not for a child that this process waits for at the same time: the two waits would take each other's news.
+
     Raises:
         Refused: it is gone, somebody traces it already, it does not stop, or the kernel does not let us look.
     """

@@ -209,7 +209,9 @@ def test_a_launcher_that_dies_while_it_is_inspected_is_refused(strict: str) -> N
     expected = compile_filter(STRICT)
     for _ in range(20):
         with child("nnp", strict, "wait") as process:
-            killer = threading.Thread(target=process.kill)
+            # Not process.kill: it waits for the child, and as we are its parent as well it would take the stop for
+            # its end.
+            killer = threading.Thread(target=os.kill, args=(process.pid, signal.SIGKILL))
             killer.start()
             refused = False
             while not refused:

@@ -243,6 +243,7 @@ def refused(*arguments: str, prefix: tuple[str, ...] = (sys.executable, "-c", SE
 def test_without_a_configuration_and_an_address_it_says_what_to_do(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (root / "etc/egs").mkdir(parents=True)
     monkeypatch.setenv("EGS_ROOT", str(root))
     assert "egs.toml" in refused()
     assert "is no address" in refused("--listen", "")
