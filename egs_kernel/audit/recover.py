@@ -46,9 +46,9 @@ def recover(file: BinaryIO, folder: Path) -> Recovered:
     """
     size = os.fstat(file.fileno()).st_size
     head = read_head(folder)
-    position, tally = _start(file, read_checkpoint(folder), size)
+    position, tally = _start(file, read_checkpoint(folder))
     if head is not None and head.end <= position.end:
-        _require_line(file, head, size)  # older than the checkpoint: still one of our lines
+        _require_line(file, head)  # older than the checkpoint: still one of our lines
     position = _walk_tail(file, position, tally, head)
     if head is not None and head.seq > position.seq:
         raise corrupt(
@@ -59,19 +59,16 @@ def recover(file: BinaryIO, folder: Path) -> Recovered:
     return Recovered(position, tally)
 
 
-def _start(file: BinaryIO, checkpoint: Checkpoint | None, size: int) -> tuple[Position, Tally]:
+def _start(file: BinaryIO, checkpoint: Checkpoint | None) -> tuple[Position, Tally]:
     if checkpoint is None:
         return START, Tally()
-    _require_line(file, checkpoint.position, size)
+    _require_line(file, checkpoint.position)
     return checkpoint.position, checkpoint.tally
 
 
-def _require_line(file: BinaryIO, position: Position, size: int) -> None:
-    where = f"entry {position.seq}"
-    if position.end > size:
-        raise corrupt(where, f"the record has {size} bytes, but {position.end} had been acknowledged")
+def _require_line(file: BinaryIO, position: Position) -> None:
     if line_at(file, position) is None:
-        raise corrupt(where, "the line is not the one that was acknowledged")
+        raise corrupt(f"entry {position.seq}", "the line that was acknowledged is changed or missing")
 
 
 def _walk_tail(file: BinaryIO, position: Position, tally: Tally, head: Position | None) -> Position:
@@ -82,19 +79,17 @@ def _walk_tail(file: BinaryIO, position: Position, tally: Tally, head: Position 
             tally.count(decode(line, f"entry {reached.seq}").entry)
             position = reached
     except RecordError:
-        if not _is_unwritten(file, position, head):
+        if not _is_unwritten(file, position):
             raise
     return position
 
 
-def _is_unwritten(file: BinaryIO, position: Position, head: Position | None) -> bool:
+def _is_unwritten(file: BinaryIO, position: Position) -> bool:
     """Whether what follows `position` is what a power loss leaves of an append: zeros where data should be.
 
-    Some file systems make the new size durable before all of the data. No line holds a zero byte; a
-    single append is bounded; and nothing that `head` calls acknowledged may be among it.
+    Some file systems make the new size durable before all of the data. No line holds a zero byte, and a
+    single append is bounded. (`recover` refuses when `head` says that some of it was acknowledged.)
     """
-    if head is not None and head.seq > position.seq:
-        return False
     file.seek(position.end)
     rest = file.read(MAX_APPEND + 1)
     return len(rest) <= MAX_APPEND and b"\0" in rest[:MAX_LINE].partition(b"\n")[0]

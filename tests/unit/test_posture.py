@@ -195,6 +195,10 @@ def test_content_name_and_place_change_the_digest(tmp_path: Path) -> None:
 def test_unsafe_policy_folders_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(UnsafePath):
+        posture.policy_digest(folder)
+    folder.chmod(0o755)
     (folder / "ok").write_text("x")
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(UnsafePath):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import resource
@@ -22,9 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egs_kernel.audit import anchor, record, recover
-from egs_kernel.audit.chain import find
+from egs_kernel.audit.chain import Position, find, walk
 from egs_kernel.audit.entries import ArtifactChange, DaemonStopped, Decision, Gap
-from egs_kernel.audit.lines import MAX_LINE
+from egs_kernel.audit.lines import GENESIS, MAX_LINE
 from egs_kernel.audit.reader import RECORD_FILE, read, verify
 from egs_kernel.audit.record import Record
 from egs_kernel.audit.tally import uses_by_artifact
@@ -308,6 +309,76 @@ def test_unreadable_anchors_cost_time_and_nothing_else(folder: Path, content: by
     make(folder, "three")
     assert verify(folder).position.size == 3
     assert verify(folder).head_checked
+
+
+@pytest.mark.parametrize("lost", [anchor.HEAD, anchor.CHECKPOINT])
+def test_one_anchor_is_enough_to_know_the_last_line(folder: Path, lost: str) -> None:
+    make(folder, "one", "two")
+    (folder / lost).unlink()
+    content = (folder / RECORD_FILE).read_bytes()
+    (folder / RECORD_FILE).write_bytes(content.replace(b'"two"', b'"owt"'))
+    with pytest.raises(RecordError) as caught:
+        Record.open(folder)
+    assert caught.value.reason is Reason.RECORD_CORRUPT
+    assert "entry 1" in caught.value.message
+
+
+@given(index=st.integers(0, 157), flip=st.integers(1, 255))
+def test_a_half_written_head_is_none(index: int, flip: int) -> None:
+    content = bytearray(anchor.head_line(Position(7, 100, 200, "ab" * 32)))
+    assert anchor.parse_head(bytes(content)) == Position(7, 100, 200, "ab" * 32)
+    content[index % len(content)] ^= flip
+    assert anchor.parse_head(bytes(content)) is None
+    assert anchor.parse_head(bytes(content[:index])) is None
+
+
+def chained(*lines: bytes) -> bytes:
+    """Lines that are right in nothing but their hashes: PREV stands for the hash before."""
+    prev, whole = GENESIS, b""
+    for line in lines:
+        written = line.replace(b"PREV", prev.encode())
+        prev = hashlib.sha256(written).hexdigest()
+        whole += written + b"\n"
+    return whole
+
+
+GOOD = b'{"cause":"c","prev":"PREV","seq":%d,"time":"t","type":"daemon_stopped","v":1}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        ([GOOD % 0, GOOD % 1], None),
+        ([GOOD % 0, GOOD % 2], 1),
+        ([GOOD % 1], 0),
+        ([GOOD % 0, (GOOD % 1).replace(b"PREV", b"0" * 64)], 1),
+        ([GOOD % 0, (GOOD % 1).replace(b":1,", b": 1,")], 1),
+        ([GOOD % 0, (GOOD % 1).replace(b"{", b'{"cause":"d",')], 1),
+        ([GOOD % 0, (GOOD % 1).replace(b'"t"', b"1")], 1),
+        ([GOOD % 0, b""], 1),
+        ([GOOD % 0, b"x" * MAX_LINE], 1),
+    ],
+)
+def test_a_chain_needs_more_than_hashes(tmp_path: Path, lines: list[bytes], wrong: int | None) -> None:
+    path = tmp_path / "forged.jsonl"
+    path.write_bytes(chained(*lines))
+    if wrong is None:
+        assert verify(path).position.size == len(lines)
+        return
+    with pytest.raises(RecordError, match=f"entry {wrong}:") as caught:
+        verify(path)
+    assert caught.value.reason is Reason.RECORD_CORRUPT
+
+
+def test_a_reader_does_not_keep_what_a_failed_write_took_back(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    first, second = chained(GOOD % 0, GOOD % 1).splitlines(keepends=True)
+    path.write_bytes(first + b'{"cause":"a write that fai')
+    with path.open("rb") as file:
+        (reached,) = [position for position, _header, _line in walk(file)]
+        path.write_bytes(first)
+        path.write_bytes(first + second)
+        assert [line for _position, _header, line in walk(file, reached)] == [second[:-1]]
 
 
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(folder: Path) -> None:
