@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import msgspec
@@ -64,7 +63,6 @@ def walk(file: BinaryIO, before: Position = START) -> Iterator[tuple[Position, H
     Raises:
         RecordError: a line does not continue the chain.
     """
-    file.seek(0, os.SEEK_END)  # empties the read buffer: a write that failed may have been taken back
     file.seek(before.end)
     while (line := file.readline(MAX_LINE)).endswith(b"\n"):
         before, found = check_link(before, line[:-1])

@@ -102,7 +102,7 @@ def lines_from(file: BinaryIO, since_seq: int) -> Iterator[bytes]:
     Raises:
         RecordError: a line on the way to `since_seq` is no entry.
     """
-    size = file.seek(0, os.SEEK_END)  # also empties the read buffer: see chain.walk
+    size = file.seek(0, os.SEEK_END)  # also empties the read buffer: a failed write may have been taken back
     file.seek(find(file, since_seq, size))
     while (line := file.readline(MAX_LINE)).endswith(b"\n"):
         yield line[:-1]
