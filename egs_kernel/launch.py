@@ -7,7 +7,7 @@ It is in the way of every launch, so it starts fast: nothing but C modules is im
 without constraints (`socket`, `json` and `signal` alone cost 40 Python modules and 8 ms).
 """
 
-# ruff: noqa: PLC0415, PTH100, PTH113, PTH123, S606
+# ruff: noqa: PLC0415, PTH100, PTH113, PTH123
 # Imports where they are needed, no pathlib, and an exec without a shell: all of it for the reason above.
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _READY = b'{"op":"ready"}'
 _ESCAPES = {34: '\\"', 92: "\\\\"} | {code: f"\\u{code:04x}" for code in range(32)}
 
 
-class Stop(Exception):  # noqa: N818 (not an error of ours: how this short program ends)
+class Stop(Exception):
     """The launch ends here, with this exit code and message."""
 
     def __init__(self, code: int, message: str) -> None:

@@ -30,10 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     level = logging.INFO if parsed.foreground else logging.WARNING
     logging.basicConfig(format="egsd: %(message)s", level=level, stream=sys.stderr)
     try:
-        if os.geteuid() != 0:
-            raise EgsError(
-                Reason.NOT_PERMITTED, "egsd must be root", "Run it as root, or: systemctl start egsd"
-            )
+        _require_root()
         asyncio.run(serve(Paths.from_environment()))
     except EgsError as error:
         sys.stderr.write(f"egsd: {error}\n")
