@@ -218,6 +218,7 @@ class _Daemon:
                 ],
                 essential=True,
             )
+        self._gate.collect()
 
     async def _recall_executions(self) -> None:
         live = {task.execution for task in self._gate.governed()} - {0}

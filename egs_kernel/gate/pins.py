@@ -20,6 +20,7 @@ import msgspec
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
+from egs_kernel.gate.ring import Ring
 from egs_kernel.model import (
     ARGV_MAX,
     FileIdentity,
@@ -146,9 +147,9 @@ class Gate:
         self._decisions = libbpf.CounterMap(fds["decisions"])
         self._failures = libbpf.CounterMap(fds["failures"])
         self._fds = (*self._programs.values(), *fds.values())
-        self._handler: Callable[[GateEvent], None] | None = None
-        self._ring = libbpf.RingBuffer(fds["events"], self._on_event)
+        self._ring = Ring(fds["events"], libbpf.map_info(fds["events"]).max_entries)
         self._names: dict[int, str] = {}
+        self._armed_ids: dict[int, int] = {}
         self._last_id = 0
         self._reading_lock = threading.Lock()
 
@@ -279,20 +280,29 @@ class Gate:
         self.disarm(task.pid)
         grant_id = self._new_id()
         self._bind(grant, grant_id, renewed=False)
+        self._armed_ids[task.pid] = grant_id
         self._write(self._armed, ctypes.c_uint32(task.pid), self._raw_grant(grant, grant_id, scope, task))
         return grant_id
 
     def disarm(self, pid: int) -> None:
         """Take an armed grant back, if it is still there."""
-        key = ctypes.c_uint32(pid)
-        raw = self._armed.get(key)
-        if raw is not None:
-            self._armed.delete(key)
-            self._unbind(raw.grant_id)
+        self._armed.delete(ctypes.c_uint32(pid))
+        # The gate forgets the grant itself when the exec uses it or the process ends; what it referred to is ours.
+        grant_id = self._armed_ids.pop(pid, None)
+        if grant_id is not None:
+            self._unbind(grant_id)
+
+    def collect(self) -> None:
+        """Free what belongs to grants that are gone: a daemon that died had no time to. Not while arming."""
+        live = {raw.grant_id for _, raw in (*self._standing.items(), *self._armed.items())}
+        for key in (*self._argvs.keys(), *self._uses.keys()):
+            if key.value not in live:
+                self._unbind(key.value)
 
     def forget(self, grant_id: int) -> None:
         """Free what belongs to an armed grant that an exec has consumed."""
         self._unbind(grant_id)
+        self._armed_ids = {pid: armed for pid, armed in self._armed_ids.items() if armed != grant_id}
 
     def armed(self) -> dict[int, int]:
         """What is armed now: grant ids by process id."""
@@ -386,12 +396,27 @@ class Gate:
     # -- what the gate did -----------------------------------------------------------------------
 
     def drain(self, handle: Callable[[GateEvent], None]) -> int:
-        """Hand every waiting event to `handle`; their number. An exception of `handle` ends the drain."""
-        self._handler = handle
-        try:
-            return self._ring.consume()
-        finally:
-            self._handler = None
+        """Hand every waiting event to `handle` and free its room; their number."""
+        events, position = self.take()
+        for event in events:
+            handle(event)
+        self.release(position)
+        return len(events)
+
+    def take(self) -> tuple[list[GateEvent], int]:
+        """Every event that was not taken yet, and the position to `release` when they are safe.
+
+        Until then they keep their room, also when this process dies: the next one takes them again.
+
+        Raises:
+            GateError: no gate of this version wrote them.
+        """
+        events = [parse_event(data, self._names, self.tier) for data in self._ring.take()]
+        return events, self._ring.position
+
+    def release(self, position: int) -> None:
+        """Free the room of events up to a position that `take` gave."""
+        self._ring.release(position)
 
     def counters(self) -> GateCounters:
         """Decisions, failures and skipped runs since the gate was loaded."""
@@ -423,10 +448,6 @@ class Gate:
         if config is None:
             raise GateError(Reason.GATE_FAILED, "the gate's configuration cannot be read", _UNLOAD_AND_LOAD)
         return config
-
-    def _on_event(self, data: bytes) -> None:
-        if self._handler is not None:
-            self._handler(parse_event(data, self._names, self.tier))
 
     def _new_id(self) -> int:
         """Boot-time nanoseconds: unique across daemon restarts, as the pins are."""

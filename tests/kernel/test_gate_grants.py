@@ -440,6 +440,33 @@ def test_a_disarmed_process(gate: Gate, instance: Instance, grant: Grant, progra
     assert waiting.go() == (KILLED, b"")
 
 
+def test_nothing_of_an_armed_grant_is_left_however_it_ends(
+    gate: Gate, instance: Instance, grant: Grant, program: Path
+) -> None:
+    bound = msgspec.structs.replace(grant, argv=(bytes(program),), uses=1)
+
+    def leftovers() -> int:
+        return len(gate._argvs.keys()) + len(gate._uses.keys()) + len(gate.armed())
+
+    executed = Armed(instance, program)
+    grant_id = gate.arm(bound, executed.task)
+    assert executed.go()[0] == 0
+    gate.forget(grant_id)
+    assert leftovers() == 0
+    died = Armed(instance, program)
+    gate.arm(bound, died.task)
+    os.kill(died.pid, signal.SIGKILL)
+    died.go()
+    gate.disarm(died.pid)
+    assert leftovers() == 0
+    orphaned = Armed(instance, program)
+    gate.arm(bound, orphaned.task)
+    assert orphaned.go()[0] == 0
+    gate.install(msgspec.structs.replace(bound, artifact_id="cd" * 32))
+    gate.collect()
+    assert leftovers() == 2
+
+
 def test_observe_records_and_refuses_nothing(instance: Instance, program: Path) -> None:
     instance.configure(mode="observe")
     gate = instance.load_gate()
