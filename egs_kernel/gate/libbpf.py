@@ -128,9 +128,6 @@ def _library() -> ctypes.CDLL:
         ("bpf_prog_test_run_opts", ctypes.c_int, (ctypes.c_int, void)),
         ("bpf_raw_tracepoint_open", ctypes.c_int, (ctypes.c_char_p, ctypes.c_int)),
         ("libbpf_num_possible_cpus", ctypes.c_int, ()),
-        ("ring_buffer__new", void, (ctypes.c_int, void, void, void)),
-        ("ring_buffer__consume", ctypes.c_int, (void,)),
-        ("ring_buffer__free", None, (void,)),
         ("btf__load_vmlinux_btf", void, ()),
         ("btf__free", None, (void,)),
         ("btf__find_by_name_kind", ctypes.c_int32, (void, ctypes.c_char_p, ctypes.c_uint32)),
@@ -307,40 +304,3 @@ class CounterMap:
             _checked(libbpf.bpf_map_lookup_elem(self.descriptor, _address(key), _address(values)), "counter")
             totals.append(sum(values))
         return totals
-
-
-class RingBuffer:
-    """The consumer side of a BPF ring buffer; nothing is lost while nobody consumes, it fills up."""
-
-    def __init__(self, descriptor: int, handle: Callable[[bytes], None]) -> None:
-        """Map the ring buffer of `descriptor`; `handle` gets the bytes of each event."""
-        self._failure: BaseException | None = None
-
-        def on_sample(_context: int | None, data: int, length: int) -> int:
-            # An exception must not cross into C; the event it concerns counts as consumed: keep the error.
-            try:
-                handle(ctypes.string_at(data, length))
-            except BaseException as error:  # noqa: BLE001 - re-raised by consume()
-                self._failure = error
-                return -1
-            return 0
-
-        self._callback = _c_callback(on_sample)
-        self._ring = libbpf.ring_buffer__new(descriptor, self._callback, None, None)
-        if not self._ring:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), "ring buffer")
-
-    def consume(self) -> int:
-        """Hand over every event there is; their number."""
-        count: int = libbpf.ring_buffer__consume(self._ring)
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        return _checked(count, "ring buffer")
-
-    def close(self) -> None:
-        """Unmap."""
-        if self._ring:
-            libbpf.ring_buffer__free(self._ring)
-            self._ring = None

@@ -339,7 +339,7 @@ class Gate:
                 "Stop some of them.",
             )
 
-    def release(self, pid: int) -> None:
+    def ungovern(self, pid: int) -> None:
         """Stop governing a process: its scope was removed from the configuration."""
         libbpf.run_program(self._programs["set_task"], (pid, _RELEASE))
 

@@ -162,7 +162,7 @@ def _retire(gate: Gate, used: set[int]) -> None:
     names = {state.slot: name for name, state in gate.scopes().items()}
     for task in gate.governed():
         if task.scope in {names[slot] for slot in retired}:
-            gate.release(task.pid)
+            gate.ungovern(task.pid)
     for slot in retired:
         gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
 
