@@ -16,7 +16,7 @@ from egs_kernel import __version__
 from egs_kernel.audit.entries import DaemonStarted, DaemonStopped, Decision
 from egs_kernel.audit.record import Record
 from egs_kernel.daemon.control import Control
-from egs_kernel.daemon.events import Events, executions_in
+from egs_kernel.daemon.events import Events
 from egs_kernel.daemon.heart import Heart
 from egs_kernel.daemon.host import Host, Settings
 from egs_kernel.daemon.journal import Journal
@@ -138,8 +138,8 @@ class _Daemon:
         await self._journal.append(self._host.posture_entry(), started)
         self._standing.open()
         self._disarm_leftovers()
-        await self._recall_executions()
-        self._events.drain()
+        live = {task.execution for task in self._gate.governed()}
+        self._events.recall(await asyncio.to_thread(self._journal.recent), live)
         await self._journal.flush()
         withdrawn = self._standing.reconcile()
         if withdrawn:
@@ -220,12 +220,6 @@ class _Daemon:
             )
         self._gate.collect()
 
-    async def _recall_executions(self) -> None:
-        live = {task.execution for task in self._gate.governed()} - {0}
-        if live:
-            recent = self._journal.recent
-            self._events.executions = await asyncio.to_thread(lambda: executions_in(recent(), live))
-
     # -- running ---------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -233,7 +227,7 @@ class _Daemon:
 
     async def _drain_often(self) -> None:
         while True:
-            self._events.drain(urgent=False)
+            self._events.drain()
             await asyncio.sleep(DRAIN_SECONDS)
 
     async def _write_metrics(self) -> None:

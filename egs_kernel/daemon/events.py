@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.audit.entries import Exec, Outcome
@@ -69,13 +70,9 @@ class Executions:
         return len(self._live)
 
 
-def executions_in(entries: Iterable[EntryType], wanted: Iterable[int]) -> Executions:
-    """The executions that the record tells of, as far as they are in `wanted`: those that the gate tracks."""
-    executions = Executions()
-    for entry in _events_of(entries):
-        executions.take(entry)
-    executions.keep(wanted)
-    return executions
+def _key(event: GateEvent) -> tuple[int, int, int]:
+    """Tells an event from every other one of this boot; an execution's exec and exit differ in their time."""
+    return event.time, event.pid, event.execution
 
 
 def _events_of(entries: Iterable[EntryType]) -> Iterator[GateEvent]:
@@ -87,36 +84,51 @@ def _events_of(entries: Iterable[EntryType]) -> Iterator[GateEvent]:
 class Events:
     """Drains the gate's ring buffer into the record, and tells those who wait for an exec.
 
-    While a batch is not durable yet the next one stays in the ring buffer: when the disk is too slow the
-    buffer fills up, and the gate refuses what it cannot report.
+    Events keep their room in the ring buffer until they are durable. So a daemon that is killed loses none, and
+    when the disk is too slow the buffer fills up, and the gate refuses what it cannot report.
     """
 
     def __init__(self, gate: Gate, journal: Journal, find: Callable[[str], verify.Artifact | None]) -> None:
         self._gate = gate
         self._journal = journal
         self._find = find
-        self._pending: asyncio.Future[None] | None = None
         self._awaited: dict[tuple[int, int], asyncio.Future[ExecEvent]] = {}
         self.executions = Executions()
         self.changed_files: Callable[[str], None] = lambda _artifact_id: None
 
-    def drain(self, *, urgent: bool = True) -> None:
-        """Take in everything that is in the ring buffer and hand it to the record.
+    def recall(self, entries: Iterable[EntryType], live: Iterable[int]) -> None:
+        """Before the first `drain`: pick up where the last daemon was.
 
         Args:
-            urgent: also while the batch before is not durable yet.
+            entries: the last entries of the record.
+            live: the executions that the gate tracks.
         """
-        if not urgent and self._pending is not None and not self._pending.done():
-            return
-        events: list[GateEvent] = []
-        self._gate.drain(events.append)
+        recorded = set()
+        for event in _events_of(entries):
+            recorded.add(_key(event))
+            self.executions.take(event)
+        self.executions.keep(live)
+        events, position = self._gate.take_events()
+        # The last daemon may have ended between recording them and freeing their room.
+        self._hand_in([event for event in events if _key(event) not in recorded], position)
+
+    def drain(self) -> None:
+        """Take in everything that is in the ring buffer and hand it to the record."""
+        self._hand_in(*self._gate.take_events())
+
+    def _hand_in(self, events: list[GateEvent], position: int) -> None:
         if not events:
             return
-        self._pending = self._journal.submit([self._entry(event) for event in events], essential=True)
+        durable = self._journal.submit([self._entry(event) for event in events], essential=True)
+        durable.add_done_callback(partial(self._free, position))
         for event in events:
             self.executions.take(event)
             if isinstance(event, ExecEvent):
                 self._tell(event)
+
+    def _free(self, position: int, durable: asyncio.Future[None]) -> None:
+        if not durable.cancelled() and durable.exception() is None:
+            self._gate.free_events(position)
 
     def expect(self, pid: int, start_ticks: int) -> asyncio.Future[ExecEvent]:
         """The next exec of a process, when the gate has decided it. Call `forget` when nobody waits any more."""

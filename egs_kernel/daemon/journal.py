@@ -13,17 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from egs_kernel.audit.entries import Exec, Outcome
 from egs_kernel.audit.tally import Tally
 from egs_kernel.errors import EgsError, RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from egs_kernel.audit.entries import Entry, EntryType
     from egs_kernel.audit.record import Record
 
 _RECENT: Final = 20_000
-"""Entries that a restarted daemon looks through for executions under way."""
+"""Entries that a restarted daemon looks through: more than the gate's ring buffer holds."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Journal:
         """What of the record's own helpers could not be written; the entries are safe."""
         return self._record.degraded
 
-    def recent(self) -> Iterator[EntryType]:
-        """The last entries, the oldest first."""
-        for recorded in self._record.read(max(0, self._record.size - _RECENT)):
-            yield recorded.entry
+    def recent(self) -> list[EntryType]:
+        """The last execs and exits, the oldest first. Reads a disk: for a thread."""
+        since = max(0, self._record.size - _RECENT)
+        return [item.entry for item in self._record.read(since) if isinstance(item.entry, Exec | Outcome)]
 
     def delay(self) -> float:
         """Seconds that the oldest submission has been waiting to become durable."""

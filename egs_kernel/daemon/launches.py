@@ -197,7 +197,7 @@ class Launches:
         best = Trial()
         best.error = Refused(
             Reason.NO_GRANT,
-            f"no artifact in the daemon's folder is for {intent.program} (SHA-256 {intent.digest})",
+            f"no artifact in the daemon's folder is for {intent.program} as it is now",
             "Name one (egs run --artifact FILE), or add one: egs artifacts add FILE",
         )
         for artifact in self._standing.artifacts(intent.digest):

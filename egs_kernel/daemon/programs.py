@@ -140,8 +140,11 @@ def _open_path(path: str) -> int:
 
 def _open_for_reading(descriptor: int, path: str) -> int:
     """Open what an O_PATH descriptor refers to. Only then: opening a device or a pipe can do things."""
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         raise Refused(Reason.NOT_FOUND, f"{path} is not a regular file", "Name a program.")
+    if not mode & 0o111:  # else anyone could have us hash files that they may not read
+        raise Refused(Reason.NOT_PERMITTED, f"{path} is not executable", f"Run: chmod +x {path}")
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

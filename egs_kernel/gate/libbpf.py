@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 

@@ -397,14 +397,14 @@ class Gate:
 
     def drain(self, handle: Callable[[GateEvent], None]) -> int:
         """Hand every waiting event to `handle` and free its room; their number."""
-        events, position = self.take()
+        events, position = self.take_events()
         for event in events:
             handle(event)
-        self.release(position)
+        self.free_events(position)
         return len(events)
 
-    def take(self) -> tuple[list[GateEvent], int]:
-        """Every event that was not taken yet, and the position to `release` when they are safe.
+    def take_events(self) -> tuple[list[GateEvent], int]:
+        """Every event that was not taken yet, and the position to free when they are safe.
 
         Until then they keep their room, also when this process dies: the next one takes them again.
 
@@ -414,8 +414,8 @@ class Gate:
         events = [parse_event(data, self._names, self.tier) for data in self._ring.take()]
         return events, self._ring.position
 
-    def release(self, position: int) -> None:
-        """Free the room of events up to a position that `take` gave."""
+    def free_events(self, position: int) -> None:
+        """Free the room of events up to a position that `take_events` gave."""
         self._ring.release(position)
 
     def counters(self) -> GateCounters:
