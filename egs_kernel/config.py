@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from egs_kernel.errors import UsageError
+from egs_kernel.filesystems import KNOWN
 from egs_kernel.model import Mode, Reason
 from egs_kernel.ownership import read_private_file
 
@@ -47,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     daemon_grace: int = 10
     host_id: str | None = None
     host_labels: tuple[str, ...] = ()
+    trusted_filesystems: frozenset[str] = frozenset()
     scopes: tuple[ScopeConfig, ...] = ()
     metrics: MetricsConfig = MetricsConfig()
 
@@ -55,6 +57,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     daemon_grace: str = "10s"
     host_id: str | None = None
     host_labels: tuple[str, ...] = ()
+    trusted_filesystems: tuple[str, ...] = ()
     scope: tuple[ScopeConfig, ...] = ()
     metrics: MetricsConfig = MetricsConfig()
 
@@ -92,10 +95,14 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise _invalid(name, str(error)) from error
     _check_scopes(name, file.scope)
+    unknown = sorted(set(file.trusted_filesystems) - KNOWN)
+    if unknown:
+        raise _invalid(name, f"trusted_filesystems: {unknown[0]!r} is none of {', '.join(sorted(KNOWN))}")
     return Config(
         daemon_grace=parse_duration(file.daemon_grace, f"{name}: daemon_grace"),
         host_id=file.host_id,
         host_labels=file.host_labels,
+        trusted_filesystems=frozenset(file.trusted_filesystems),
         scopes=file.scope,
         metrics=file.metrics,
     )

@@ -95,6 +95,7 @@ class Reason(IntEnum):
     CWD_MISMATCH = 51
     ENVIRONMENT_MISMATCH = 52
     SCOPE_UNKNOWN = 53  # this host has no scope of that name
+    FILESYSTEM_UNTRUSTED = 54  # a file there can change without a trace
 
     # The host and its files.
     CONFIG_INVALID = 64

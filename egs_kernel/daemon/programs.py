@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from egs_kernel.artifact.interpreters import program_kind
 from egs_kernel.artifact.statement import SubjectRole
 from egs_kernel.errors import EgsError, Refused
+from egs_kernel.filesystems import require_tracked
 from egs_kernel.measure import measure
 from egs_kernel.model import FileIdentity, Measurement, ProgramKind, Reason
 
@@ -47,8 +48,9 @@ class Surveyor:
     "Untouched" is exactly what the gate compares at the exec, so a remembered digest is as good as a new one.
     """
 
-    def __init__(self, identify: Identify) -> None:
+    def __init__(self, identify: Identify, trusted_filesystems: Callable[[], frozenset[str]]) -> None:
         self._identify = identify
+        self._trusted = trusted_filesystems
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="egs-measure")
         self._digests: dict[FileIdentity, str] = {}
         self._lock = threading.Lock()
@@ -96,6 +98,7 @@ class Surveyor:
         path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         reading = _open_for_reading(descriptor, path)
         try:
+            require_tracked(reading, path, self._trusted())
             measurement = self._measure(reading)
             kind = program_kind(path, partial(os.pread, reading))
         except OSError as error:

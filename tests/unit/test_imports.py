@@ -17,7 +17,7 @@ PACKAGE = Path(egs_kernel.__file__).parent
 LAYERS = (
     {"model"},
     {"errors"},
-    {"paths", "ownership", "config"},
+    {"paths", "ownership", "filesystems", "config"},
     {"artifact", "trust"},
     {"checks"},
     {"verify"},
