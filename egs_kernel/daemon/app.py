@@ -54,7 +54,7 @@ async def serve(paths: Paths) -> None:
     settings = Settings.load(paths)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_locked(paths))
-        paths.artifacts.mkdir(mode=0o755, exist_ok=True)  # /etc/egs itself is there: the settings came from it
+        paths.artifacts.mkdir(mode=0o755, exist_ok=True)
         gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
         revoked = read_revocations(paths.revocations)
         journal = Journal(Record.open(paths.record), revoked)
