@@ -1,0 +1,142 @@
+"""The launcher without a daemon: its command line, what it costs to start, what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from egs_kernel import launch
+from egs_kernel.artifact.envelope import MAX_ARTIFACT
+from egs_kernel.paths import Paths
+from tests.harness import BIN
+
+OURS = {"egs_kernel", "egs_kernel.cli", "egs_kernel.launch"}
+IMPORT_BUDGET = 8
+"""Modules that a launch may import beside Python's own start; `json` alone would be 20."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "argv", "artifact"),
+    [
+        (["ls"], "ls", ["ls"], None),
+        (["--", "ls", "-l"], "ls", ["ls", "-l"], None),
+        (["ls", "--", "-l"], "ls", ["ls", "--", "-l"], None),
+        (["--artifact", "a.json", "--", "ls"], "ls", ["ls"], "a.json"),
+        (["--artifact=a.json", "ls", "--artifact"], "ls", ["ls", "--artifact"], "a.json"),
+        (["--argv0", "-sh", "--", "/bin/sh"], "/bin/sh", ["-sh"], None),
+        (["--argv0=", "ls"], "ls", [""], None),
+        (["--", "--help"], "--help", ["--help"], None),
+    ],
+)
+def test_command_lines(arguments: list[str], name: str, argv: list[str], artifact: str | None) -> None:
+    command = launch.parse(arguments)
+    assert command is not None
+    assert (command.name, command.argv, command.artifact) == (name, argv, artifact)
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["--artifact", "x", "--help"]])
+def test_help(arguments: list[str]) -> None:
+    assert launch.parse(arguments) is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--"], ["--artifact"], ["--artifact", "a"], ["-x", "ls"], ["--arti", "a", "ls"]]
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(launch.Stop) as stop:
+        launch.parse(arguments)
+    assert stop.value.code == launch.EXIT_USAGE
+
+
+def test_programs_are_found_as_execvp_finds_them(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "tool").touch()
+    (second / "tool").chmod(0o755)
+    search = f"{tmp_path}/missing:{first}:{second}"
+    assert launch.find_program("tool", search) == str(second / "tool")
+    assert launch.find_program("./tool", search) == "./tool"
+    for name, path, code in (("tool", str(first), 126), ("absent", search, 127)):
+        with pytest.raises(launch.Stop) as stop:
+            launch.find_program(name, path)
+        assert stop.value.code == code
+
+
+def test_an_argument_that_is_not_utf8() -> None:
+    with pytest.raises(launch.Stop) as stop:
+        launch.request("/bin/true", ["true", os.fsdecode(b"\xff")], None)
+    assert stop.value.code == launch.EXIT_REFUSED
+
+
+def test_arguments_that_fit_into_no_frame() -> None:
+    with pytest.raises(launch.Stop) as stop:
+        launch.request("/bin/true", ["x" * launch.MAX_FRAME], None)
+    assert stop.value.code == launch.EXIT_REFUSED
+
+
+def test_it_knows_where_the_daemon_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for root in (None, "/srv/egs", "relative"):
+        monkeypatch.delenv("EGS_ROOT", raising=False)
+        if root is not None:
+            monkeypatch.setenv("EGS_ROOT", root)
+        assert launch.socket_path(os.environ) == str(Paths.from_environment().socket)
+    assert launch.MAX_ARTIFACT == MAX_ARTIFACT
+
+
+def run(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "egs"), "run", *arguments],
+        env=os.environ | {"EGS_ROOT": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_exit_codes_without_a_daemon(tmp_path: Path) -> None:
+    assert run("--help", root=tmp_path).returncode == 0
+    assert run("/bin/true", root=tmp_path).returncode == launch.EXIT_UNREACHABLE
+    assert run("/nonexistent", root=tmp_path).returncode == launch.EXIT_NOT_FOUND
+    assert run("--artifact", "/nonexistent", "/bin/true", root=tmp_path).returncode == launch.EXIT_USAGE
+    large = tmp_path / "large.json"
+    large.write_bytes(b"x" * (MAX_ARTIFACT + 1))
+    done = run("--artifact", str(large), "/bin/true", root=tmp_path)
+    assert (done.returncode, "artifact_too_large" in done.stderr) == (launch.EXIT_REFUSED, True)
+
+
+def test_a_launch_imports_next_to_nothing(tmp_path: Path) -> None:
+    """Counted up to the point where the daemon is asked."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "sys.argv = ['egs', 'run', '/bin/true']\n"
+        "from egs_kernel.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 4, end.code\n"
+        "print(*sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"EGS_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = set(done.stdout.split())
+    assert imported >= OURS
+    assert len(imported - OURS) <= IMPORT_BUDGET, imported
+    assert not imported & {"json", "re", "socket", "enum", "typing", "argparse", "msgspec", "ctypes"}
+
+
+def test_the_start_script_imports_nothing_else() -> None:
+    """The one that pip generates would import `re`."""
+    lines = (BIN / "egs").read_text().splitlines()
+    assert [line for line in lines if "import" in line and not line.startswith('"""')] == [
+        "import sys",
+        "from egs_kernel.cli import main",
+    ]
