@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -105,14 +106,19 @@ def test_a_client_that_hangs_up_in_the_middle(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+async def send_all(connection: Connection, answers: Iterable[protocol.Answer]) -> None:
+    for answer in answers:
+        await connection.send(answer, seconds=0.2)
+
+
 def test_a_client_that_never_reads_is_dropped(tmp_path: Path) -> None:
     ended = asyncio.Event()
 
     async def flood(connection: Connection) -> None:
         await connection.receive()
+        answers = (protocol.Done(message="x" * 500_000) for _ in range(100))
         with pytest.raises(Refused) as refused:
-            while True:
-                await connection.send(protocol.Done(message="x" * 500_000), seconds=0.2)
+            await send_all(connection, answers)
         assert refused.value.reason is Reason.LAUNCHER_LOST
         ended.set()
 

@@ -1,0 +1,338 @@
+"""The daemon with the real gate: standing artifacts, uses, revocation, restarts, reloads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from egs_kernel.audit.entries import ArtifactChange, DaemonStarted, DaemonStopped, Decision, Exec, Outcome
+from egs_kernel.audit.reader import verify
+from egs_kernel.daemon import protocol
+from egs_kernel.gate.pins import Gate
+from egs_kernel.model import GrantKind, Reason, Verdict
+from tests.harness import BIN
+from tests.running import KILLED, Running, ask_raw
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
+
+
+def test_a_standing_artifact_from_the_folder_to_the_record(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    assert running.inside(str(program)) == KILLED
+    artifact = running.issue(program)
+    artifact_id = running.add(artifact)
+    assert running.artifacts()[artifact_id]["state"] == "standing"
+    assert running.inside(str(program)) == 0
+    running.instance.egs("artifacts", "remove", artifact_id[:12])
+    assert running.inside(str(program)) == KILLED
+    running.wait_for_exec(program, Verdict.KILL, count=2)
+    (allowed,) = running.wait_for_exec(program, Verdict.ALLOW)
+    assert (allowed.event.artifact_id, allowed.event.grant_kind) == (artifact_id, GrantKind.STANDING)
+    outcome = running.wait_for(Outcome, lambda entry: entry.event.execution == allowed.event.execution)
+    assert outcome.event.status == 0
+    assert [change.action for change in running.entries(ArtifactChange)] == ["added", "removed"]
+    verify(running.instance.paths.record)
+
+
+def test_files_that_come_and_go_in_the_folder(running: Running) -> None:
+    """No command, no signal: the daemon follows its folder."""
+    program = running.copy("/bin/true", "program")
+    artifact = running.issue(program)
+    placed = running.instance.paths.artifacts / "mine.json"
+    shutil.copy(artifact, placed)
+    running.wait_for_decisions(Reason.AUTHORIZED)
+    assert running.inside(str(program)) == 0
+    placed.unlink()
+    running.wait_for(ArtifactChange, lambda entry: entry.action == "removed")
+    assert running.inside(str(program)) == KILLED
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("garbage.json", b"\x7fELF", "artifact_malformed"),
+        ("empty.json", b"", "artifact_malformed"),
+        ("large.json", b"x" * 70_000, "path_unsafe"),
+    ],
+)
+def test_what_is_no_artifact_is_listed_with_its_reason(
+    running: Running, name: str, content: bytes, reason: str
+) -> None:
+    (running.instance.paths.artifacts / name).write_bytes(content)
+    running.wait_for(Decision, lambda entry: entry.reason.code == reason)
+    (listed,) = running.artifacts().values()
+    assert (listed["file"], listed["state"], listed["reason"]) == (name, "refused", reason)
+    assert json.loads(running.instance.egs("status", "--json").stdout)["refused_artifacts"] == 1
+
+
+def test_a_program_that_is_touched_and_one_that_is_changed(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    artifact_id = running.add(running.issue(program))
+    program.chmod(0o700)  # another change time, the same content
+    running.wait_for_decisions(Reason.AUTHORIZED, 2)
+    assert running.inside(str(program)) == 0
+    with program.open("ab") as file:
+        file.write(b"\0")
+    assert running.inside(str(program)) == KILLED
+    running.wait_for_decisions(Reason.DIGEST_MISMATCH)
+    assert running.artifacts()[artifact_id]["reason"] == "digest_mismatch"
+    program.unlink()
+    running.wait_for_decisions(Reason.NOT_FOUND)
+    running.copy("/bin/true", "program")
+    running.wait_for_decisions(Reason.AUTHORIZED, 3)
+    assert running.inside(str(program)) == 0
+
+
+def test_a_program_that_another_takes_the_place_of(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    running.copy("/bin/false", "impostor").rename(program)
+    assert running.inside(str(program)) == KILLED
+    running.wait_for_decisions(Reason.DIGEST_MISMATCH)
+
+
+def test_uses_of_a_standing_artifact_survive_the_daemon(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program, "--max-uses", "3"))
+    assert running.inside(str(program)) == 0
+    running.stop(signal.SIGKILL)
+    running.start()
+    assert running.inside(str(program)) == 0
+    running.stop()
+    running.start()
+    assert [running.inside(str(program)) for _ in range(3)] == [0, KILLED, KILLED]
+    execs = running.wait_for_exec(program, Verdict.KILL, count=2)
+    assert {entry.event.reason for entry in execs} == {Reason.USES_EXHAUSTED}
+
+
+def test_uses_are_not_reset_by_a_new_gate(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program, "--max-uses", "2"))
+    assert running.inside(str(program)) == 0
+    running.stop()
+    running.instance.egs("gate", "unload")
+    running.instance.egs("gate", "load")
+    running.start()
+    assert json.loads(running.instance.egs("status", "--json").stdout)["healthy"]
+    running.wait_for_decisions(Reason.AUTHORIZED, 2)
+    assert [running.inside(str(program)) for _ in range(2)] == [0, KILLED]
+
+
+def test_launches_and_plain_execs_spend_the_same_uses(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    artifact_id = running.add(running.issue(program, "--max-uses", "3"))
+    assert running.run(str(program)).returncode == 0
+    running.instance.egs("reload")  # returns when the grant is examined again
+    running.wait_for(Exec, lambda entry: entry.event.artifact_id == artifact_id)
+    assert [running.inside(str(program)) for _ in range(3)] == [0, 0, KILLED]
+    refused = running.run(str(program))
+    assert (refused.returncode, "[uses_exhausted]" in refused.stderr) == (126, True)
+
+
+def test_revocation_holds_for_the_next_exec_and_for_ever(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    artifact = running.issue(program)
+    artifact_id = running.add(artifact)
+    assert running.inside(str(program)) == 0
+    running.instance.egs("revoke", artifact_id)
+    assert running.inside(str(program)) == KILLED
+    assert running.run("--artifact", str(artifact), str(program)).returncode == 126
+    running.stop(signal.SIGKILL)
+    (running.instance.paths.revocations / artifact_id).unlink()  # the record alone remembers it as well
+    running.start()
+    assert running.inside(str(program)) == KILLED
+    assert running.artifacts()[artifact_id]["state"] == "revoked"
+    (change,) = [entry for entry in running.entries(ArtifactChange) if entry.action == "revoked"]
+    assert change.peer is not None
+    assert change.peer.uid == 0
+
+
+def test_a_restarted_daemon_withdraws_what_is_no_longer_there(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    artifact_id = running.add(running.issue(program))
+    running.stop()
+    (running.instance.paths.artifacts / f"{artifact_id}.json").unlink()
+    assert running.inside(str(program)) == 0, "grants outlive the daemon, within its grace"
+    running.start()
+    assert running.inside(str(program)) == KILLED
+
+
+def test_nothing_that_happened_is_lost_when_the_daemon_is_killed(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    for _ in range(3):
+        running.stop(signal.SIGKILL)
+        assert running.inside(str(program)) == 0
+        running.start()
+        assert running.inside(str(program)) == 0
+    execs = running.wait_for_exec(program, Verdict.ALLOW, count=6)
+    assert len({entry.event.execution for entry in execs}) == len(execs) == 6
+    assert len(running.entries(DaemonStarted)) == 4
+    assert not running.entries(DaemonStopped)
+    verify(running.instance.paths.record)
+
+
+def test_without_the_daemon_everything_is_refused_after_the_grace(running: Running) -> None:
+    running.instance.configure(grace="1s")
+    running.instance.egs("reload")
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    assert running.inside(str(program)) == 0
+    os.kill(running.pid, signal.SIGSTOP)
+    try:
+        gate = Gate.open(running.instance.paths.pins)
+        while gate.heartbeat_age() <= 1:
+            pass
+        gate.close()
+        assert running.inside(str(program)) == KILLED
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+    running.wait_for(Exec, lambda entry: entry.event.reason is Reason.DAEMON_STALE)
+    assert running.inside(str(program)) == 0
+
+
+def test_a_bad_configuration_is_refused_and_the_old_one_stays(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    config = running.instance.paths.config
+    good = config.read_text()
+    config.write_text(good.replace("cgroup", "cgrop"))
+    refused = running.instance.egs("reload", check=False)
+    assert refused.returncode == 2
+    assert "The old settings stay in force." in refused.stderr
+    assert running.inside(str(program)) == 0
+    config.write_text(good + '[[scope]]\nname = "second"\nusers = ["65533"]\n')
+    running.instance.egs("reload")
+    scopes = json.loads(running.instance.egs("status", "--json").stdout)["scopes"]
+    assert [scope["name"] for scope in scopes] == ["second", "test"]
+
+
+def test_a_key_that_is_trusted_no_longer(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    for path in running.instance.paths.trust.iterdir():
+        running.instance.egs("trust", "remove", path.stem)
+    os.kill(running.pid, signal.SIGHUP)
+    running.wait_for_decisions(Reason.KEY_UNTRUSTED)
+    assert running.inside(str(program)) == KILLED
+
+
+def test_a_scope_that_observes_says_so(running: Running) -> None:
+    running.instance.configure(mode="observe")
+    running.instance.egs("reload")
+    assert running.inside("/bin/true") == 0
+    said = running.instance.egs("status").stdout
+    assert "not EGS-001 compliant" in said
+    running.wait_for(Exec, lambda entry: not entry.event.enforced)
+
+
+def test_the_gate_unloaded_under_the_daemon(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    running.instance.egs("gate", "unload")
+    running.wait_for_decisions(Reason.POSTURE_FAILED)
+    status = json.loads(running.instance.egs("status", "--json").stdout)
+    assert not status["healthy"]
+    assert "unloaded" in status["details"]["problems"][0]
+    refused = running.run(str(program))
+    assert (refused.returncode, "[posture_failed]" in refused.stderr) == (126, True)
+
+
+def test_a_second_daemon(running: Running) -> None:
+    second = subprocess.run(
+        [str(BIN / "egsd")], env=running.instance.environment, capture_output=True, text=True, check=False
+    )
+    assert (second.returncode, "[daemon_running]" in second.stderr) == (1, True)
+    assert running.instance.egs("status", check=False).returncode == 0
+
+
+def test_it_stops_when_told_and_says_so_in_the_record(running: Running) -> None:
+    assert running.stop() == 0
+    assert running.entries(DaemonStopped)[-1].cause == "SIGTERM"
+    assert not running.instance.paths.socket.exists()
+    unreachable = running.instance.egs("status", check=False)
+    assert (unreachable.returncode, "[daemon_unreachable]" in unreachable.stderr) == (4, True)
+
+
+def test_what_others_than_root_may_ask(running: Running) -> None:
+    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return running.as_nobody(str(BIN / "egs"), *arguments)
+
+    assert json.loads(ask("status", "--json").stdout)["details"] is None
+    assert json.loads(ask("ps", "--json").stdout) == {"processes": []}
+    for arguments in (
+        ("artifacts", "list"),
+        ("reload",),
+        ("revoke", "ab" * 32),
+        ("artifacts", "remove", "ab"),
+    ):
+        refused = ask(*arguments)
+        assert (refused.returncode, "[not_permitted]" in refused.stderr) == (1, True), arguments
+    assert not [entry for entry in running.entries(ArtifactChange) if entry.action == "revoked"]
+
+
+def test_garbage_on_the_socket_changes_nothing(running: Running) -> None:
+    path = running.instance.paths.socket
+    clients = [ask_raw(path, content) for content in (b"GET / HTTP/1.0\r\n\r\n", b"\0\0\0\x05{", b"")]
+    clients.append(
+        ask_raw(path, protocol.encode(protocol.LaunchRequest(program="/bin/true", argv=("true",))))
+    )
+    reader = protocol.FrameReader()
+    reader.feed(clients[-1].recv(65536))
+    content = reader.next_frame()
+    assert content is not None
+    answer = protocol.decode_answer(content)
+    assert isinstance(answer, protocol.Failure)
+    assert answer.reason == "protocol_error"
+    assert running.instance.egs("status").returncode == 0
+    for client in clients:
+        client.close()
+
+
+def test_processes_are_listed_with_what_authorized_them(running: Running) -> None:
+    program = running.copy("/bin/sleep", "program")
+    artifact_id = running.add(running.issue(program))
+    process = subprocess.Popen([str(program), "60"], preexec_fn=running.instance.cgroup.enter)
+    running.instance.reap_also(process.pid)
+    running.wait_for_exec(program, Verdict.ALLOW)
+
+    def listed() -> dict[str, object]:
+        processes = json.loads(running.instance.egs("ps", "--json").stdout)["processes"]
+        return next(item for item in processes if item["pid"] == process.pid)
+
+    before = listed()
+    assert (before["artifact"], before["scope"], before["program"]) == (artifact_id, "test", str(program))
+    assert before["command"] == [str(program), "60"]
+    assert artifact_id[:16] in running.instance.egs("ps").stdout
+    running.stop(signal.SIGKILL)
+    running.start()
+    assert listed() == before
+    process.kill()
+    process.wait()
+
+
+def test_metrics_and_memory(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    assert [running.inside(str(program)) for _ in range(2)] == [0, 0]
+    metrics = running.instance.paths.run_dir / "metrics.prom"
+    running.wait_for_file(metrics)
+    lines = [line for line in metrics.read_text().splitlines() if line.startswith("egs_decisions_total{")]
+    assert [line.split()[-1] for line in lines if 'reason="authorized"' in line] == ["2.0"]
+    status = Path(f"/proc/{running.pid}/status").read_text()
+    resident = int(status.split("VmRSS:")[1].split()[0])
+    assert resident <= 48 * 1024, f"{resident} kB"
+
+
+def test_the_socket_is_for_everyone_and_the_folder_is_not(running: Running) -> None:
+    assert running.instance.paths.socket.stat().st_mode & 0o777 == 0o666
+    assert running.instance.paths.run_dir.stat().st_mode & 0o022 == 0
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(running.instance.paths.socket))

@@ -1,0 +1,202 @@
+"""A whole running system for one test: an instance with its gate loaded, a trusted key, and the real daemon."""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from egs_kernel.audit.entries import Decision, EntryType, Exec
+from egs_kernel.audit.reader import RECORD_FILE, read
+from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
+from egs_kernel.model import Reason, Verdict
+from tests.harness import BIN, COMMAND_SECONDS, Instance
+
+KILLED: Final = -signal.SIGKILL
+SECONDS: Final = 20.0
+
+_E = TypeVar("_E", bound=EntryType)
+
+
+class Running:
+    """The system under test. Nothing here pretends: commands, daemon, gate and kernel are the real ones."""
+
+    def __init__(self, instance: Instance, folder: Path) -> None:
+        self.instance = instance
+        self.folder = folder
+        self.daemon: subprocess.Popen[str] | None = None
+        self._watcher = Watcher(lambda: None)
+        instance.egs("keys", "generate", "--name", "issuer", "--out", str(folder))
+        instance.egs("trust", "add", str(folder / "issuer.pub"), "--role", "issuer", "--scope", "test")
+        instance.paths.artifacts.mkdir(mode=0o755)
+        instance.egs("gate", "load")
+        self.start()
+
+    # -- the daemon ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start egsd, and return when it says that it serves."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.settimeout(SECONDS)
+            path = self.folder / "notify"
+            path.unlink(missing_ok=True)
+            notify.bind(str(path))
+            with (self.folder / "egsd.log").open("a") as log:
+                self.daemon = subprocess.Popen(
+                    [str(BIN / "egsd"), "--foreground"],
+                    env=self.instance.environment | {"NOTIFY_SOCKET": str(path)},
+                    stderr=log,
+                    text=True,
+                )
+            self.instance.reap_also(self.daemon.pid)
+            while b"READY=1" not in notify.recv(4096):
+                pass
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End the daemon and return its exit code."""
+        assert self.daemon is not None
+        self.daemon.send_signal(how)
+        return self.daemon.wait(SECONDS)
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        assert self.daemon is not None
+        return self.daemon.pid
+
+    def close(self) -> None:
+        """End the daemon, if it runs."""
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.daemon.kill()
+            self.daemon.wait(SECONDS)
+        self._watcher.close()
+
+    # -- what a user does ------------------------------------------------------------------------
+
+    def copy(self, source: str, name: str) -> Path:
+        """A program of our own, which no other test touches."""
+        path = self.folder / name
+        path.write_bytes(Path(source).read_bytes())
+        path.chmod(0o755)
+        return path
+
+    def issue(self, program: Path, *more: str, name: str = "artifact.json", key: str = "issuer") -> Path:
+        """Issue an artifact for a program."""
+        out = self.folder / name
+        self.instance.egs(
+            "issue",
+            *("--key", str(self.folder / f"{key}.key"), "--scope", "test"),
+            *("--program", str(program), "--out", str(out), *more),
+        )
+        return out
+
+    def add(self, artifact: Path) -> str:
+        """Let an artifact stand; its id."""
+        return str(json.loads(self.instance.egs("artifacts", "add", str(artifact), "--json").stdout)["id"])
+
+    def artifacts(self) -> dict[str, Any]:
+        """What `egs artifacts list` says, by artifact id."""
+        listed = json.loads(self.instance.egs("artifacts", "list", "--json").stdout)["artifacts"]
+        return {item["id"]: item for item in listed}
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`egs run` with these arguments."""
+        given: dict[str, Any] = {"env": self.instance.environment, "capture_output": True, "text": True}
+        command = [str(BIN / "egs"), "run", *arguments]
+        return subprocess.run(command, check=False, timeout=COMMAND_SECONDS, **(given | options))
+
+    def inside(self, *command: str) -> int:
+        """Execute a command in the scope with a plain execve; its exit status."""
+        done = subprocess.run(
+            command,
+            preexec_fn=self.instance.cgroup.enter,
+            check=False,
+            capture_output=True,
+            timeout=COMMAND_SECONDS,
+        )
+        return done.returncode
+
+    def as_nobody(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user without any rights."""
+        return subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command],
+            env=self.instance.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+
+    # -- what came of it -------------------------------------------------------------------------
+
+    def record(self) -> list[EntryType]:
+        """Every entry of the record."""
+        return [recorded.entry for recorded in read(self.instance.paths.record)]
+
+    def entries(self, kind: type[_E]) -> list[_E]:
+        """The entries of one type."""
+        return [entry for entry in self.record() if isinstance(entry, kind)]
+
+    def wait_for(self, kind: type[_E], wanted: Callable[[_E], bool]) -> _E:
+        """The first entry of a type that is as wanted, as soon as it is in the record."""
+        watch = self._watcher.add(self.instance.paths.record / RECORD_FILE, FILE, lambda _name: None)
+        assert watch is not None
+        deadline = time.monotonic() + SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            found = next((entry for entry in self.entries(kind) if wanted(entry)), None)
+            if found is not None:
+                return found
+            select.select([self._watcher.fileno()], [], [], left)
+            self._watcher.dispatch()
+        raise AssertionError(f"no {kind.__name__} came; the daemon said: {self.log()}")
+
+    def wait_for_exec(self, program: Path | str, verdict: Verdict, count: int = 1) -> list[Exec]:
+        """The execs of a program that were decided so, when there are `count` of them."""
+
+        def of(entry: Exec) -> bool:
+            return entry.event.filename == str(program) and entry.event.verdict is verdict
+
+        self.wait_for(
+            Exec, lambda entry: of(entry) and len([e for e in self.entries(Exec) if of(e)]) >= count
+        )
+        return [entry for entry in self.entries(Exec) if of(entry)]
+
+    def wait_for_decisions(self, reason: Reason, count: int = 1) -> list[Decision]:
+        """The decisions for this reason, when there are `count` of them."""
+
+        def found() -> list[Decision]:
+            return [entry for entry in self.entries(Decision) if entry.reason is reason]
+
+        self.wait_for(Decision, lambda _entry: len(found()) >= count)
+        return found()
+
+    def wait_for_file(self, path: Path) -> None:
+        """Return when something is at `path`."""
+        self._watcher.add(path.parent, FOLDER, lambda _name: None)
+        deadline = time.monotonic() + SECONDS
+        while not path.exists() and (left := deadline - time.monotonic()) > 0:
+            select.select([self._watcher.fileno()], [], [], left)
+            self._watcher.dispatch()
+        assert path.exists(), self.log()
+
+    def log(self) -> str:
+        """What the daemon said."""
+        return (self.folder / "egsd.log").read_text()
+
+
+def ask_raw(path: Path, content: bytes, descriptors: Sequence[int] = ()) -> socket.socket:
+    """A connection on which these bytes were sent."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.settimeout(SECONDS)
+    client.connect(str(path))
+    if descriptors:
+        socket.send_fds(client, [content], list(descriptors))
+    else:
+        client.sendall(content)
+    return client
