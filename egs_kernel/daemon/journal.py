@@ -18,7 +18,6 @@ from egs_kernel.audit.tally import Tally
 from egs_kernel.errors import EgsError, RecordError
 
 if TYPE_CHECKING:
-
     from egs_kernel.audit.entries import Entry, EntryType
     from egs_kernel.audit.record import Record
 
