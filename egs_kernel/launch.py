@@ -219,7 +219,7 @@ def _connect(path: str) -> _socket.socket:
     except OSError as error:
         raise Stop(
             EXIT_UNREACHABLE,
-            f"the daemon cannot be reached at {path}: {error.strerror} [daemon_unreachable]\n"
+            f"the daemon cannot be reached at {path}: {error.strerror or error} [daemon_unreachable]\n"
             "Start it: systemctl start egsd (or: egsd --foreground)",
         ) from error
     return daemon

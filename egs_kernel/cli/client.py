@@ -57,7 +57,7 @@ def _converse(paths: Paths, request: bytes) -> protocol.Answer:
                 frames.feed(data)
         return protocol.decode_answer(content)
     except OSError as error:
-        raise _unreachable(paths, error.strerror or "it does not answer") from error
+        raise _unreachable(paths, error.strerror or str(error)) from error
 
 
 def _unreachable(paths: Paths, why: str) -> Unreachable:

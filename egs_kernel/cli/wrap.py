@@ -150,9 +150,9 @@ def _require_program(path: Path, real: Path) -> os.stat_result:
         raise UsageError(
             Reason.USAGE, f"{path} is no plain absolute path", "Give the program's absolute path."
         )
-    if path.is_symlink():
+    if path != path.resolve():
         raise UsageError(
-            Reason.USAGE, f"{path} is a symbolic link", f"Wrap what it points to: {path.resolve()}"
+            Reason.USAGE, f"{path} leads over a symbolic link", f"Wrap what it points to: {path.resolve()}"
         )
     if is_shim(path) or real.exists():
         raise UsageError(
@@ -182,18 +182,27 @@ def _require_program(path: Path, real: Path) -> os.stat_result:
 
 def _divert(action: str, path: Path, real: Path) -> None:
     """Tell dpkg, when the path is a package's, where the package's file lies now."""
-    if shutil.which("dpkg-divert") is None or not (action == "--remove" or _is_packaged(path)):
+    if shutil.which("dpkg-divert") is None:
         return
-    words = ["dpkg-divert", "--quiet", "--local", "--no-rename", "--divert", str(real), action, str(path)]
-    done = _output(words)
-    if done.returncode != 0:
-        raise EgsError(
-            Reason.PATH_UNSAFE, f"dpkg-divert: {done.stderr.strip()}", f"Look at: dpkg-divert --list {path}"
-        )
+    for name, target in _names_for_dpkg(path, real):
+        if action == "--remove" or _output(["dpkg-query", "--search", name]).returncode == 0:
+            done = _output(
+                ["dpkg-divert", "--quiet", "--local", "--no-rename", "--divert", target, action, name]
+            )
+            if done.returncode != 0:
+                raise EgsError(
+                    Reason.PATH_UNSAFE,
+                    f"dpkg-divert: {done.stderr.strip()}",
+                    f"Look at: dpkg-divert --list {name}",
+                )
 
 
-def _is_packaged(path: Path) -> bool:
-    return _output(["dpkg-query", "--search", str(path)]).returncode == 0
+def _names_for_dpkg(path: Path, real: Path) -> list[tuple[str, str]]:
+    """A package from before the merged /usr knows /usr/bin/ls as /bin/ls."""
+    names = [(str(path), str(real))]
+    if path.is_relative_to("/usr"):
+        names.append((f"/{path.relative_to('/usr')}", f"/{real.relative_to('/usr')}"))
+    return names
 
 
 def _output(words: Sequence[str]) -> subprocess.CompletedProcess[str]:

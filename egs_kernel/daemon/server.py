@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.peers import Peer, peer_of
-from egs_kernel.errors import EgsError, Refused
+from egs_kernel.errors import EgsError, Refused, UsageError
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
@@ -123,12 +123,24 @@ class Server:
         self._per_user: Counter[int] = Counter()
 
     def start(self) -> None:
-        """Bind the socket and accept. The caller holds the lock of the run folder: a socket here is stale."""
+        """Bind the socket and accept. The caller holds the lock of the run folder: a socket here is stale.
+
+        Raises:
+            UsageError: the path cannot be a socket's.
+        """
         self._path.unlink(missing_ok=True)
         listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
-        listener.bind(str(self._path))
+        try:
+            listener.bind(str(self._path))
+        except OSError as error:
+            listener.close()
+            raise UsageError(
+                Reason.CONFIG_INVALID,
+                f"cannot listen on {self._path}: {error.strerror or error}",
+                "A socket's path has at most 107 bytes: choose a shorter EGS_ROOT.",
+            ) from error
         self._path.chmod(
             0o666
         )  # anyone may ask; what is permitted is decided by the kernel's word for who asks

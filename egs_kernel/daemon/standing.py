@@ -77,11 +77,12 @@ class Standing:
     # -- the folder ------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Watch the folder and read every file of it, without measuring anything yet.
+        """Watch the folder, made when it is missing, and read every file of it; measure nothing yet.
 
         Raises:
             UnsafePath: others could change the folder.
         """
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         require_private_folder(self._folder)
         self._watcher.add(self._folder, FOLDER, self.changed)
         for name in self._names():

@@ -1,0 +1,185 @@
+"""The daemon's pure parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from egs_kernel.artifact import canonical
+from egs_kernel.artifact.statement import parse_statement
+from egs_kernel.cli.tables import printable
+from egs_kernel.config import parse_config
+from egs_kernel.daemon.events import Executions
+from egs_kernel.daemon.intents import parse_environment, recorded_intent
+from egs_kernel.daemon.revocations import read_revocations, require_id, write_revocation
+from egs_kernel.daemon.scoping import cgroup_of_scope, is_below, parse_cgroup
+from egs_kernel.daemon.verdicts import Trial, use_until
+from egs_kernel.errors import UnsafePath, UsageError
+from egs_kernel.model import (
+    ExecEvent,
+    ExitEvent,
+    FileIdentity,
+    GrantKind,
+    Intent,
+    Reason,
+    Tier,
+    Verdict,
+)
+from egs_kernel.verify import Artifact
+from tests.unit.issuing import ISSUER, NOW, host, intent, signed, statement, store
+
+
+def executed(pid: int, execution: int) -> ExecEvent:
+    return ExecEvent(
+        verdict=Verdict.ALLOW if execution else Verdict.KILL,
+        reason=Reason.AUTHORIZED if execution else Reason.NO_GRANT,
+        enforced=True,
+        scope="test",
+        tier=Tier.TRACEPOINT,
+        time=execution,
+        execution=execution,
+        parent_execution=0,
+        grant_id=1,
+        grant_kind=GrantKind.STANDING,
+        artifact_id="ab" * 32,
+        file=FileIdentity(1, 2, 3, 4, 5, 6),
+        pid=pid,
+        parent_pid=1,
+        uid=0,
+        euid=0,
+        gid=0,
+        cgroup_id=1,
+        start_ticks=1,
+        no_new_privs=False,
+        seccomp_mode=0,
+        seccomp_filters=0,
+        comm="program",
+        filename="/program",
+        argv=("program",),
+        argv_bytes=8,
+        argv_truncated=False,
+        kill_error=0,
+    )
+
+
+def ended(pid: int, execution: int) -> ExitEvent:
+    return ExitEvent(scope="test", time=99, execution=execution, pid=pid, status=0)
+
+
+def test_executions_begin_and_end() -> None:
+    executions = Executions()
+    executions.take(executed(10, 100))
+    executions.take(executed(11, 0))  # refused: never began
+    executions.take(executed(12, 120))
+    assert len(executions) == 2
+    executions.take(executed(10, 101))  # the same process executes again: the first one is over
+    assert executions.get(100) is None
+    assert executions.get(101) is not None
+    executions.take(ended(10, 101))
+    executions.take(ended(77, 777))  # one that began before anybody listened
+    assert len(executions) == 1
+    executions.take(executed(13, 130))
+    executions.keep([130])
+    assert executions.get(120) is None
+    executions.take(ended(13, 130))
+    assert len(executions) == 0
+
+
+def test_environments() -> None:
+    assert parse_environment(b"A=1\0B=x=y\0\0C\0D=\xff\0") == (
+        ("A", "1"),
+        ("B", "x=y"),
+        ("C", ""),
+        ("D", os.fsdecode(b"\xff")),
+    )
+    assert parse_environment(b"") == ()
+
+
+def artifact_with(**predicate: object) -> Artifact:
+    return Artifact(
+        id="ab" * 32, statement=parse_statement(canonical.encode(statement(predicate))), signers=()
+    )
+
+
+def test_the_record_gets_no_secrets_from_the_environment() -> None:
+    said = Intent(program="/p", digest="", environment=(("TOKEN", "secret"), ("HOME", "/srv")))
+    assert recorded_intent(said, None).environment is None
+    assert recorded_intent(said, artifact_with()).environment is None
+    fixed = artifact_with(intent={"environment": {"allow": ["TOKEN"], "set": {"HOME": "/srv"}}})
+    assert recorded_intent(said, fixed).environment == (("HOME", "/srv"),)
+    other = artifact_with(intent={"environment": {"set": {"TOKEN": "expected"}}})
+    assert recorded_intent(said, other).environment == ()
+
+
+def test_only_limited_uses_are_counted() -> None:
+    assert use_until(artifact_with()) is None
+    assert use_until(artifact_with(uses=2)) == "2026-11-23T15:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "ancestor", "below"),
+    [
+        ("/egs/agents", "/egs/agents", True),
+        ("/egs/agents/a", "/egs/agents", True),
+        ("/egs/agents2", "/egs/agents", False),
+        ("/egs", "/egs/agents", False),
+        ("", "/egs", False),
+    ],
+)
+def test_cgroups_below(cgroup: str, ancestor: str, *, below: bool) -> None:
+    assert is_below(cgroup, ancestor) is below
+
+
+def test_the_cgroup_of_a_process_and_of_a_scope() -> None:
+    assert parse_cgroup("4:memory:/x\n0::/egs/agents\n") == "/egs/agents"
+    assert parse_cgroup("4:memory:/x\n") == ""
+    config = parse_config(b'[[scope]]\nname = "a"\ncgroup = "/x"\n[[scope]]\nname = "b"\nusers = ["1"]\n')
+    assert cgroup_of_scope(config, "a") == "/x"
+    assert cgroup_of_scope(config, "b") is None
+    assert cgroup_of_scope(config, "c") is None
+
+
+def test_a_trial_tells_how_far_it_came() -> None:
+    trial = Trial()
+    trial.authenticate(signed(statement(), ISSUER), store(), NOW)
+    trial.authorize(intent(), host(), NOW)
+    assert trial.error is None
+    assert [step.passed for step in trial.steps] == [True] * 15
+    assert trial.verification("r").passed
+    again = trial.progress
+    trial.authorize(intent(), host(), NOW)
+    assert trial.progress == again, "judged twice, recorded once"
+
+    expired = Trial()
+    expired.authenticate(signed(statement(), ISSUER), store(), NOW.replace(year=2027))
+    expired.authorize(intent(), host(), NOW.replace(year=2027))
+    assert expired.reason is Reason.EXPIRED
+    assert expired.steps[-1].name == "window"
+    assert not expired.steps[-1].passed
+
+    garbage = Trial()
+    garbage.authenticate(b"{", store(), NOW)
+    garbage.authorize(intent(), host(), NOW)
+    assert garbage.artifact_id is None
+    assert [step.name for step in garbage.steps] == ["envelope"]
+
+
+def test_revocations_are_files(tmp_path: Path) -> None:
+    folder = tmp_path / "revoked"
+    assert read_revocations(folder) == frozenset()
+    for _ in range(2):
+        write_revocation(folder, "ab" * 32)
+    (folder / "notes.txt").touch()
+    assert read_revocations(folder) == {"ab" * 32}
+    for text in ("", "ab", "AB" * 32, "../" + "ab" * 31, "ab" * 32 + "\n"):
+        with pytest.raises(UsageError):
+            require_id(text)
+    folder.chmod(0o777)
+    with pytest.raises(UnsafePath):
+        read_revocations(folder)
+
+
+def test_nothing_reaches_the_terminal_that_it_would_obey() -> None:
+    assert printable("a\x1b[31mb\n\u202ec") == "a\ufffd[31mb\ufffd\ufffdc"
