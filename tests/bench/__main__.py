@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from egs_kernel import __version__
+from egs_kernel.daemon.app import METRICS_SECONDS
 from egs_kernel.gate.pins import Gate
 from tests.bench import execs, fapolicyd, launches, loading, machine, report, verifying
 from tests.bench.results import DaemonFigures, Results
@@ -26,6 +28,8 @@ from tests.harness import REPOSITORY, Instance, compile_program
 DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
 LATEST: Final = Path(__file__).parent / "results/latest.json"
 GOVERNED_EXECS: Final = 10_000
+IDLE_SECONDS: Final = METRICS_SECONDS + 1
+"""After this the daemon has done once whatever it does again and again."""
 CALM: Final = 1.0
 """Above this load others compete with what is measured."""
 
@@ -46,7 +50,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 FULL: Final = Plan(
     loads=7,
-    rounds=100,
+    rounds=150,
     block=200,
     programs=4000,
     launches=150,
@@ -103,6 +107,7 @@ def measure(folder: Path, plan: Plan) -> Results:
         artifacts = _issue(instance, program)
         loaded = loading.measure_loads(instance, times=plan.loads)
         with _subject(instance, timer, program) as subject:
+            time.sleep(IDLE_SECONDS)
             idle = subject.daemon.memory()
             compared = tuple(
                 execs.measure_execs(subject, method, rounds=plan.rounds, block=plan.block)
