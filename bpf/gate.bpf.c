@@ -33,6 +33,7 @@
 #define EGS_PFA_NO_NEW_PRIVS 1 /* bit 0 of task_struct.atomic_flags */
 #define EGS_CTIME_NSEC_MASK 0x7fffffff /* bit 31 flags multigrain timestamps (6.13, 4e40eff0b573) */
 #define EGS_CAS_TRIES 8
+#define EGS_OVERFLOWED 1 /* index into task_counts */
 
 BPF_ARRAY(gate_configs, struct egs_config, 1);
 BPF_ARRAY(heartbeats, u64, 1);
@@ -43,7 +44,7 @@ BPF_HASH(scope_files, struct egs_file_key, u32, 1024);
 BPF_HASH(scope_entries, struct egs_entry_key, u32, 1024);
 BPF_HASH(scope_users, u32, u32, 1024);
 BPF_HASH(tasks, u32, struct egs_task, EGS_TASKS);
-BPF_ARRAY(task_counts, u64, 1);
+BPF_ARRAY(task_counts, u64, 2); /* [0] how many are tracked; [1] whether one ever could not be */
 BPF_HASH(standing_grants, struct egs_standing_key, struct egs_grant, EGS_GRANTS);
 BPF_HASH(armed_grants, u32, struct egs_grant, EGS_GRANTS);
 BPF_HASH(grant_uses, u64, u64, EGS_GRANTS * 2);
@@ -185,12 +186,30 @@ static __always_inline int on_default_hierarchy(u64 cgroup)
 	return hierarchy == 0;
 }
 
+/*
+ * Once a process could not be tracked, the table alone is no answer any more: those that are not in it are
+ * looked for in the scopes' cgroups, too, until the gate is loaded again.
+ */
+static __always_inline int has_overflowed(void)
+{
+	u32 index = EGS_OVERFLOWED;
+	u64 *overflowed = task_counts.lookup(&index);
+
+	return !overflowed || *overflowed;
+}
+
+static __always_inline u64 cgroup_of(u64 task)
+{
+	return read_pointer(read_pointer(task, OFF_task_struct_cgroups), OFF_css_set_dfl_cgrp);
+}
+
 /* Track a process as governed. The first scope stays: a process cannot leave it for a laxer one. */
 static __always_inline int govern(u32 pid, u32 scope, u64 execution, u32 flags)
 {
 	struct egs_task task = { .execution = execution, .scope = scope, .flags = flags };
-	u32 zero = 0;
+	u32 zero = 0, index = EGS_OVERFLOWED;
 	u64 *count = task_counts.lookup(&zero);
+	u64 *overflowed = task_counts.lookup(&index);
 	int error = tasks.insert(&pid, &task);
 
 	if (error == 0) {
@@ -201,7 +220,23 @@ static __always_inline int govern(u32 pid, u32 scope, u64 execution, u32 flags)
 	if (tasks.lookup(&pid))
 		return 0; /* governed already */
 	count_failure(EGS_FAIL_TASK_INSERT);
+	if (overflowed)
+		*overflowed = 1;
 	return error;
+}
+
+/* A process that was just born: what the table has under its number is of one that bore it before. */
+static __always_inline void govern_newborn(u32 pid, u32 scope, u64 execution)
+{
+	struct egs_task *stale = tasks.lookup(&pid);
+
+	if (!stale) {
+		govern(pid, scope, execution, EGS_TASK_INHERITED);
+		return;
+	}
+	stale->execution = execution;
+	stale->scope = scope;
+	stale->flags = EGS_TASK_INHERITED;
 }
 
 static __always_inline int release(u32 pid)
@@ -528,6 +563,8 @@ static __always_inline int scope_of_newcomer(struct egs_config *config, u64 task
 		else
 			scope = scope_of_program(file, &id);
 	}
+	if (scope < 0 && (config->scope_kinds & EGS_SCOPE_CGROUP) && has_overflowed())
+		scope = scope_of_cgroup(cgroup_of(task));
 	if (scope < 0 && (config->scope_kinds & EGS_SCOPE_USER)) {
 		u64 cred = read_pointer(task, OFF_task_struct_cred);
 		u32 uid = 0, euid = 0;
@@ -574,7 +611,7 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 	if (!config || !scratch) /* arrays of one: cannot miss */
 		return 0;
 	/* Outside every scope it ends here, after one lookup of a hash. */
-	if (!task && !(config->scope_kinds & (EGS_SCOPE_BINARY | EGS_SCOPE_USER)))
+	if (!task && !(config->scope_kinds & (EGS_SCOPE_BINARY | EGS_SCOPE_USER)) && !has_overflowed())
 		return 0;
 	file = read_pointer(bprm, OFF_linux_binprm_file);
 	if (task) {
@@ -644,6 +681,33 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 
 /* ---- the scope follows the process ------------------------------------------------------------ */
 
+/* The child of a process that is not governed may be born into a scope, and may bear an old number. */
+static __always_inline int fork_outside(u64 parent, u64 child, u32 forker)
+{
+	u32 zero = 0, tgid = 0;
+	struct egs_config *config = gate_configs.lookup(&zero);
+	int scope = -1;
+	int marked;
+
+	if (read_field(&tgid, sizeof(tgid), child, OFF_task_struct_tgid)) {
+		count_failure(EGS_FAIL_STATE_READ);
+		return 0;
+	}
+	if (!config || tgid == forker)
+		return 0; /* a thread */
+	marked = tasks.lookup(&tgid) != 0;
+	/* CLONE_INTO_CGROUP: born into a scope. Else parent and child share their css_set. */
+	if ((config->scope_kinds & EGS_SCOPE_CGROUP) &&
+	    (marked || has_overflowed() ||
+	     read_pointer(child, OFF_task_struct_cgroups) != read_pointer(parent, OFF_task_struct_cgroups)))
+		scope = scope_of_cgroup(cgroup_of(child));
+	if (scope >= 0)
+		govern_newborn(tgid, scope, 0);
+	else if (marked)
+		release(tgid); /* left behind by a process that ended while it was put under a scope */
+	return 0;
+}
+
 int gate_fork(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 parent = ctx->args[0];
@@ -651,31 +715,11 @@ int gate_fork(struct bpf_raw_tracepoint_args *ctx)
 	u32 zero = 0;
 	u32 forker = bpf_get_current_pid_tgid() >> 32;
 	struct egs_task *task = tasks.lookup(&forker);
-	struct egs_config *config;
 	u32 pid = 0, tgid = 0;
 	u64 *count;
 
-	if (!task) {
-		/* CLONE_INTO_CGROUP: born into a scope. Else parent and child share their css_set. */
-		u64 cgroups = read_pointer(child, OFF_task_struct_cgroups);
-		u64 cgroup;
-		int scope;
-
-		config = gate_configs.lookup(&zero);
-		if (!config || !(config->scope_kinds & EGS_SCOPE_CGROUP))
-			return 0;
-		if (cgroups == read_pointer(parent, OFF_task_struct_cgroups))
-			return 0;
-		cgroup = read_pointer(cgroups, OFF_css_set_dfl_cgrp);
-		scope = scope_of_cgroup(cgroup);
-		if (scope < 0)
-			return 0;
-		if (read_field(&tgid, sizeof(tgid), child, OFF_task_struct_tgid))
-			count_failure(EGS_FAIL_STATE_READ);
-		else
-			govern(tgid, scope, 0, EGS_TASK_INHERITED);
-		return 0;
-	}
+	if (!task)
+		return fork_outside(parent, child, forker);
 	if (read_field(&pid, sizeof(pid), child, OFF_task_struct_pid) ||
 	    read_field(&tgid, sizeof(tgid), child, OFF_task_struct_tgid)) {
 		count_failure(EGS_FAIL_STATE_READ);
@@ -684,7 +728,7 @@ int gate_fork(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (pid != tgid)
 		return 0; /* a thread: tracked with its process */
-	govern(tgid, task->scope, task->execution, EGS_TASK_INHERITED);
+	govern_newborn(tgid, task->scope, task->execution);
 	count = task_counts.lookup(&zero);
 	if (!count || *count >= EGS_TASKS_SOFT) {
 		count_failure(EGS_FAIL_FORK_REFUSED);
