@@ -51,6 +51,7 @@ _EUID: Final = 61235
 _GID: Final = 61236
 _EGID: Final = 61237
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_GET_NO_NEW_PRIVS: Final = 39
 _PR_SET_SECCOMP: Final = 22
 _SECCOMP_MODE_FILTER: Final = 2
 _ALLOW_ALL: Final = bytes.fromhex("06000000 0000ff7f")
@@ -78,7 +79,8 @@ def run_self_test(gate: Gate) -> tuple[str, ...]:
         gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=mode, name=b"self-test"))
     gate.beat()
     try:
-        checks = (*_check_fields(gate), *_check_kill(gate), *_check_grant(gate), *_check_cgroups(gate))
+        parts = (_check_fields, _check_promise, _check_kill, _check_grant, _check_cgroups)
+        checks = tuple(check for part in parts for check in part(gate))
     finally:
         for slot in (abi.SCOPE_SELF_TEST_OBSERVE, abi.SCOPE_SELF_TEST_ENFORCE):
             gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
@@ -90,7 +92,7 @@ class _Child:
 
     def __init__(
         self,
-        prepare: Callable[[], None] = lambda: None,
+        prepare: Callable[[], object] = lambda: None,
         before_exec: Callable[[], None] = lambda: None,
         fork: Callable[[], int] = os.fork,
         command: tuple[str, ...] = (_PROGRAM, *_ARGV),
@@ -111,7 +113,7 @@ class _Child:
 
     def _execute(
         self,
-        prepare: Callable[[], None],
+        prepare: Callable[[], object],
         before_exec: Callable[[], None],
         command: tuple[str, ...],
         ready: int,
@@ -162,6 +164,7 @@ def _check_fields(gate: Gate) -> Iterator[str]:
         gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_OBSERVE)
         status, _ = child.finish()
     event = _exec_event(gate, child.pid)
+    _require_both_users(event)
     file = Path(_PROGRAM).stat()
     _same("wait status of the observed child", status, 0)
     expected: tuple[tuple[str, object, object], ...] = (
@@ -197,6 +200,25 @@ def _check_fields(gate: Gate) -> Iterator[str]:
     _same("identity of an open file", opened.identity, event.file)
     _same("folder entry", (opened.folder_inode, opened.name), (real.parent.stat().st_ino, real.name.encode()))
     yield "identity and folder entry of an open file"
+
+
+def _require_both_users(event: ExecEvent) -> None:
+    """Before Linux 6.17 an exec under no_new_privs sets the effective user to the real one: it proves nothing."""
+    if (event.uid, event.euid) == (_UID, _UID) and _no_new_privs_here():
+        raise GateError(
+            Reason.SELF_TEST_FAILED,
+            "the gate's self-test cannot tell users from effective users: no_new_privs is set",
+            "Run egs gate load without it (in a unit: NoNewPrivileges=no).",
+        )
+
+
+def _check_promise(gate: Gate) -> Iterator[str]:
+    """A process that sets no_new_privs, while the observed one above has what it was born with."""
+    with _Child(lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1)) as child:
+        gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_OBSERVE)
+        child.finish()
+    _same("no_new_privs", _exec_event(gate, child.pid).no_new_privs, True)
+    yield "no_new_privs, once set"
 
 
 def _check_kill(gate: Gate) -> Iterator[str]:
@@ -322,22 +344,31 @@ def _fork_into(folder: Path) -> int:
 
 
 def _become_somebody() -> None:
-    """Runs in the child: an identity whose numbers are all different, no_new_privs, one filter."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    """Runs in the child: one seccomp filter, and an identity whose numbers are all different.
+
+    Not no_new_privs, which before Linux 6.17 makes the numbers equal at the exec; the filter comes first, as
+    without no_new_privs only CAP_SYS_ADMIN may install one.
+    """
     code = ctypes.create_string_buffer(_ALLOW_ALL)
     program = ctypes.create_string_buffer(16)
     ctypes.c_uint16.from_buffer(program).value = 1
     ctypes.c_uint64.from_buffer(program, 8).value = ctypes.addressof(code)
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))
     os.setresgid(_GID, _EGID, _EGID)
     os.setresuid(_UID, _EUID, _EUID)
-    zero = ctypes.c_ulong(0)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
-        raise OSError(ctypes.get_errno(), "no_new_privs")
-    if (
-        libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(program), zero, zero)
-        != 0
-    ):
-        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def _no_new_privs_here() -> bool:
+    return _prctl(_PR_GET_NO_NEW_PRIVS) == 1
+
+
+def _prctl(option: int, *values: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
+    answer = int(libc.prctl(option, *arguments))
+    if answer < 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+    return answer
 
 
 def _read_file(gate: Gate, path: str) -> Reading:

@@ -8,7 +8,7 @@ import pytest
 
 from egs_kernel.config import load_config
 from egs_kernel.errors import GateError
-from egs_kernel.gate import btf, loader
+from egs_kernel.gate import btf, loader, selftest
 from egs_kernel.gate.btf import FIELDS
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Reason
@@ -60,3 +60,15 @@ def test_the_right_offsets_pass_it(instance: Instance) -> None:
     loaded = loader.load_gate(instance.paths, load_config(instance.paths.config))
     assert "device" in loaded.checks
     Gate.open(instance.paths.pins).close()
+
+
+def test_what_no_new_privs_hides_is_not_taken_for_proven(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an exec under no_new_privs goes before Linux 6.17: the effective user is the real one."""
+    monkeypatch.setattr(selftest, "_EUID", selftest._UID)
+    monkeypatch.setattr(selftest, "_no_new_privs_here", lambda: True)
+    with pytest.raises(GateError) as caught:
+        loader.load_gate(instance.paths, load_config(instance.paths.config))
+    assert caught.value.reason is Reason.SELF_TEST_FAILED
+    assert "no_new_privs is set" in caught.value.message
