@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from egs_kernel import __version__
 from egs_kernel.daemon import protocol
 from egs_kernel.errors import EgsError
+from egs_kernel.metrics import MetricsSnapshot, write_textfile
 from egs_kernel.model import GrantKind, Mode
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.standing import Standing
     from egs_kernel.gate.pins import Gate, GovernedTask
-    from egs_kernel.metrics import MetricsSnapshot
     from egs_kernel.paths import Paths
 
 
@@ -93,8 +93,6 @@ class Reports:
 
     def metrics(self) -> MetricsSnapshot:
         """What operators watch."""
-        from egs_kernel.metrics import MetricsSnapshot  # noqa: PLC0415 - prometheus-client is 5 MB, and late is fine
-
         counters = self._gate.counters()
         governed = Counter(task.scope for task in self._gate.governed())
         scopes = {name: state.mode for name, state in self._gate.scopes().items()}
@@ -119,8 +117,6 @@ class Reports:
 
     def write_metrics(self) -> str:
         """Write the metrics files; what went wrong in words, or "". For a thread: disks can be slow."""
-        from egs_kernel.metrics import write_textfile  # noqa: PLC0415 - as above
-
         textfile = self._host.settings.config.metrics.textfile_dir
         try:
             snapshot = self.metrics()
