@@ -83,8 +83,6 @@ class Arena:
     @classmethod
     def build(cls, folder: Path, instance: Instance) -> Arena:
         """Compile the programs and load the gate."""
-        for path in (folder, *folder.parents[:2]):
-            path.chmod(0o755)
         good = compile_word("good", folder / "good")
         evil = compile_word("evil", folder / "evil")
         waits = compile_word("good", folder / "good_waits", "-DWAIT")

@@ -25,9 +25,9 @@ GENERATIONS = 20
 
 
 @pytest.fixture
-def own_arena(instance: Instance, tmp_path: Path) -> Arena:
+def own_arena(instance: Instance, place: Path) -> Arena:
     """An arena of its own: a gate that was full once is never quite the same."""
-    return Arena.build(tmp_path, instance)
+    return Arena.build(place, instance)
 
 
 def table(arena: Arena, name: str) -> int:

@@ -175,11 +175,11 @@ WAYS: Final = (
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_an_unauthorized_program_never_runs(
-    arena: Arena, tmp_path: Path, way: Callable[[Path, Path], None]
+    arena: Arena, place: Path, way: Callable[[Path, Path], None]
 ) -> None:
     """`good` is authorized meanwhile, and `evil` is not."""
     arena.permit(arena.good)
-    outside, inside = reachable(tmp_path / "outside"), reachable(tmp_path / "inside")
+    outside, inside = new_folder(place / "outside"), new_folder(place / "inside")
     control = arena.fresh(arena.evil, outside)
     evil = arena.fresh(arena.evil, inside)
 
@@ -198,10 +198,10 @@ def test_the_same_ways_are_open_to_an_authorized_program(arena: Arena) -> None:
     assert (done.wrote, done.reasons) == (b"good", [Reason.AUTHORIZED])
 
 
-def test_a_script_of_an_authorized_interpreter(arena: Arena, tmp_path: Path) -> None:
+def test_a_script_of_an_authorized_interpreter(arena: Arena, place: Path) -> None:
     """The kernel executes the interpreter, with the script's path among arguments that nobody authorized."""
-    shell = arena.fresh(Path("/bin/dash"), reachable(tmp_path / "folder"))
-    allowed, evil = tmp_path / "folder/allowed", tmp_path / "folder/evil"
+    shell = arena.fresh(Path("/bin/dash"), new_folder(place / "folder"))
+    allowed, evil = place / "folder/allowed", place / "folder/evil"
     for script, word in ((allowed, "good"), (evil, "evil")):
         script.write_text(f"#!{shell}\nprintf {word} >&{EVIDENCE}\n")
         script.chmod(0o755)
@@ -215,9 +215,9 @@ def test_a_script_of_an_authorized_interpreter(arena: Arena, tmp_path: Path) -> 
     assert (done.wrote, done.reasons) == (b"", [Reason.ARGV_MISMATCH])
 
 
-def test_by_the_dynamic_loader(arena: Arena, tmp_path: Path) -> None:
+def test_by_the_dynamic_loader(arena: Arena, place: Path) -> None:
     """`ld.so PROGRAM` executes ld.so: the authorization of PROGRAM does not cover it."""
-    program = arena.fresh(Path("/bin/echo"), reachable(tmp_path / "folder"))
+    program = arena.fresh(Path("/bin/echo"), new_folder(place / "folder"))
     loader = interpreter_of(program)
     arena.permit(program)
 
@@ -244,9 +244,6 @@ def interpreter_of(program: Path) -> str:
     return headers.split("interpreter: ")[1].split("]")[0]
 
 
-def reachable(folder: Path) -> Path:
-    """A new folder that any user can go into."""
-    folder.mkdir(exist_ok=True)
-    for path in (folder, *folder.parents[:3]):
-        path.chmod(0o755)
+def new_folder(folder: Path) -> Path:
+    folder.mkdir(mode=0o755, exist_ok=True)
     return folder

@@ -128,9 +128,9 @@ WAYS: Final = (
 
 @pytest.mark.parametrize(("way", "reason"), WAYS, ids=[way.__name__ for way, _ in WAYS])
 def test_a_swapped_program_never_runs(
-    arena: Arena, tmp_path: Path, way: Callable[[Path, Path], None], reason: Reason
+    arena: Arena, place: Path, way: Callable[[Path, Path], None], reason: Reason
 ) -> None:
-    folders = tmp_path / "control", tmp_path / "attack"
+    folders = place / "control", place / "attack"
     for folder in folders:
         folder.mkdir()
 
@@ -148,15 +148,15 @@ def test_a_swapped_program_never_runs(
     assert (done.wrote, done.reasons) == (b"", [reason])
 
 
-def test_a_name_that_changes_all_the_time(arena: Arena, tmp_path: Path) -> None:
+def test_a_name_that_changes_all_the_time(arena: Arena, place: Path) -> None:
     """A link that leads to the authorized program and to the other one by turns, while it is executed."""
     good, evil = arena.fresh(arena.good), arena.fresh(arena.evil)
-    link, tries = tmp_path / "link", 300
+    link, tries = place / "link", 300
     link.symlink_to(good)
     arena.permit(good)
 
     def swap_for_ever() -> None:
-        new = tmp_path / "new"
+        new = place / "new"
         while True:
             for target in (evil, good):
                 new.symlink_to(target)
@@ -201,14 +201,14 @@ def test_a_deleted_program(arena: Arena) -> None:
     assert (done.wrote, done.reasons) == (b"", [Reason.FILE_CHANGED])
 
 
-def test_the_inode_number_of_a_deleted_program(arena: Arena, tmp_path: Path) -> None:
+def test_the_inode_number_of_a_deleted_program(arena: Arena, place: Path) -> None:
     """A new file can get it; the generation and the change time tell them apart."""
-    program = arena.fresh(arena.good, tmp_path)
+    program = arena.fresh(arena.good, place)
     arena.permit(program)
     number = program.stat().st_ino
     program.unlink()
     for attempt in range(50):
-        successor = tmp_path / f"successor-{attempt}"
+        successor = place / f"successor-{attempt}"
         successor.write_bytes(arena.evil.read_bytes())
         if successor.stat().st_ino == number:
             break
