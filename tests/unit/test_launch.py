@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from egs_kernel import launch
 from egs_kernel.artifact.envelope import MAX_ARTIFACT
+from egs_kernel.daemon import protocol
 from egs_kernel.paths import Paths
 from tests.harness import BIN
 
@@ -86,6 +90,25 @@ def test_it_knows_where_the_daemon_listens(monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.setenv("EGS_ROOT", root)
         assert launch.socket_path(os.environ) == str(Paths.from_environment().socket)
     assert launch.MAX_ARTIFACT == MAX_ARTIFACT
+
+
+@given(st.text(), st.text(min_size=1), st.text())
+def test_texts_of_answers_are_read_without_json(message: str, reason: str, next_step: str) -> None:
+    answer = msgspec.json.encode(protocol.Failure(reason=reason, message=message, next_step=next_step))
+    assert launch.text_of(answer, "message") == message
+    assert launch.text_of(answer, "reason") == reason
+    assert launch.text_of(answer, "next_step") == next_step
+    assert launch.text_of(answer, "absent") == ""
+
+
+def test_the_daemons_words_are_the_launchers() -> None:
+    assert msgspec.json.encode(protocol.Go()) == launch._GO
+    assert protocol.decode_request(launch._READY) == protocol.ReadyRequest()
+    assert msgspec.json.encode(protocol.InstallFilter(filter=b"")).startswith(launch._FILTER)
+
+
+def test_an_answer_of_another_protocol_is_no_refusal() -> None:
+    assert launch._refusal(b'{"type":"done"}').code == launch.EXIT_UNREACHABLE
 
 
 def run(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
