@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS: Final = 0.02
 METRICS_SECONDS: Final = 5.0
+STANDING_SECONDS: Final = 30.0
+"""How long READY=1 waits for the standing artifacts; less than TimeoutStartSec= of egsd.service."""
 
 _log = logging.getLogger(__name__)
 
@@ -165,10 +167,10 @@ class _Daemon:
         self._spawn(self._drain_often())
         self._spawn(self._write_metrics())
         self._server.start()
+        await self._stand()
         self._systemd.notify("READY=1")
         _log.info("serving on %s, tier %s", self._paths.socket, self._gate.tier.value)
-        waited: set[asyncio.Future[Any]] = {self._end, self._journal.failure, *self._tasks}
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(self._ends(), return_when=asyncio.FIRST_COMPLETED)
         try:
             if not self._end.done():
                 self._fail()
@@ -178,6 +180,20 @@ class _Daemon:
             raise
         finally:
             await self._close()
+
+    async def _stand(self) -> None:
+        """Wait until the standing artifacts are measured and installed: what starts after egsd relies on them."""
+        settled = asyncio.get_running_loop().create_task(self._standing.settled())
+        await asyncio.wait(
+            {settled, *self._ends()}, timeout=STANDING_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not settled.done():
+            _log.warning("ready, while some standing artifacts are still being examined")
+        settled.cancel()
+
+    def _ends(self) -> set[asyncio.Future[Any]]:
+        """What ends the daemon when it is done."""
+        return {self._end, self._journal.failure, *self._tasks}
 
     async def reload(self) -> None:
         """Read everything again. What is wrong leaves the old settings in force.

@@ -24,7 +24,7 @@ _STATES = {Reason.LAUNCH_REQUIRED: "launch", Reason.REVOKED: "revoked"}
 
 @dataclass(eq=False)
 class Candidate:
-    """A file of the folder. `grant_id` is what it has in the gate, `identity` its program's.
+    """A file of the folder. `grant_id` is what it has in the gate, `identity` its program's, `origin` where it came from.
 
     `generation` counts what may have changed the outcome since: an examination that finds it changed starts over.
     """
@@ -36,6 +36,7 @@ class Candidate:
     identity: FileIdentity | None = None
     grant_id: int | None = None
     watches: list[tuple[int, Listener]] = field(default_factory=list)
+    origin: str = ""
     _recorded: tuple[object, ...] = ()
 
     @property
@@ -87,7 +88,11 @@ class Candidate:
             envelope = self.content.decode()
             entries.append(
                 ArtifactChange(
-                    action="added", artifact_id=trial.artifact_id, source=source, envelope=envelope
+                    action="added",
+                    artifact_id=trial.artifact_id,
+                    source=source,
+                    detail=self.origin,
+                    envelope=envelope,
                 )
             )
         entries.append(trial.verification())

@@ -93,6 +93,7 @@ class Events:
         self._journal = journal
         self._find = find
         self._awaited: dict[tuple[int, int], asyncio.Future[ExecEvent]] = {}
+        self._intact = True
         self.executions = Executions()
         self.changed_files: Callable[[str], None] = lambda _artifact_id: None
 
@@ -127,7 +128,8 @@ class Events:
                 self._tell(event)
 
     def _free(self, position: int, durable: asyncio.Future[None]) -> None:
-        if not durable.cancelled() and durable.exception() is None:
+        self._intact = self._intact and not durable.cancelled() and durable.exception() is None
+        if self._intact:  # never beyond a batch that is not in the record
             self._gate.free_events(position)
 
     def expect(self, pid: int, start_ticks: int) -> asyncio.Future[ExecEvent]:

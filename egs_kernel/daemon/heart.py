@@ -55,7 +55,7 @@ class Heart:
             self.look()
             if started >= self._retry:
                 self._retry = started + RETRY_SECONDS
-                self._standing.examine_refused()
+                self._standing.retry()
             await asyncio.sleep(max(0.0, started + BEAT_SECONDS - loop.time()))
 
     def _beat(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -22,7 +23,7 @@ from egs_kernel.constraints.seccomp import compile_filter
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import cgroup_number, now
 from egs_kernel.daemon.intents import declared_intent, measured_intent, recorded_intent
-from egs_kernel.daemon.scoping import announce, cgroup_of_scope, enter_cgroup
+from egs_kernel.daemon.scoping import announce, enter_cgroup, target_cgroup
 from egs_kernel.daemon.server import wait_readable
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
@@ -160,7 +161,7 @@ class Launches:
             await asyncio.shield(durable)
             raise trial.error or Refused(Reason.NO_GRANT, "nothing was authorized")
         entered = asyncio.get_running_loop().create_task(
-            self._enter(peer.task, settings.config, trial.authorization.scope)
+            self._enter(peer.task, settings.config, trial.authorization)
         )
         try:
             await asyncio.shield(durable)
@@ -180,12 +181,14 @@ class Launches:
             entered,
         )
 
-    async def _enter(self, task: TaskIdentity, config: Config, scope: str) -> None:
+    async def _enter(self, task: TaskIdentity, config: Config, authorization: verify.Authorization) -> None:
         """Put the launcher under the scope, and into its cgroup, if it has one."""
-        self._gate.govern(task, scope)  # first: a process of another scope must not be moved
-        cgroup = cgroup_of_scope(config, scope)
+        bound = authorization.cgroup
+        cgroup = target_cgroup(config, authorization.scope, bound)
+        self._gate.govern(task, authorization.scope)  # first: a process of another scope must not be moved
         if cgroup is not None:
-            await asyncio.get_running_loop().run_in_executor(None, enter_cgroup, task.pid, cgroup)
+            enter = partial(enter_cgroup, task.pid, cgroup, exactly=bound is not None)
+            await asyncio.get_running_loop().run_in_executor(None, enter)
 
     async def _judge(self, content: bytes | None, intent: Intent) -> Trial:
         """The trial of the artifact in the request, or of the best one in the folder."""

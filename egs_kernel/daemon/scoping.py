@@ -24,11 +24,6 @@ def is_below(cgroup: str, ancestor: str) -> bool:
     return cgroup == ancestor or cgroup.startswith(f"{ancestor}/")
 
 
-def cgroup_of_scope(config: Config, scope: str) -> str | None:
-    """The cgroup that the scope governs; None when it governs something else. Pure."""
-    return next((known.cgroup for known in config.scopes if known.name == scope), None)
-
-
 def parse_cgroup(content: str) -> str:
     """The path in the version 2 hierarchy, of a /proc/PID/cgroup. Pure."""
     return next((line.removeprefix("0::") for line in content.splitlines() if line.startswith("0::")), "")
@@ -46,22 +41,39 @@ def announce(config: Config, pid: int) -> None:
             move(pid, cgroup_mount() / present.lstrip("/"))
 
 
-def enter_cgroup(pid: int, cgroup: str) -> None:
-    """Move a process into a cgroup, unless it is in there already.
+def target_cgroup(config: Config, scope: str, bound: str | None) -> str | None:
+    """Where a launcher belongs: the cgroup that the artifact binds it to, else the scope's. Pure.
+
+    Raises:
+        Refused: the artifact binds it to a cgroup outside of the scope's.
+    """
+    governed = next((known.cgroup for known in config.scopes if known.name == scope), None)
+    if bound is not None and governed is not None and not is_below(bound, governed):
+        raise Refused(
+            Reason.CGROUP_MISMATCH,
+            f"it is for the cgroup {bound}, which lies outside of scope {scope} ({governed})",
+            f"Have it issued for {governed}, or a cgroup below it.",
+        )
+    return bound if governed is not None and bound is not None else governed
+
+
+def enter_cgroup(pid: int, cgroup: str, *, exactly: bool) -> None:
+    """Move a process into a cgroup, unless it is there; `exactly`: below it will not do.
 
     Raises:
         Refused: the cgroup does not take it.
     """
     folder = cgroup_mount() / cgroup.lstrip("/")
     try:
-        if not is_below(_cgroup_of(pid), cgroup):
+        present = _cgroup_of(pid)
+        if present != cgroup and (exactly or not is_below(present, cgroup)):
             move(pid, folder)
     except ProcessLookupError as error:
         raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone") from error
     except OSError as error:
         raise Refused(
             Reason.CGROUP_MISMATCH,
-            f"the scope's cgroup {cgroup} does not take the launcher: {error.strerror}",
+            f"the cgroup {cgroup} does not take the launcher: {error.strerror}",
             f"Create it (mkdir -p {folder}); it must allow processes in it.",
         ) from error
 

@@ -88,6 +88,7 @@ class Standing:
         for name in self._names():
             with contextlib.suppress(FileNotFoundError):  # removed this instant
                 self._read(name)
+                self._candidates[name].origin = "in the folder when the daemon started"
         self.examine_all()
 
     def reconcile(self) -> int:
@@ -113,9 +114,7 @@ class Standing:
 
     def rescan(self) -> None:
         """Look at the whole folder, and at everything that the artifacts name, again."""
-        with contextlib.suppress(OSError):  # the folder is gone: so is every file, as the examinations find
-            for name in self._names():
-                self._touch(name)
+        self._look_for_new()
         self.examine_all()
 
     def examine_all(self) -> None:
@@ -123,11 +122,20 @@ class Standing:
         for name in self._candidates:
             self._touch(name)
 
-    def examine_refused(self) -> None:
-        """Examine those again whose program may have come by a way that nobody watches."""
+    def retry(self) -> None:
+        """Examine what may have come by a way that nobody watches: new files, and programs of refused ones."""
+        self._look_for_new()
         for candidate in self._candidates.values():
             if candidate.state == "refused":
                 self._touch(candidate.file)
+
+    def _look_for_new(self) -> None:
+        self._watcher.add(
+            self._folder, FOLDER, self.changed
+        )  # again: another folder may have taken its place
+        with contextlib.suppress(OSError):  # the folder is gone: so is every file, as the examinations find
+            for name in set(self._names()) - self._candidates.keys():
+                self._touch(name)
 
     def examine(self, artifact_id: str) -> None:
         """Examine the candidates with this artifact again."""
@@ -289,8 +297,8 @@ class Standing:
         artifact = trial.artifact
         if artifact is None:
             return
-        self._watch(candidate, artifact)
         try:
+            self._watch(candidate, artifact)
             self._require_first(candidate, artifact)
             program = await self._surveyor.program_at(artifact.statement.program.name)
             measured = await self._surveyor.subjects_of(artifact.statement)

@@ -54,6 +54,22 @@ def test_files_that_come_and_go_in_the_folder(running: Running) -> None:
     assert running.inside(str(program)) == KILLED
 
 
+def test_a_folder_that_another_takes_the_place_of(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    artifact_id = running.add(running.issue(program))
+    folder = running.instance.paths.artifacts
+    folder.rename(folder.with_name("old"))
+    running.wait_for_decisions(Reason.PATH_UNSAFE)
+    assert running.inside(str(program)) == KILLED
+    folder.with_name("old").rename(folder)
+    running.instance.egs("reload")
+    running.wait_for_decisions(Reason.AUTHORIZED, 2)
+    assert running.inside(str(program)) == 0
+    (folder / f"{artifact_id}.json").unlink()
+    running.wait_for(ArtifactChange, lambda entry: entry.action == "removed")
+    assert running.inside(str(program)) == KILLED
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

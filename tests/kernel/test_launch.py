@@ -139,6 +139,18 @@ def test_refusals(running: Running, issued: tuple[str, ...], asked: tuple[str, .
     assert not running.entries(Exec)
 
 
+def test_a_launch_that_is_bound_to_a_cgroup(running: Running) -> None:
+    inner = running.instance.cgroup.child("inner")
+    program = running.copy("/bin/true", "program")
+    artifact = running.issue(program, "--cgroup", inner.path)
+    assert running.run("--artifact", str(artifact), str(program)).returncode == 0
+    (executed,) = running.wait_for_exec(program, Verdict.ALLOW)
+    assert executed.event.cgroup_id == inner.id
+    outside = running.issue(program, "--cgroup", "/", name="outside.json")
+    refused = running.run("--artifact", str(outside), str(program))
+    assert (refused.returncode, "[cgroup_mismatch]" in refused.stderr) == (126, True)
+
+
 def test_an_artifact_that_expires_while_everything_runs(running: Running) -> None:
     program = running.copy("/bin/true", "program")
     artifact = running.issue(program, "--valid-for", "3s")

@@ -14,9 +14,9 @@ from egs_kernel.config import parse_config
 from egs_kernel.daemon.events import Executions
 from egs_kernel.daemon.intents import parse_environment, recorded_intent
 from egs_kernel.daemon.revocations import read_revocations, require_id, write_revocation
-from egs_kernel.daemon.scoping import cgroup_of_scope, is_below, parse_cgroup
+from egs_kernel.daemon.scoping import is_below, parse_cgroup, target_cgroup
 from egs_kernel.daemon.verdicts import Trial, use_until
-from egs_kernel.errors import UnsafePath, UsageError
+from egs_kernel.errors import Refused, UnsafePath, UsageError
 from egs_kernel.model import (
     ExecEvent,
     ExitEvent,
@@ -136,9 +136,12 @@ def test_the_cgroup_of_a_process_and_of_a_scope() -> None:
     assert parse_cgroup("4:memory:/x\n0::/egs/agents\n") == "/egs/agents"
     assert parse_cgroup("4:memory:/x\n") == ""
     config = parse_config(b'[[scope]]\nname = "a"\ncgroup = "/x"\n[[scope]]\nname = "b"\nusers = ["1"]\n')
-    assert cgroup_of_scope(config, "a") == "/x"
-    assert cgroup_of_scope(config, "b") is None
-    assert cgroup_of_scope(config, "c") is None
+    assert target_cgroup(config, "a", None) == "/x"
+    assert target_cgroup(config, "a", "/x/y") == "/x/y"
+    with pytest.raises(Refused):
+        target_cgroup(config, "a", "/xy")
+    assert target_cgroup(config, "b", None) is None
+    assert target_cgroup(config, "b", "/x") is None, "nobody is moved for a scope of users"
 
 
 def test_a_trial_tells_how_far_it_came() -> None:
