@@ -1,6 +1,6 @@
 """Attacker's goal: make the daemon fail, hang, tell secrets or serve somebody as somebody else, by its socket.
 
-Claim T-10 of docs/threat-model.md. tests/unit/test_server.py has clients that never read, half messages and descriptors;
+Claims T-7 and T-10 of docs/threat-model.md. tests/unit/test_server.py has clients that never read, half messages and descriptors;
 tests/kernel/test_launch.py has launchers that lie.
 """
 

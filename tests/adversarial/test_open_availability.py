@@ -28,7 +28,7 @@ def test_o12_huge_files_keep_the_daemon_hashing(system: Running) -> None:
     program, known = system.copy("/bin/true", "new"), system.copy("/bin/true", "known")
     artifact = system.issue(program)
     standing = system.copy("/bin/cat", "standing")
-    system.add(system.issue(standing))
+    system.add(system.issue(standing, name="standing.json"))
     launch = [str(BIN / "egs"), "run", "--artifact", str(artifact)]
     assert system.run("--artifact", str(artifact), str(known)).returncode == 0
     clients = []
