@@ -121,20 +121,19 @@ def measure(folder: Path, plan: Plan) -> Results:
             )
             daemon = DaemonFigures(idle, subject.daemon.memory(), subject.attachment.decided(), cpu)
             described = machine.describe(instance.paths.record)
-        instance.egs("gate", "unload")
-        verified = verifying.measure_verifying(folder, blocks=plan.verify_blocks, block=plan.verify_block)
-        work = fapolicyd.Work(
-            folder="",
-            version="",
-            timer=str(timer),
-            program=str(program),
-            cpu=_cpu(),
-            rounds=plan.peer_rounds,
-            block=plan.block,
-        )
-        (folder / "peer").mkdir()
-        peer = fapolicyd.measure_fapolicyd(instance, folder / "peer", work)
-        gates = sorted({*gates, *machine.other_gates(ours)})
+    # From here on nothing is governed, and no process that may bear a reused number is to be killed.
+    verified = verifying.measure_verifying(folder, blocks=plan.verify_blocks, block=plan.verify_block)
+    work = fapolicyd.Work(
+        folder="",
+        version="",
+        timer=str(timer),
+        program=str(program),
+        cpu=_cpu(),
+        rounds=plan.peer_rounds,
+        block=plan.block,
+    )
+    peer = fapolicyd.measure_fapolicyd(folder / "peer", work)
+    gates = sorted({*gates, *machine.other_gates(ours)})
     return Results(
         date=datetime.now(UTC).date().isoformat(),
         version=__version__,

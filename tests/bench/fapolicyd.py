@@ -20,8 +20,7 @@ from typing import Final
 import msgspec
 
 from tests.bench.stats import Ratio, Summary, compare, median, rotated, summarize
-from tests.bench.timers import Timer, say
-from tests.harness import Instance
+from tests.bench.timers import END_WITH_US, Timer, say
 
 PACKAGES: Final = ("fapolicyd", "liblmdb0")
 METHOD: Final = "fork"
@@ -70,26 +69,25 @@ class Work(msgspec.Struct, frozen=True):
     block: int
 
 
-def measure_fapolicyd(instance: Instance, folder: Path, work: Work) -> Peer | str:
+def measure_fapolicyd(folder: Path, work: Work) -> Peer | str:
     """Measure it, or say why not.
 
     Args:
-        instance: whose reaper ends the namespaces if we cannot.
-        folder: an empty folder.
+        folder: for its files.
         work: what to measure; `folder` and `version` are filled in here.
     """
-    say("fapolicyd: unpacking")
+    say("fapolicyd")
+    folder.mkdir()
     version = _unpack(folder)
     if version is None:
         return "apt-get did not download it"
     work = msgspec.structs.replace(work, folder=str(folder), version=version)
     namespaces = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
     process = subprocess.Popen(
-        ["unshare", *namespaces, sys.executable, "-m", "tests.bench.fapolicyd"],
+        [*END_WITH_US, "unshare", *namespaces, sys.executable, "-m", "tests.bench.fapolicyd"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    instance.reap_also(process.pid)
     out, _ = process.communicate(msgspec.json.encode(work), timeout=_SECONDS)
     if process.returncode:
         return "it could not be run in namespaces of its own"

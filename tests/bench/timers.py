@@ -16,6 +16,8 @@ from typing import Final, Self
 
 from tests.harness import Cgroup
 
+END_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
+"""Before a command: the kernel kills it when we end, however that is."""
 _WORD: Final = 8
 
 
