@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from egs_kernel.artifact.statement import SubjectRole
 from egs_kernel.audit.entries import ArtifactChange
 from egs_kernel.daemon.protocol import ArtifactStatus
+from egs_kernel.daemon.watch import watch_files
 from egs_kernel.model import GrantKind, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from egs_kernel import verify
     from egs_kernel.audit.entries import Entry
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.verdicts import Trial
-    from egs_kernel.daemon.watch import Listener
+    from egs_kernel.daemon.watch import Listener, Watcher
     from egs_kernel.model import FileIdentity
 
 _STATES = {Reason.LAUNCH_REQUIRED: "launch", Reason.REVOKED: "revoked"}
@@ -73,6 +76,22 @@ class Candidate:
             uses=uses.get(self.artifact.id, 0),
             max_uses=predicate.uses,
         )
+
+    def watch(self, watcher: Watcher, touched: Callable[[], None]) -> None:
+        """Watch the program, scripts and libraries that the artifact names, instead of what was watched before."""
+        if self.artifact is None:
+            return
+        subjects = self.artifact.statement.subject
+        paths = [Path(subject.name) for subject in subjects if subject.role is not SubjectRole.CHILD]
+        fresh = watch_files(watcher, paths, touched)
+        self.unwatch(watcher)
+        self.watches = fresh
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Watch nothing any more."""
+        for watch, listener in self.watches:
+            watcher.remove(watch, listener)
+        self.watches = []
 
     def news(self, source: str, host: Host) -> list[Entry]:
         """The entries that record this examination; none when the last one came to the same."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from egs_kernel.errors import Refused
 from egs_kernel.gate.cgroups import cgroup_mount, move
@@ -17,6 +17,10 @@ from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from egs_kernel.config import Config
+
+
+SLICE_ROOM: Final = "egs-run"
+"""The name of that cgroup; without a unit's suffix, so that systemd takes it for nobody's."""
 
 
 def is_below(cgroup: str, ancestor: str) -> bool:
@@ -58,7 +62,7 @@ def target_cgroup(config: Config, scope: str, bound: str | None) -> str | None:
 
 
 def enter_cgroup(pid: int, cgroup: str, *, exactly: bool) -> None:
-    """Move a process into a cgroup, unless it is there; `exactly`: below it will not do.
+    """Move a process into a cgroup, or where that has room, unless it is there; `exactly`: below it will not do.
 
     Raises:
         Refused: the cgroup does not take it.
@@ -67,7 +71,7 @@ def enter_cgroup(pid: int, cgroup: str, *, exactly: bool) -> None:
     try:
         present = _cgroup_of(pid)
         if present != cgroup and (exactly or not is_below(present, cgroup)):
-            move(pid, folder)
+            move(pid, folder if exactly else _room_in(folder))
     except ProcessLookupError as error:
         raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone") from error
     except OSError as error:
@@ -76,6 +80,19 @@ def enter_cgroup(pid: int, cgroup: str, *, exactly: bool) -> None:
             f"the cgroup {cgroup} does not take the launcher: {error.strerror}",
             f"Create it (mkdir -p {folder}); it must allow processes in it.",
         ) from error
+
+
+def _room_in(folder: Path) -> Path:
+    """Where in a scope's cgroup processes go; in a slice of systemd into a cgroup of their own, which is made.
+
+    The kernel refuses processes to a cgroup that passes controllers on, as a slice does for its services; and
+    systemd removes the cgroup of a slice that has none.
+    """
+    if folder.suffix != ".slice":
+        return folder
+    room = folder / SLICE_ROOM
+    room.mkdir(parents=True, exist_ok=True)
+    return room
 
 
 def _cgroup_of(pid: int) -> str:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egs_kernel.artifact.envelope import MAX_ARTIFACT
-from egs_kernel.artifact.statement import SubjectRole
 from egs_kernel.audit.entries import ArtifactChange
 from egs_kernel.daemon.candidate import Candidate
 from egs_kernel.daemon.host import cgroup_number, now
 from egs_kernel.daemon.verdicts import Trial
-from egs_kernel.daemon.watch import FOLDER, watch_files
+from egs_kernel.daemon.watch import FOLDER
 from egs_kernel.errors import EgsError, Refused, UsageError
 from egs_kernel.model import Intent, Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
@@ -275,7 +274,7 @@ class Standing:
         candidate = self._candidates.setdefault(name, Candidate(name, content, trial))
         if candidate.trial.artifact_id != trial.artifact_id:
             self._withdraw(candidate)
-            self._unwatch(candidate)
+            candidate.unwatch(self._watcher)
         candidate.content, candidate.trial = content, trial
 
     async def _remove(self, name: str) -> None:
@@ -283,7 +282,7 @@ class Standing:
         if candidate is None:
             return
         self._withdraw(candidate)
-        self._unwatch(candidate)
+        candidate.unwatch(self._watcher)
         if candidate.artifact is not None:
             source = str(self._folder / name)
             await self._journal.append(
@@ -298,7 +297,7 @@ class Standing:
         if artifact is None:
             return
         try:
-            self._watch(candidate, artifact)
+            candidate.watch(self._watcher, partial(self._touch, candidate.file))
             self._require_first(candidate, artifact)
             program = await self._surveyor.program_at(artifact.statement.program.name)
             measured = await self._surveyor.subjects_of(artifact.statement)
@@ -347,20 +346,3 @@ class Standing:
         if candidate.grant_id is not None:
             self._gate.withdraw(candidate.grant_id)
             candidate.grant_id = None
-
-    # -- what the artifacts name -----------------------------------------------------------------
-
-    def _watch(self, candidate: Candidate, artifact: verify.Artifact) -> None:
-        paths = [
-            Path(subject.name)
-            for subject in artifact.statement.subject
-            if subject.role is not SubjectRole.CHILD
-        ]
-        fresh = watch_files(self._watcher, paths, partial(self._touch, candidate.file))
-        self._unwatch(candidate)
-        candidate.watches = fresh
-
-    def _unwatch(self, candidate: Candidate) -> None:
-        for watch, listener in candidate.watches:
-            self._watcher.remove(watch, listener)
-        candidate.watches = []
