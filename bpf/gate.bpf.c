@@ -878,11 +878,24 @@ int read_file(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* args[0]: a process id; args[1]: the scope slot that governs it from now on, or -1 to release it. */
+/*
+ * args[0]: a process id; args[1], low half: the scope slot that governs it from now on, or -1 to release it; high
+ * half: 0 when it is in none yet, else 1 plus the slot that it must be in now.
+ */
 int set_task(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 pid = ctx->args[0];
 	u32 scope = ctx->args[1];
+	u32 from = ctx->args[1] >> 32;
+	struct egs_task *task;
 
-	return scope == (u32)-1 ? release(pid) : govern(pid, scope, 0, 0);
+	if (!from)
+		return govern(pid, scope, 0, 0);
+	task = tasks.lookup(&pid);
+	if (!task || task->scope != from - 1)
+		return 0;
+	if (scope == (u32)-1)
+		return release(pid);
+	task->scope = scope; /* at no moment in none */
+	return 0;
 }

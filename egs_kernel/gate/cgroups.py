@@ -32,6 +32,19 @@ def cgroup_id(folder: Path) -> int:
     return folder.stat().st_ino
 
 
+def cgroup_of(pid: int) -> str:
+    """The path of a process in the version 2 hierarchy.
+
+    Raises:
+        ProcessLookupError: it is gone.
+    """
+    try:
+        content = Path(f"/proc/{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"process {pid} is gone") from error
+    return next((line.removeprefix("0::") for line in content.splitlines() if line.startswith("0::")), "")
+
+
 def processes_below(folder: Path) -> Iterator[int]:
     """Every process id in the subtree; one that moves meanwhile may be missed, so repeat."""
     for parent, _, _ in os.walk(folder):

@@ -339,9 +339,13 @@ class Gate:
                 "Stop some of them.",
             )
 
-    def ungovern(self, pid: int) -> None:
-        """Stop governing a process: its scope was removed from the configuration."""
-        libbpf.run_program(self._programs["set_task"], (pid, _RELEASE))
+    def ungovern(self, pid: int, present: int) -> None:
+        """Stop governing a process: its scope, which has the slot `present`, was removed from the configuration."""
+        self.hand_over(pid, present, _RELEASE)
+
+    def hand_over(self, pid: int, present: int, slot: int) -> None:
+        """Have another scope govern a process, at no moment by none; nothing when it is not in `present`."""
+        libbpf.run_program(self._programs["set_task"], (pid, slot | (present + 1) << 32))
 
     def governed(self) -> list[GovernedTask]:
         """Every governed process."""

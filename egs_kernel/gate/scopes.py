@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from egs_kernel.config import Config, ScopeConfig
 from egs_kernel.errors import UsageError
 from egs_kernel.gate import abi, libbpf
-from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, processes_below
+from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, cgroup_of, processes_below
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Mode, Reason
 
@@ -43,7 +43,8 @@ def apply_scopes(gate: Gate, config: Config) -> None:
             grace_ns=config.daemon_grace * 1_000_000_000,
         ),
     )
-    _retire(gate, set(slots.values()))
+    homes = {scope.cgroup: slots[scope.name] for scope in config.scopes if scope.cgroup is not None}
+    _retire(gate, set(slots.values()), homes)
     gate.refresh_scopes()
     for scope in config.scopes:
         if scope.cgroup is not None:
@@ -154,17 +155,34 @@ def _replace(table: libbpf.Map[libbpf.K, libbpf.V], wanted: list[tuple[libbpf.K,
             table.delete(key)
 
 
-def _retire(gate: Gate, used: set[int]) -> None:
-    """Scopes that the configuration no longer has: release their processes, free their slots."""
-    retired = {state.slot for state in gate.scopes().values()} - used
-    if not retired:
-        return
-    names = {state.slot: name for name, state in gate.scopes().items()}
-    for task in gate.governed():
-        if task.scope in {names[slot] for slot in retired}:
-            gate.ungovern(task.pid)
-    for slot in retired:
+def _retire(gate: Gate, used: set[int], homes: Mapping[str, int]) -> None:
+    """Scopes that the configuration no longer has: their processes go to others or are released; free their slots.
+
+    Args:
+        gate: with the new rules in force.
+        used: the slots of the configuration.
+        homes: its cgroups and their slots.
+    """
+    retired = {name: state.slot for name, state in gate.scopes().items() if state.slot not in used}
+    # What is handed over may have forked meanwhile: until none is left.
+    while leaving := [task for task in gate.governed() if task.scope in retired]:
+        for task in leaving:
+            _leave(gate, task.pid, retired[task.scope], homes)
+    for slot in retired.values():
         gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
+
+
+def _leave(gate: Gate, pid: int, present: int, homes: Mapping[str, int]) -> None:
+    """Who is in a cgroup that another scope governs now must not be ungoverned for a moment."""
+    try:
+        place = cgroup_of(pid)
+    except ProcessLookupError:
+        place = ""
+    for cgroup, slot in homes.items():
+        if place == cgroup or place.startswith(f"{cgroup}/"):
+            gate.hand_over(pid, present, slot)
+            return
+    gate.ungovern(pid, present)
 
 
 def _govern_residents(gate: Gate, folder: Path, slot: int) -> None:
