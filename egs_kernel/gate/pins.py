@@ -17,9 +17,10 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from egs_kernel.errors import GateError
+from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
+from egs_kernel.gate.processes import start_ticks
 from egs_kernel.gate.ring import Ring
 from egs_kernel.model import (
     ARGV_MAX,
@@ -315,10 +316,20 @@ class Gate:
 
         Raises:
             GateError: it cannot be tracked, or is under another scope (SCOPE_MISMATCH).
+            Refused: LAUNCHER_LOST; it has gone, whoever bears its number now.
         """
-        self.govern_slot(task.pid, self.scope_slot(scope))
-        present = self._tasks.get(ctypes.c_uint32(task.pid))
-        if present is not None and present.scope != self.scope_slot(scope):
+        slot, key = self.scope_slot(scope), ctypes.c_uint32(task.pid)
+        _require_alive(task)
+        before = self._tasks.get(key)
+        self.govern_slot(task.pid, slot)
+        present = self._tasks.get(key)
+        try:
+            _require_alive(task)  # else its successor may have been marked in its place
+        except Refused:
+            if before is None:
+                self.ungovern(task.pid, slot)
+            raise
+        if present is not None and present.scope != slot:
             where = self._names.get(present.scope, f"#{present.scope}")
             raise GateError(
                 Reason.SCOPE_MISMATCH,
@@ -550,6 +561,15 @@ def _raw_argv(argv: tuple[bytes, ...]) -> abi.Argv:
     raw = abi.Argv(length=len(joined))
     ctypes.memmove(ctypes.addressof(raw.words), joined, len(joined))
     return raw
+
+
+def _require_alive(task: TaskIdentity) -> None:
+    try:
+        if start_ticks(task.pid) == task.start_ticks:
+            return
+    except ProcessLookupError:
+        pass
+    raise Refused(Reason.LAUNCHER_LOST, f"process {task.pid} has gone")
 
 
 def _open(path: Path) -> int:

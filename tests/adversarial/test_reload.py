@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from egs_kernel.config import parse_config
-from egs_kernel.gate.processes import start_ticks
 from egs_kernel.gate.scopes import apply_scopes
-from egs_kernel.model import Reason, TaskIdentity
+from egs_kernel.model import Reason
 from tests.adversarial.arena import Arena, execute
 from tests.harness import Instance
 
@@ -82,9 +81,8 @@ def test_a_scope_that_is_removed_with_a_process_that_is_gone(own_arena: Arena) -
     gone = os.fork()
     if gone == 0:
         os._exit(0)
-    task = TaskIdentity(gone, start_ticks(gone))
     os.waitpid(gone, 0)
-    arena.gate.govern(task, "test")
+    arena.gate.govern_slot(gone, arena.gate.scope_slot("test"))
     assert arena.attempt(lambda: execute(arena.evil)).wrote == b""
     apply_scopes(arena.gate, parse_config(b""))
     assert arena.gate.governed() == []

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from egs_kernel.errors import Refused
 from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import Reason, TaskIdentity
 from tests.adversarial.arena import Arena, clone, execute
@@ -90,12 +91,17 @@ def _ticks_now() -> int:
         end(child)
 
 
-def test_a_process_that_is_gone_leaves_no_mark_on_its_number(arena: Arena) -> None:
-    """A launcher that dies while the daemon puts it into the scope: whoever gets its number is not governed."""
+def governed_too_late(arena: Arena) -> int:
+    """The number of a process that ended in the very moment in which it was put into the scope."""
     gone = launcher()
-    task = TaskIdentity(gone, start_ticks(gone))
     end(gone)
-    arena.gate.govern(task, "test")
+    arena.gate.govern_slot(gone, arena.gate.scope_slot("test"))
+    return gone
+
+
+def test_a_process_that_is_gone_leaves_no_mark_on_its_number(arena: Arena) -> None:
+    """Whoever gets its number is not governed."""
+    gone = governed_too_late(arena)
 
     done = arena.attempt(lambda: succeed(gone, lambda: execute(arena.evil)), governed=False)
 
@@ -104,12 +110,22 @@ def test_a_process_that_is_gone_leaves_no_mark_on_its_number(arena: Arena) -> No
 
 def test_such_a_mark_does_not_hide_a_process_of_the_scope(arena: Arena) -> None:
     """The other way round: a number with an old mark, borne by a process that is born inside."""
-    gone = launcher()
-    task = TaskIdentity(gone, start_ticks(gone))
-    end(gone)
-    arena.gate.govern(task, "test")
+    gone = governed_too_late(arena)
 
     done = arena.attempt(lambda: succeed(gone, lambda: execute(arena.evil)))
 
     assert (done.wrote, done.reasons) == (b"", [Reason.NO_GRANT])
     assert gone not in {process.pid for process in arena.gate.governed()}
+
+
+def test_a_successor_is_not_governed_in_place_of_its_predecessor(arena: Arena) -> None:
+    """The launcher has gone and somebody else bears its number when the daemon puts it into the scope."""
+    bystander = launcher()
+    predecessor = TaskIdentity(bystander, start_ticks(bystander) - 1)
+    with pytest.raises(Refused) as caught:
+        arena.gate.govern(predecessor, "test")
+    assert caught.value.reason is Reason.LAUNCHER_LOST
+    assert arena.gate.scope_of(bystander) is None
+    arena.gate.govern(TaskIdentity(bystander, start_ticks(bystander)), "test")
+    assert arena.gate.scope_of(bystander) == "test"
+    end(bystander)
