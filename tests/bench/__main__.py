@@ -174,7 +174,11 @@ def _subject(instance: Instance, timer: Path, program: Path) -> Iterator[execs.S
         attachment = stack.enter_context(contextlib.closing(Attachment(gate, instance.paths.pins)))
         daemon = stack.enter_context(Daemon(instance))
         wait_for_grants(gate, 1)
-        yield execs.Subject(timer, program, attachment, daemon, instance.cgroup, _cpu())
+        try:
+            yield execs.Subject(timer, program, attachment, daemon, instance.cgroup, _cpu())
+        except (RuntimeError, AssertionError):
+            say(f"the gate refused {attachment.refusals()}")
+            raise
 
 
 def _cpu() -> int:

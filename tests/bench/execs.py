@@ -117,7 +117,7 @@ def _measure_off(subject: Subject, blocks: _Blocks, timers: tuple[Timer, Timer],
     outside, inside = timers
     subject.daemon.pause()  # before it can see that the gate is gone
     subject.attachment.detach()
-    _wait_until_detached(subject.attachment, inside)
+    _wait_until_detached(subject.attachment, outside)
     outside.measure(max(1, block // 10))  # the processor's caches know the other state
     decided = subject.attachment.decided()
     blocks.add("without", outside.measure(block))
@@ -139,25 +139,33 @@ def _measure_on(subject: Subject, blocks: _Blocks, timers: tuple[Timer, Timer], 
     execs = block + max(1, block // 10)
     assert subject.attachment.decided() == decided + execs, "not every exec was governed"
     subject.daemon.wait_for_record(recorded + _ENTRIES_PER_EXEC * execs)
+    assert subject.attachment.governed() == 1, "the gate did not notice how a governed process ended"
 
 
-def _wait_until_detached(attachment: Attachment, inside: Timer) -> None:
-    """The kernel lets go of a link after a grace period. Until then the gate still decides."""
+def _wait_until_detached(attachment: Attachment, outside: Timer) -> None:
+    """The kernel lets go of a link after a grace period.
+
+    Meanwhile some programs run and others do not. So nothing governed may be started: its end would go unnoticed,
+    and who bears its number next would be governed.
+    """
     deadline = time.monotonic() + _DETACH_SECONDS
-    while True:
-        time.sleep(_SETTLE_SECONDS)
-        decided = attachment.decided()
-        inside.measure(10)
-        if attachment.decided() == decided:
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError("the gate cannot be detached")
+    with counting_run_time():
+        while _runs(attachment, outside):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the gate cannot be detached")
+            time.sleep(_SETTLE_SECONDS)
+
+
+def _runs(attachment: Attachment, outside: Timer) -> bool:
+    before = attachment.costs()
+    outside.measure(2)
+    return attachment.costs() != before
 
 
 def measure_programs(subject: Subject, *, execs: int) -> dict[str, Program]:
     """The mean run time of the gate's programs that run on every fork, exec and exit."""
     with (
-        _counting_run_time(),
+        counting_run_time(),
         Timer(subject.timer, "fork", [subject.program], cpu=subject.cpu) as outside,
         Timer(subject.timer, "fork", [subject.program], cpu=subject.cpu, cgroup=subject.cgroup) as inside,
     ):
@@ -179,7 +187,7 @@ def _mean_costs(attachment: Attachment, timer: Timer, execs: int) -> dict[str, f
 
 
 @contextlib.contextmanager
-def _counting_run_time() -> Iterator[None]:
+def counting_run_time() -> Iterator[None]:
     """Have the kernel count what BPF programs take. It stops when the descriptor goes, however we end."""
     library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     descriptor = library.bpf_enable_stats(_RUN_TIME)

@@ -17,6 +17,7 @@ import msgspec
 from egs_kernel.audit.anchor import read_head
 from egs_kernel.gate import libbpf
 from egs_kernel.gate.pins import TRACEPOINTS, Gate
+from egs_kernel.model import Verdict
 from tests.harness import BIN, Instance
 
 START_SECONDS: Final = 30.0
@@ -58,6 +59,20 @@ class Attachment:
     def decided(self) -> int:
         """Execs that the gate has decided since it was loaded: tells whether it is attached."""
         return sum(self._gate.counters().decisions.values())
+
+    def governed(self) -> int:
+        """Processes that the gate tracks."""
+        return len(self._gate.governed())
+
+    def refusals(self) -> str:
+        """What the gate refused since it was loaded, by reason, in words."""
+        decisions = self._gate.counters().decisions.items()
+        found = [
+            f"{count} {reason.code}"
+            for (verdict, reason, _), count in decisions
+            if verdict is not Verdict.ALLOW
+        ]
+        return ", ".join(found) or "nothing"
 
     def costs(self) -> dict[str, tuple[int, int]]:
         """Program → (runs, nanoseconds in it), counted while `counting_run_time` is in force."""
