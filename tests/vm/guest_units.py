@@ -1,0 +1,420 @@
+"""Runs inside the virtual machine of boot_units.py: looks at the units under a real systemd, one observation a line.
+
+Only Python's standard library: it is Debian's own python3, and no part of the product is imported. It writes
+tab-separated lines to a serial port: `pass|fail|note`, what, and what was seen; `end` is the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+EGS: Final = "/opt/egs/bin/egs"
+UNITS: Final = ("egs-gate.service", "egsd.service", "egs-metrics.service")
+KEY: Final = "/root/issuer.key"
+USER: Final = "alice"
+METRICS: Final = "http://127.0.0.1:9731/metrics"
+GATE_CAN_TAKE: Final = 150.0
+"""Seconds; compiling the gate takes half a minute under emulation."""
+PATIENCE: Final = 60.0
+POLL: Final = 0.2
+
+
+class Guest:
+    """Does things in the machine and says what it saw."""
+
+    def __init__(self, channel: TextIO) -> None:
+        self._channel = channel
+
+    def say(self, kind: str, what: str, seen: object = "") -> None:
+        """Write one line to the host."""
+        self._channel.write(f"{kind}\t{what}\t{json.dumps(str(seen))}\n")
+        self._channel.flush()
+
+    def check(self, what: str, observed: bool, seen: object = "") -> None:  # noqa: FBT001 - the observation
+        """One observation."""
+        self.say("pass" if observed else "fail", what, seen)
+
+    def attempt(self, part: Callable[[Guest], None]) -> None:
+        """One part; the others go on when it breaks."""
+        try:
+            part(self)
+        except Exception:  # noqa: BLE001 - reported to the host, as a failure
+            self.say("fail", f"{part.__name__} broke off", traceback.format_exc())
+
+
+def run(*command: str, seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    """Run a command; both streams in one text."""
+    return subprocess.run(
+        command,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def egs(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `egs` as root, outside every scope."""
+    return run(EGS, *words)
+
+
+def show(unit: str, *names: str) -> dict[str, str]:
+    """Properties of a unit."""
+    lines = run("systemctl", "show", unit, f"--property={','.join(names)}").stdout.splitlines()
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def until(reached: Callable[[], bool], seconds: float = PATIENCE) -> float | None:
+    """Seconds until it was reached; None when it was not in time."""
+    started = time.monotonic()
+    while not reached():
+        if time.monotonic() - started > seconds:
+            return None
+        time.sleep(POLL)
+    return time.monotonic() - started
+
+
+def journal(unit: str, *words: str) -> str:
+    """What the unit has said in this boot."""
+    return run("journalctl", "--boot", "--no-pager", "--output=cat", f"--unit={unit}", *words).stdout
+
+
+def start(unit: str) -> dict[str, str]:
+    """Start a oneshot service, wait for its end, and say how it went, and what it wrote."""
+    before = written(unit)
+    started = run("systemctl", "start", unit)
+    until(lambda: show(unit, "ActiveState")["ActiveState"] in {"inactive", "failed"}, 20)
+    seen = show(unit, "Result", "ExecMainStatus")
+    return seen | {"start": started.stdout.strip(), "wrote": written(unit)[len(before) :]}
+
+
+def written(unit: str) -> str:
+    """What the service itself has written to the journal."""
+    run("journalctl", "--sync")
+    return journal(unit, "_TRANSPORT=stdout")
+
+
+def was_killed(seen: dict[str, str]) -> bool:
+    """Whether the main process died of SIGKILL, without a word."""
+    return (seen["Result"], seen["ExecMainStatus"], seen["wrote"]) == ("signal", str(int(signal.SIGKILL)), "")
+
+
+def was_done(seen: dict[str, str]) -> bool:
+    """Whether it ran to a good end, and wrote what it had to."""
+    return (seen["Result"], seen["wrote"]) == ("success", "governed and running\n")
+
+
+def issue(name: str, program: str, *words: str) -> str:
+    """Have an artifact for the scope issued."""
+    file = f"/root/{name}.json"
+    done = egs("issue", "--key", KEY, "--scope", "agents", "--program", program, *words, "--out", file)
+    if done.returncode != 0:
+        raise RuntimeError(done.stdout)
+    return file
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def boot(guest: Guest) -> None:
+    """The three units, as they were enabled."""
+    until(
+        lambda: show("egs-gate.service", "ActiveState")["ActiveState"] in {"active", "failed"}, GATE_CAN_TAKE
+    )
+    until(lambda: show("vm-enabled.service", "ActiveState")["ActiveState"] in {"active", "failed"}, 40)
+    guest.say("note", "kernel", os.uname().release)
+    guest.say("note", "pid 1", Path("/proc/1/comm").read_text().strip())
+    guest.say("note", "cgroups", run("findmnt", "-n", "-t", "cgroup,cgroup2").stdout.strip())
+    for unit in UNITS:
+        state = show(unit, "ActiveState", "SubState", "Type", "NRestarts", "Result")
+        wanted = "exited" if unit == "egs-gate.service" else "running"
+        good = (state["ActiveState"], state["SubState"]) == ("active", wanted)
+        guest.check(f"{unit} is active ({wanted})", good and state.get("NRestarts", "0") == "0", state)
+    said = journal("egs-gate.service")
+    guest.check("the gate's self-test passed on this kernel", "self-test checks passed" in said, said)
+    daemon = show("egsd.service", "Type", "MainPID", "WatchdogUSec")
+    guest.check("egsd notified systemd, and is watched", daemon["Type"] == "notify", daemon)
+    metrics(guest)
+
+
+def metrics(guest: Guest) -> None:
+    """/metrics, by a user that exists only while it runs."""
+    pid = show("egs-metrics.service", "MainPID")["MainPID"]
+    status = Path(f"/proc/{pid}/status").read_text()
+    uid = int(next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1])
+    guest.check("egs-metrics runs as a dynamic user", 61184 <= uid <= 65519, f"uid {uid}")
+    answer = ""
+
+    def answered() -> bool:
+        nonlocal answer
+        try:
+            with urllib.request.urlopen(METRICS, timeout=5) as response:
+                answer = response.read().decode()
+        except OSError as error:
+            answer = str(error)
+        return "egs_" in answer
+
+    until(answered)
+    lines = [line for line in answer.splitlines() if line.startswith("egs_")]
+    guest.check(
+        "/metrics answers on loopback", len(lines) > 5, f"{len(lines)} samples, {(lines or [answer])[0]}"
+    )
+
+
+def order_at_boot(guest: Guest) -> None:
+    """A governed service that is enabled: after the gate, after the daemon, and authorized at once."""
+    state = show("vm-enabled.service", "ActiveState", "SubState", "Result", "NRestarts")
+    good = (state["ActiveState"], state["NRestarts"]) == ("active", "0")
+    guest.check("a governed service that is enabled runs at boot, at the first attempt", good, state)
+    moments = {
+        unit: int(show(unit, name)[name])
+        for unit, name in (
+            ("egs-gate.service", "ActiveEnterTimestampMonotonic"),
+            ("egsd.service", "ActiveEnterTimestampMonotonic"),
+            ("vm-enabled.service", "ExecMainStartTimestampMonotonic"),
+        )
+    }
+    seen = ", ".join(f"{unit} {moment / 1e6:.2f} s" for unit, moment in moments.items())
+    guest.check(
+        "it was started after the gate stood and egsd was ready",
+        sorted(moments.values()) == list(moments.values()),
+        seen,
+    )
+    group = show("vm-enabled.service", "ControlGroup")["ControlGroup"]
+    guest.check("in the slice's cgroup", group == "/egs.slice/egs-agents.slice/vm-enabled.service", group)
+
+
+def governed_slice(guest: Guest) -> None:
+    """Without an artifact and with one."""
+    seen = start("vm-governed.service")
+    guest.check("a governed service without an artifact is killed", was_killed(seen), seen)
+    added = egs(
+        "artifacts", "add", issue("governed", "/opt/agent/governed", "--purpose", "a governed service")
+    )
+    guest.check("egs artifacts add", added.returncode == 0, added.stdout)
+    seen = start("vm-governed.service")
+    guest.check("with a standing artifact it runs", was_done(seen), seen)
+    seen = start("vm-other.service")
+    guest.check("another service in the slice is still killed", was_killed(seen), seen)
+
+
+def slice_comes_back(guest: Guest) -> None:
+    """The cgroup of a slice that has nothing in it is removed, and then made again."""
+    folder = Path("/sys/fs/cgroup/egs.slice/egs-agents.slice")
+    before = folder.stat().st_ino
+    run("systemctl", "stop", "vm-enabled.service", "egs-agents.slice", "egs.slice")
+    gone = until(lambda: not folder.exists(), 10) is not None
+    seen = start("vm-other.service")
+    after = folder.stat().st_ino if folder.exists() else None
+    guest.check(
+        "a slice whose cgroup was removed and made again is governed",
+        gone and was_killed(seen),
+        (before, after, seen),
+    )
+    seen = start("vm-governed.service")
+    guest.check("and what is authorized runs in it", was_done(seen), seen)
+
+
+def launches(guest: Guest) -> None:
+    """`egs run`, as root and as an ordinary user, with nothing in the slice and with a service in it."""
+    words = ("--argv", "/opt/agent/launched", "--argv", "/proc/self/cgroup", "--purpose", "a launch")
+    everyone = issue("launched", "/opt/agent/launched", *words)
+    hers = issue("launched-by-alice", "/opt/agent/launched", *words, "--user", USER)
+    for file in (everyone, hers):
+        Path(f"/home/{USER}", Path(file).name).write_bytes(Path(file).read_bytes())
+    for state, verb in (("an idle", "stop"), ("a busy", "start")):
+        run("systemctl", verb, "vm-enabled.service")
+        if verb == "stop":
+            run("systemctl", "stop", "egs-agents.slice")
+        done = egs("run", "--artifact", everyone, "--", "/opt/agent/launched", "/proc/self/cgroup")
+        inside = done.stdout.startswith("0::/egs.slice/egs-agents.slice")
+        guest.check(
+            f"egs run as root, into {state} slice",
+            done.returncode == 0 and inside,
+            (done.returncode, done.stdout),
+        )
+        done = as_user("egs run --artifact launched-by-alice.json -- /opt/agent/launched /proc/self/cgroup")
+        inside = "0::/egs.slice/egs-agents.slice" in done.stdout
+        guest.check(
+            f"egs run as {USER} from her shell, into {state} slice",
+            done.returncode == 0 and inside,
+            (done.returncode, done.stdout),
+        )
+    launch_outlives_its_slice(guest)
+    done = as_user("cat /proc/self/cgroup; id -un; egs run -- /opt/agent/launched /etc/hostname")
+    guest.check(
+        "without an authorization her launch is refused",
+        done.returncode == 126,
+        (done.returncode, done.stdout),
+    )
+    done = egs("run", "--artifact", hers, "--", "/opt/agent/launched", "/proc/self/cgroup")
+    guest.check(
+        "what was issued for her is refused to root",
+        done.returncode == 126 and "identity" in done.stdout,
+        (done.returncode, done.stdout),
+    )
+
+
+def launch_outlives_its_slice(guest: Guest) -> None:
+    """A launch that goes on while services of its slice come and go, and systemd arranges the cgroups."""
+    file = issue("waiting", "/opt/agent/launched", "--purpose", "a launch that waits")
+    run("systemctl", "stop", "vm-enabled.service", "egs-agents.slice")
+    with subprocess.Popen(
+        (EGS, "run", "--artifact", file, "--", "/opt/agent/launched"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as launched:
+        until(lambda: "/opt/agent/launched" in egs("ps").stdout)
+        run("systemctl", "start", "vm-enabled.service")
+        state = show("vm-enabled.service", "ActiveState", "MemoryCurrent", "TasksCurrent")
+        good = state["ActiveState"] == "active" and state["TasksCurrent"].isdecimal()
+        guest.check("a service starts in a slice with a launch in it, with its controllers", good, state)
+        run("systemctl", "stop", "egs-agents.slice")
+        guest.check(
+            "the launch outlives systemctl stop of the slice", launched.poll() is None, launched.returncode
+        )
+        said, _ = launched.communicate("still here\n", timeout=PATIENCE)
+    guest.check(
+        "and ends as it likes",
+        (said, launched.returncode) == ("still here\n", 0),
+        (said, launched.returncode),
+    )
+    done = run("systemctl", "start", "vm-enabled.service")
+    guest.check("and the slice starts again", done.returncode == 0, done.stdout)
+
+
+def as_user(line: str) -> subprocess.CompletedProcess[str]:
+    """A line typed into a login shell of the ordinary user."""
+    return run("su", "--login", USER, "--command", f"PATH=/opt/egs/bin:$PATH; {line}")
+
+
+def commands(guest: Guest) -> None:
+    """What an operator asks."""
+    for words in (
+        ("doctor",),
+        ("status",),
+        ("gate", "status"),
+        ("ps",),
+        ("artifacts", "list"),
+        ("audit", "verify"),
+    ):
+        done = egs(*words)
+        guest.check(f"egs {' '.join(words)}", done.returncode == 0, done.stdout)
+    answer: dict[str, Any] = json.loads(egs("status", "--json").stdout)
+    guest.say("note", "egs status --json", json.dumps(answer))
+    done = run("systemctl", "reload", "egsd.service")
+    guest.check("systemctl reload egsd", done.returncode == 0, done.stdout)
+
+
+def daemon_dies(guest: Guest) -> None:
+    """SIGKILL, and a daemon that hangs."""
+    for number, what, at_most in ((signal.SIGKILL, "killed", 30.0), (signal.SIGSTOP, "hangs", 40.0)):
+        before = show("egsd.service", "MainPID", "NRestarts")
+        os.kill(int(before["MainPID"]), number)
+        took = until(lambda before=before: _is_back(before), at_most)  # type: ignore[misc]  # bound on purpose
+        after = show("egsd.service", "MainPID", "NRestarts", "ActiveState")
+        seconds = "never" if took is None else f"{took:.1f} s"
+        guest.check(f"egsd {what}: systemd has it running again", took is not None, f"{seconds}; {after}")
+        seen = start("vm-governed.service")
+        guest.check(f"egsd {what}: then what is authorized runs", was_done(seen), seen)
+        seen = start("vm-other.service")
+        guest.check(f"egsd {what}: and what is not dies", was_killed(seen), seen)
+    said = run("journalctl", "--boot", "--no-pager", "--output=cat", "--unit=egsd.service").stdout
+    guest.check("the watchdog ended the daemon that hung", "Watchdog timeout" in said)
+    done = egs("audit", "verify")
+    guest.check("the record is whole after all that", done.returncode == 0, done.stdout)
+
+
+def _is_back(before: dict[str, str]) -> bool:
+    now = show("egsd.service", "MainPID", "ActiveState")
+    return now["ActiveState"] == "active" and now["MainPID"] not in {"0", before["MainPID"]}
+
+
+def services_stop(guest: Guest) -> None:
+    """Stopping opens nothing; the gate stands without its units."""
+    began = time.monotonic()
+    done = run("systemctl", "stop", "egsd.service")
+    seen = show("egsd.service", "ActiveState", "Result")
+    good = (done.returncode, seen["ActiveState"], seen["Result"]) == (0, "inactive", "success")
+    guest.check("systemctl stop egsd", good, f"{time.monotonic() - began:.1f} s; {seen}")
+    run("systemctl", "start", "egsd.service", "vm-enabled.service")
+    before = show("vm-enabled.service", "MainPID")["MainPID"]
+    run("systemctl", "restart", "egs-gate.service")
+    until(lambda: show("vm-enabled.service", "MainPID")["MainPID"] not in {"0", before}, 30)
+    again = show("vm-enabled.service", "ActiveState", "MainPID")
+    good = again["ActiveState"] == "active" and again["MainPID"] != before
+    guest.check("restarting egs-gate restarts what runs in the slice", good, (before, again))
+    run("systemctl", "stop", "egs-gate.service")
+    agent = show("vm-enabled.service", "ActiveState")["ActiveState"]
+    guest.check("stopping egs-gate stops what runs in the slice", agent == "inactive", agent)
+    status = egs("gate", "status")
+    guest.check("stopping egs-gate leaves the gate in the kernel", status.returncode == 0, status.stdout)
+    seen = start("vm-other.service")
+    guest.check(
+        "a start in the slice starts both again, and what is not authorized dies", was_killed(seen), seen
+    )
+
+
+def no_gate_no_start(guest: Guest) -> None:
+    """When the gate cannot be loaded, nothing starts in the slice."""
+    run("systemctl", "stop", "vm-enabled.service", "egs-agents.slice", "egs.slice")
+    run("systemctl", "stop", "egsd.service", "egs-gate.service")
+    unloaded = egs("gate", "unload")
+    guest.check("egs gate unload", unloaded.returncode == 0, unloaded.stdout)
+    done = run("setpriv", "--no-new-privs", EGS, "gate", "load", seconds=GATE_CAN_TAKE)
+    refused = done.returncode == 3 and "no_new_privs is set" in done.stdout
+    guest.check("under no_new_privs the gate is not loaded, and it says why", refused, done.stdout)
+    config = Path("/etc/egs/egs.toml")
+    config.write_text(config.read_text() + "\nnonsense = true\n")
+    seen = start("vm-governed.service")
+    gate = show("egs-gate.service", "ActiveState", "Result")
+    good = not seen["wrote"] and "dependency" in seen["start"] and gate["ActiveState"] == "failed"
+    guest.check("the gate cannot be loaded: nothing starts in the slice", good, (seen, gate))
+
+
+PARTS: Final = (
+    boot,
+    order_at_boot,
+    governed_slice,
+    slice_comes_back,
+    launches,
+    commands,
+    daemon_dies,
+    services_stop,
+    no_gate_no_start,
+)
+
+
+def main() -> int:
+    """All parts; then the journal, and power off."""
+    with Path(sys.argv[1]).open("w", encoding="utf-8") as channel:
+        guest = Guest(channel)
+        try:
+            for part in PARTS:
+                began = time.monotonic()
+                guest.attempt(part)
+                guest.say("note", f"{part.__name__} took", f"{time.monotonic() - began:.1f} s")
+            for line in (
+                journal("egs*").splitlines() + run("systemctl", "--failed", "--no-legend").stdout.splitlines()
+            ):
+                guest.say("log", "journal", line)
+        finally:
+            guest.say("end", "")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
