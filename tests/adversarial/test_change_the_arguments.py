@@ -20,7 +20,7 @@ from tests.adversarial.arena import EVIDENCE, Arena, libc
 
 pytestmark = pytest.mark.kernel
 
-TRIES: Final = 200
+TRIES: Final = 100
 ECHO: Final = Path("/bin/echo")
 
 

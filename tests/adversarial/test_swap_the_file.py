@@ -151,7 +151,7 @@ def test_a_swapped_program_never_runs(
 def test_a_name_that_changes_all_the_time(arena: Arena, place: Path) -> None:
     """A link that leads to the authorized program and to the other one by turns, while it is executed."""
     good, evil = arena.fresh(arena.good), arena.fresh(arena.evil)
-    link, tries = place / "link", 300
+    link, tries = place / "link", 150
     link.symlink_to(good)
     arena.permit(good)
 
