@@ -31,7 +31,7 @@ from tests.harness import PROGRAMS, Cgroup, Instance
 
 EVIDENCE: Final = 9
 """Descriptor of the pipe to the test."""
-SECONDS: Final = 30.0
+SECONDS: Final = 60.0
 NOBODY: Final = 65534
 KILLED: Final = int(signal.SIGKILL)
 """wait(2)'s status of what the gate killed."""

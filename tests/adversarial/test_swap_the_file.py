@@ -151,23 +151,21 @@ def test_a_swapped_program_never_runs(
 def test_a_name_that_changes_all_the_time(arena: Arena, place: Path) -> None:
     """A link that leads to the authorized program and to the other one by turns, while it is executed."""
     good, evil = arena.fresh(arena.good), arena.fresh(arena.evil)
-    link, tries = place / "link", 150
+    link, tries = place / "link", 300
     link.symlink_to(good)
     arena.permit(good)
 
+    other = place / "other"
+    other.symlink_to(evil)
+
     def swap_for_ever() -> None:
-        new = place / "new"
         while True:
-            for target in (evil, good):
-                new.symlink_to(target)
-                new.rename(link)
+            by_exchanging_names(link, other)
+            os.sched_yield()
 
     def execute_often() -> None:
         for _ in range(tries):
-            child = os.fork()
-            if child == 0:
-                execute(link)
-            os.waitpid(child, 0)
+            os.waitpid(os.posix_spawn(link, [str(link)], {}), 0)
 
     swapper = os.fork()
     if swapper == 0:
