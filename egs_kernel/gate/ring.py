@@ -14,9 +14,9 @@ import struct
 import threading
 from typing import Final
 
-_POSITION: Final = struct.Struct("=Q")
 _LENGTH: Final = struct.Struct("=I")
 _HEADER: Final = 8
+_POSITION_BYTES: Final = 8
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
 
@@ -39,13 +39,17 @@ class Ring:
             self._consumer.close()
             raise
         self._fence = threading.Lock()
-        self.position: int = _POSITION.unpack_from(self._consumer)[0]
+        # The kernel reads and writes the positions at any moment, so each is one load or one store of 8 bytes.
+        # struct.pack_into is not: it clears what it writes to first, and the kernel finds the buffer full.
+        self._freed = memoryview(self._consumer).cast("Q")
+        self._written = memoryview(self._producer)[:_POSITION_BYTES].cast("Q")
+        self.position: int = self._freed[0]
         """Up to here everything was taken."""
 
     def take(self) -> list[bytes]:
         """The bytes of every event that waits. They stay in the buffer until `release`."""
         taken: list[bytes] = []
-        end: int = _POSITION.unpack_from(self._producer)[0]
+        end = self._written[0]
         while self.position < end:
             self._order()  # nothing of an event is read before the position that says it is there
             header: int = _LENGTH.unpack_from(self._producer, self._offset(self.position))[0]
@@ -60,10 +64,12 @@ class Ring:
 
     def release(self, position: int) -> None:
         """Free the room of what was taken up to `position`."""
-        _POSITION.pack_into(self._consumer, 0, position)
+        self._freed[0] = position
 
     def close(self) -> None:
         """Unmap; what was not released stays for the next one."""
+        self._written.release()
+        self._freed.release()
         self._producer.close()
         self._consumer.close()
 

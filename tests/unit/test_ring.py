@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,18 @@ class Kernel:
     @property
     def consumed(self) -> int:
         return int(struct.unpack("=Q", os.pread(self.descriptor, 8, 0))[0])
+
+
+WATCHER = """
+import mmap, sys
+position = memoryview(mmap.mmap(int(sys.argv[1]), mmap.PAGESIZE, prot=mmap.PROT_READ)).cast("Q")
+print("watching", flush=True)
+last = position[0]
+while last < 1 << 40:
+    found = position[0]
+    assert found >= last, f"{last} was followed by {found}"
+    last = found
+"""
 
 
 @pytest.fixture
@@ -86,3 +100,22 @@ def test_what_was_taken_and_not_released_comes_again(kernel: Kernel) -> None:
     following = Ring(kernel.descriptor, SIZE)
     assert following.take() == [b"lost with the daemon"]
     following.close()
+
+
+def test_the_kernel_never_sees_half_a_position(kernel: Kernel) -> None:
+    """It would find the buffer full, and refuse an exec that is authorized."""
+    ring = Ring(kernel.descriptor, SIZE)
+    ring.release(1 << 32)
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", WATCHER, str(kernel.descriptor)],
+        pass_fds=[kernel.descriptor],
+        stdout=subprocess.PIPE,
+    )
+    assert watcher.stdout is not None
+    watcher.stdout.readline()
+    for position in range(1 << 32, (1 << 32) + 300_000):
+        ring.release(position)
+    ring.release(1 << 40)
+    watcher.communicate(timeout=30)
+    assert watcher.returncode == 0
+    ring.close()
