@@ -49,9 +49,10 @@ class Timer:
         )
         if cpu is not None:
             os.sched_setaffinity(self._process.pid, {cpu})
-        if cgroup is not None:
-            cgroup.procs.write_text(str(self._process.pid))
         self._command = str(command[0])
+        if cgroup is not None:
+            self.measure(1)  # Popen returns a moment before the exec is complete: it would be governed
+            cgroup.procs.write_text(str(self._process.pid))
 
     def measure(self, count: int) -> list[int]:
         """Start the command `count` times: nanoseconds from before the fork until after the wait, of each.
