@@ -29,6 +29,11 @@
 #define EGS_CGROUP_DEPTH 64
 #define EGS_ENTRY_NAME 64
 #define EGS_RING_PAGES 1024
+#define EGS_ENV_STRINGS 1024 /* more variables than this refuse */
+#define EGS_ENV_STRING 4096  /* one is looked at in pieces of this */
+#define EGS_VARIABLE_BUCKETS 32
+#define EGS_VARIABLES_PER_BUCKET 8
+#define EGS_VARIABLE_BUCKET(first, second, third) (((first) * 7 + (second) * 3 + (third)) & 31)
 
 enum egs_verdict {
 	EGS_ALLOW = 0,
@@ -58,6 +63,8 @@ enum egs_reason {
 	EGS_SCOPE_MISMATCH = 16,
 	EGS_GATE_MISCONFIGURED = 17,
 	EGS_TASKS_FULL = 18,
+	EGS_ENVIRONMENT_UNREADABLE = 19,
+	EGS_ENVIRONMENT_REFUSED = 20,
 	EGS_GATE_REASONS = 32,
 };
 
@@ -87,6 +94,7 @@ enum egs_grant_flag {
 	EGS_BIND_USES = 8,
 	EGS_NEED_NO_NEW_PRIVS = 16,
 	EGS_NEED_SECCOMP = 32,
+	EGS_ALLOW_CODE_VARIABLES = 64, /* the artifact signs values for such variables */
 };
 
 enum egs_task_flag {
@@ -171,8 +179,10 @@ struct egs_grant {
 	__u64 not_before; /* CLOCK_BOOTTIME, ns */
 	__u64 not_after;
 	__u64 cgroup_id;
-	__u64 argv_id;
+	__u64 argv_hash;
 	__u64 start_ticks; /* armed only */
+	__u32 argv_length;
+	__u32 pad;
 	__u32 flags;
 	__u32 scope;
 	__u32 uid;
@@ -183,6 +193,19 @@ struct egs_argv {
 	__u32 length; /* bytes, NULs included */
 	__u32 pad;
 	__u64 words[EGS_ARGV_MAX / 8]; /* zero-padded */
+};
+
+/*
+ * Environment strings that make programs load code: the first 8 bytes under a mask, in buckets by the first 3
+ * bytes (EGS_VARIABLE_BUCKET). An empty entry has mask 0 and value 1, which nothing equals.
+ */
+struct egs_variable {
+	__u64 mask;
+	__u64 value;
+};
+
+struct egs_variables {
+	struct egs_variable variables[EGS_VARIABLE_BUCKETS * EGS_VARIABLES_PER_BUCKET];
 };
 
 /* The answer of the reader program to "what file is descriptor N of mine?" */

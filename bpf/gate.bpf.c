@@ -33,6 +33,7 @@
 #define EGS_PFA_NO_NEW_PRIVS 1 /* bit 0 of task_struct.atomic_flags */
 #define EGS_CTIME_NSEC_MASK 0x7fffffff /* bit 31 flags multigrain timestamps (6.13, 4e40eff0b573) */
 #define EGS_CAS_TRIES 8
+#define EGS_ARGV_HASH 0x9e3779b97f4a7c15ULL
 #define EGS_OVERFLOWED 1 /* index into task_counts */
 
 BPF_ARRAY(gate_configs, struct egs_config, 1);
@@ -49,6 +50,7 @@ BPF_HASH(standing_grants, struct egs_standing_key, struct egs_grant, EGS_GRANTS)
 BPF_HASH(armed_grants, u32, struct egs_grant, EGS_GRANTS);
 BPF_HASH(grant_uses, u64, u64, EGS_GRANTS * 2);
 BPF_F_TABLE("hash", u64, struct egs_argv, grant_argvs, EGS_GRANTS * 2, BPF_F_NO_PREALLOC);
+BPF_ARRAY(code_variables, struct egs_variables, 1);
 BPF_PERCPU_ARRAY(decisions, u64, 8 * EGS_GATE_REASONS);
 BPF_PERCPU_ARRAY(failures, u64, EGS_FAILURES);
 BPF_ARRAY(readings, struct egs_reading, 1);
@@ -61,6 +63,7 @@ struct exec_facts {
 	u64 cgroup_id;
 	u64 start_ticks;
 	u64 argv_start;
+	u64 argv_hash;
 	u32 argv_length;
 	u32 pid;
 	u32 uid;
@@ -71,6 +74,11 @@ struct exec_facts {
 	u32 seccomp_mode;
 	u32 seccomp_filters;
 	u32 argv_read;
+	u32 environment; /* EGS_AUTHORIZED, or why it is refused */
+	u32 unreadable;  /* something above could not be read */
+	u32 pad;
+	u64 environment_start;
+	u64 environment_end;
 };
 
 /* What the decision found. */
@@ -78,6 +86,9 @@ struct decision {
 	u32 reason;
 	u32 kind;
 	u64 grant_id;
+	u32 flags; /* of the grant */
+	u32 spent; /* one use of it was taken */
+	u8 artifact_id[32];
 };
 
 /*
@@ -88,8 +99,15 @@ struct scratch {
 	struct exec_facts facts;
 	struct decision decision;
 	struct egs_argv argv;
+	u64 string[EGS_ENV_STRING / 8];
 };
 BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
+
+/*
+ * A number as the verifier has never seen it. A loop's bound that it remembers has another range at each way
+ * out of the loop, and it follows each of them to the end.
+ */
+#define forget(number) (*(volatile typeof(number) *)&(number))
 
 static __always_inline void count_failure(u32 which)
 {
@@ -308,12 +326,34 @@ static __always_inline int read_facts(struct exec_facts *facts, u64 task, u64 fi
 			     OFF_task_struct_seccomp + OFF_seccomp_filter_count);
 	failed |= read_field(&facts->argv_start, sizeof(u64), mm, OFF_mm_struct_arg_start);
 	failed |= read_field(&argv_end, sizeof(u64), mm, OFF_mm_struct_arg_end);
+	failed |= read_field(&facts->environment_start, sizeof(u64), mm, OFF_mm_struct_env_start);
+	failed |= read_field(&facts->environment_end, sizeof(u64), mm, OFF_mm_struct_env_end);
 	facts->start_ticks = start / EGS_TICK_NS;
 	facts->no_new_privs = atomic_flags & EGS_PFA_NO_NEW_PRIVS;
 	if (argv_end < facts->argv_start || argv_end - facts->argv_start > 0x7fffffff)
 		failed = 1;
 	facts->argv_length = argv_end - facts->argv_start;
 	return failed;
+}
+
+/*
+ * To find the grant among several for one file; whether the arguments are its is then compared byte by byte.
+ * A collision refuses. gate/pins.py computes the same.
+ */
+static __always_inline u64 hash_argv(struct egs_argv *argv)
+{
+	u64 hash = argv->length;
+
+	for (u32 i = 0; i < EGS_ARGV_MAX / 8; i++) {
+		u64 j = i;
+
+		if (i * 8 >= forget(argv->length))
+			break;
+		asm volatile("%0 &= 0x1ff" : "+r"(j));
+		hash = (hash ^ argv->words[j]) * EGS_ARGV_HASH;
+		hash ^= hash >> 32;
+	}
+	return hash;
 }
 
 /* The arguments, as the new image will find them, into this CPU's buffer. */
@@ -336,31 +376,86 @@ static __always_inline void read_argv(struct exec_facts *facts, struct egs_argv 
 		return;
 	}
 	buffer->length = length;
+	facts->argv_hash = hash_argv(buffer);
 	facts->argv_read = 1;
 }
 
-static __always_inline u32 argv_permitted(struct egs_grant *grant, struct exec_facts *facts,
-					  struct egs_argv *buffer)
+/*
+ * Whether the string makes programs load code (LD_PRELOAD=…); beyond its NUL nothing matters, no name has one.
+ * Without branches: with them the verifier has more paths to follow than it will.
+ */
+static __always_inline u64 is_code_variable(struct egs_variables *known, u64 *string)
 {
-	u64 id = grant->argv_id;
-	struct egs_argv *bound = grant_argvs.lookup(&id);
+	u64 word = *string;
+	u64 entry = EGS_VARIABLE_BUCKET(word & 0xff, (word >> 8) & 0xff, (word >> 16) & 0xff);
+	u64 found = 0;
+
+	entry *= EGS_VARIABLES_PER_BUCKET;
+	asm volatile("%0 &= 0xf8" : "+r"(entry)); /* for the verifier: there are 256 */
+#pragma unroll
+	for (int i = 0; i < EGS_VARIABLES_PER_BUCKET; i++) {
+		struct egs_variable *variable = &known->variables[entry + i];
+		u64 differs = (word & variable->mask) ^ variable->value;
+
+		found |= ~(differs | -differs) >> 63; /* 1 when nothing differs */
+	}
+	return found;
+}
+
+/* The environment of the new image, string by string. */
+static __always_inline u32 judge_environment(struct exec_facts *facts, u64 *string)
+{
+	u32 zero = 0;
+	struct egs_variables *known = code_variables.lookup(&zero);
+	u64 at = facts->environment_start;
+	u64 found = 0;
+
+	if (!known)
+		return EGS_GATE_MISCONFIGURED;
+	for (u32 i = 0; i < EGS_ENV_STRINGS; i++) {
+		long length;
+
+		if (at >= forget(facts->environment_end))
+			return found ? EGS_ENVIRONMENT_REFUSED : EGS_AUTHORIZED;
+		length = bpf_probe_read_user_str(string, EGS_ENV_STRING, (void *)at);
+		if (length <= 0)
+			return EGS_ENVIRONMENT_UNREADABLE;
+		found |= is_code_variable(known, string);
+		/*
+		 * What is longer goes on in the next piece, after the NUL that is not there; at worst it is refused for
+		 * what is in its middle.
+		 */
+		at += length - length / EGS_ENV_STRING;
+	}
+	return EGS_ENVIRONMENT_UNREADABLE; /* more variables than anybody has */
+}
+
+static __always_inline u32 argv_permitted(u64 grant_id, struct exec_facts *facts, struct egs_argv *buffer)
+{
+	struct egs_argv *bound = grant_argvs.lookup(&grant_id);
+	u64 differs = 0;
 
 	if (!bound)
 		return EGS_GATE_MISCONFIGURED;
-	if (!facts->argv_read)
-		return EGS_ARGV_UNREADABLE;
-	if (facts->argv_length != bound->length || facts->argv_length > EGS_ARGV_MAX)
+	if (facts->argv_length != bound->length)
 		return EGS_ARGV_MISMATCH;
 	for (u32 i = 0; i < EGS_ARGV_MAX / 8; i++) {
 		u64 j = i;
 
-		if (i * 8 >= facts->argv_length)
+		if (i * 8 >= forget(bound->length))
 			break;
 		asm volatile("%0 &= 0x1ff" : "+r"(j));
-		if (buffer->words[j] != bound->words[j])
-			return EGS_ARGV_MISMATCH;
+		differs |= buffer->words[j] ^ bound->words[j];
 	}
-	return EGS_AUTHORIZED;
+	return differs ? EGS_ARGV_MISMATCH : EGS_AUTHORIZED;
+}
+
+/* Enough to choose a grant; settle() takes the use. */
+static __always_inline int has_use(u64 grant_id)
+{
+	u64 *left = grant_uses.lookup(&grant_id);
+
+	return left && *left;
 }
 
 /* Take one use, exactly once, however many CPUs want the last. */
@@ -382,8 +477,7 @@ static __always_inline u32 take_use(u64 grant_id)
 }
 
 /* One grant against one exec, in the order of docs/architecture.md. */
-static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_facts *facts,
-					 struct egs_argv *buffer, u32 scope)
+static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_facts *facts, u32 scope)
 {
 	u32 flags = grant->flags;
 
@@ -407,29 +501,28 @@ static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_fa
 	if ((flags & EGS_NEED_SECCOMP) &&
 	    (facts->seccomp_mode != 2 || facts->seccomp_filters != grant->seccomp_filters))
 		return EGS_SECCOMP_MISSING;
-	if (flags & EGS_BIND_ARGV) {
-		u32 reason = argv_permitted(grant, facts, buffer);
-
-		if (reason != EGS_AUTHORIZED)
-			return reason;
-	}
-	/* Last, so that an exec refused for another reason costs no use. */
-	if (flags & EGS_BIND_USES)
-		return take_use(grant->grant_id);
+	if ((flags & EGS_BIND_ARGV) && !facts->argv_read)
+		return EGS_ARGV_UNREADABLE;
+	if ((flags & EGS_BIND_ARGV) &&
+	    (facts->argv_length != grant->argv_length || facts->argv_hash != grant->argv_hash))
+		return EGS_ARGV_MISMATCH;
+	if (facts->environment != EGS_AUTHORIZED && !(flags & EGS_ALLOW_CODE_VARIABLES))
+		return facts->environment;
+	if ((flags & EGS_BIND_USES) && !has_use(grant->grant_id))
+		return EGS_USES_EXHAUSTED;
 	return EGS_AUTHORIZED;
 }
 
-static __always_inline void cite(struct decision *decision, struct egs_grant *grant, u32 kind,
-				 struct egs_exec_event *event)
+static __always_inline void cite(struct decision *decision, struct egs_grant *grant, u32 kind, u32 reason)
 {
+	decision->reason = reason;
 	decision->kind = kind;
 	decision->grant_id = grant->grant_id;
-	if (event)
-		__builtin_memcpy(event->artifact_id, grant->artifact_id, sizeof(grant->artifact_id));
+	decision->flags = grant->flags;
+	__builtin_memcpy(decision->artifact_id, grant->artifact_id, sizeof(grant->artifact_id));
 }
 
-static __always_inline void consult_grants(struct decision *decision, struct exec_facts *facts,
-					   struct egs_argv *buffer, u32 scope, struct egs_exec_event *event)
+static __always_inline void consult_grants(struct decision *decision, struct exec_facts *facts, u32 scope)
 {
 	struct egs_standing_key key = { .inode = facts->file.inode, .device = facts->file.device, .scope = scope };
 	u32 pid = facts->pid;
@@ -439,10 +532,9 @@ static __always_inline void consult_grants(struct decision *decision, struct exe
 	if (armed) {
 		/* An armed task executes what it was armed for, or nothing: no falling back. */
 		u32 reason = armed->start_ticks != facts->start_ticks ?
-			EGS_IDENTITY_MISMATCH : grant_permits(armed, facts, buffer, scope);
+			EGS_IDENTITY_MISMATCH : grant_permits(armed, facts, scope);
 
-		decision->reason = reason;
-		cite(decision, armed, EGS_GRANT_ARMED, event);
+		cite(decision, armed, EGS_GRANT_ARMED, reason);
 		armed_grants.delete(&pid);
 		return;
 	}
@@ -454,11 +546,9 @@ static __always_inline void consult_grants(struct decision *decision, struct exe
 		grant = standing_grants.lookup(&key);
 		if (!grant)
 			continue;
-		reason = grant_permits(grant, facts, buffer, scope);
-		if (reason == EGS_AUTHORIZED || reason >= decision->reason) {
-			decision->reason = reason;
-			cite(decision, grant, EGS_GRANT_STANDING, event);
-		}
+		reason = grant_permits(grant, facts, scope);
+		if (reason == EGS_AUTHORIZED || reason >= decision->reason)
+			cite(decision, grant, EGS_GRANT_STANDING, reason);
 		if (reason == EGS_AUTHORIZED)
 			return;
 	}
@@ -476,25 +566,55 @@ static __always_inline int daemon_is_stale(struct egs_config *config)
 	return now > *beat ? now - *beat > config->grace_ns : *beat - now > config->grace_ns;
 }
 
-/* The decision, in the order of docs/architecture.md; each uncertain path refuses. */
-static __always_inline void decide(struct decision *decision, struct egs_config *config,
-				   struct exec_facts *facts, int unreadable, struct egs_argv *buffer,
-				   u32 scope, struct egs_exec_event *event)
+/* What the chosen grant binds to the byte, and what it has only once; last, so that a refused exec costs no use. */
+static __always_inline void settle(struct scratch *scratch)
 {
-	if (daemon_is_stale(config))
+	struct decision *decision = &scratch->decision;
+
+	if (decision->reason == EGS_AUTHORIZED && (decision->flags & EGS_BIND_ARGV))
+		decision->reason = argv_permitted(decision->grant_id, &scratch->facts, &scratch->argv);
+	if (decision->reason == EGS_AUTHORIZED && (decision->flags & EGS_BIND_USES)) {
+		decision->reason = take_use(decision->grant_id);
+		decision->spent = decision->reason == EGS_AUTHORIZED;
+	}
+}
+
+/* The decision, in the order of docs/architecture.md; each uncertain path refuses. */
+static __always_inline void decide(struct scratch *scratch, struct egs_config *config, u32 scope)
+{
+	struct decision *decision = &scratch->decision;
+
+	if (daemon_is_stale(config)) {
 		decision->reason = EGS_DAEMON_STALE;
-	else if (!event)
-		decision->reason = EGS_AUDIT_UNAVAILABLE;
-	else if (unreadable)
+	} else if (scratch->facts.unreadable) {
 		decision->reason = EGS_STATE_UNREADABLE;
-	else
-		consult_grants(decision, facts, buffer, scope, event);
+	} else {
+		consult_grants(decision, &scratch->facts, scope);
+		settle(scratch);
+	}
+}
+
+/* No audit slot, no exec: what was authorized is refused after all, and gets its use back. */
+static __always_inline void refuse_unrecorded(struct decision *decision)
+{
+	u64 id = decision->grant_id;
+	u64 *left;
+
+	count_failure(EGS_FAIL_EVENT);
+	if (decision->reason != EGS_AUTHORIZED)
+		return;
+	decision->reason = EGS_AUDIT_UNAVAILABLE;
+	left = grant_uses.lookup(&id);
+	if (left && decision->spent)
+		__sync_fetch_and_add(left, 1);
 }
 
 /* ---- gate_exec ------------------------------------------------------------------------------- */
 
-static __always_inline void describe(struct egs_exec_event *event, struct exec_facts *facts, u64 bprm)
+static __always_inline void describe(struct egs_exec_event *event, struct scratch *scratch, u64 bprm)
 {
+	struct exec_facts *facts = &scratch->facts;
+	struct decision *decision = &scratch->decision;
 	u64 filename = read_pointer(bprm, OFF_linux_binprm_filename);
 
 	event->type = EGS_EVENT_EXEC;
@@ -511,11 +631,14 @@ static __always_inline void describe(struct egs_exec_event *event, struct exec_f
 	event->seccomp_mode = facts->seccomp_mode;
 	event->seccomp_filters = facts->seccomp_filters;
 	event->argv_length = facts->argv_length;
-	event->grant_kind = EGS_GRANT_NONE;
-	event->grant_id = 0;
+	event->reason = decision->reason;
+	event->grant_kind = decision->kind;
+	event->grant_id = decision->grant_id;
 	event->kill_error = 0;
 	event->pad = 0;
-	__builtin_memset(event->artifact_id, 0, sizeof(event->artifact_id));
+	event->execution = 0;
+	event->parent_execution = 0;
+	__builtin_memcpy(event->artifact_id, decision->artifact_id, sizeof(event->artifact_id));
 	bpf_get_current_comm(event->comm, sizeof(event->comm));
 	if (bpf_probe_read_kernel_str(event->filename, sizeof(event->filename), (void *)filename) < 0)
 		event->filename[0] = 0;
@@ -600,12 +723,11 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 	struct egs_config *config = gate_configs.lookup(&zero);
 	struct egs_task *task = tasks.lookup(&pid);
 	struct scratch *scratch = scratches.lookup(&zero);
-	struct exec_facts *facts;
 	struct decision *decision;
 	struct egs_exec_event *event;
 	u32 verdict, mode, enforced;
-	int scope, unreadable;
 	int untracked = 0;
+	int scope;
 	u64 file;
 
 	if (!config || !scratch) /* arrays of one: cannot miss */
@@ -623,47 +745,39 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 		untracked = govern(pid, scope, 0, 0);
 	}
 
-	facts = &scratch->facts;
 	decision = &scratch->decision;
+	__builtin_memset(decision, 0, sizeof(*decision));
 	decision->reason = EGS_GATE_MISCONFIGURED;
-	decision->kind = EGS_GRANT_NONE;
-	decision->grant_id = 0;
-	unreadable = read_facts(facts, current_task, file);
-	if (unreadable)
+	scratch->facts.unreadable = read_facts(&scratch->facts, current_task, file) != 0;
+	if (scratch->facts.unreadable)
 		count_failure(EGS_FAIL_STATE_READ);
+	read_argv(&scratch->facts, &scratch->argv);
+	scratch->facts.environment = judge_environment(&scratch->facts, scratch->string);
 	mode = scope_mode(scope);
-	enforced = mode != EGS_MODE_OBSERVE;
-	read_argv(facts, &scratch->argv);
-	event = reserve_event(facts, &scratch->argv);
-	if (event)
-		describe(event, facts, bprm);
-	else
-		count_failure(EGS_FAIL_EVENT);
-
 	if (mode != EGS_MODE_UNUSED)
-		decide(decision, config, facts, unreadable, &scratch->argv, scope, event);
+		decide(scratch, config, scope);
 	if (untracked && decision->reason == EGS_AUTHORIZED)
 		decision->reason = EGS_TASKS_FULL;
-	verdict = decision->reason == EGS_AUTHORIZED ? EGS_ALLOW : EGS_KILL;
-	count_decision(verdict, decision->reason, enforced);
 
+	event = reserve_event(&scratch->facts, &scratch->argv);
+	if (!event)
+		refuse_unrecorded(decision);
+	verdict = decision->reason == EGS_AUTHORIZED ? EGS_ALLOW : EGS_KILL;
+	enforced = mode != EGS_MODE_OBSERVE;
+	count_decision(verdict, decision->reason, enforced);
 	if (event) {
+		describe(event, scratch, bprm);
 		event->verdict = verdict;
-		event->reason = decision->reason;
 		event->enforced = enforced;
 		event->scope = scope;
-		event->grant_kind = decision->kind;
-		event->grant_id = decision->grant_id;
-		event->execution = 0;
-		event->parent_execution = 0;
-	}
-	task = tasks.lookup(&pid);
-	if (task && event) {
-		event->parent_execution = task->execution;
-		if (verdict == EGS_ALLOW || !enforced) {
-			task->execution = new_execution(facts->now);
-			task->flags = 0;
-			event->execution = task->execution;
+		task = tasks.lookup(&pid);
+		if (task) {
+			event->parent_execution = task->execution;
+			if (verdict == EGS_ALLOW || !enforced) {
+				task->execution = new_execution(scratch->facts.now);
+				task->flags = 0;
+				event->execution = task->execution;
+			}
 		}
 	}
 	if (verdict != EGS_ALLOW && enforced) {

@@ -71,6 +71,8 @@ class Reason(IntEnum):
     SCOPE_MISMATCH = 16  # the grant is for another scope than the one this process is in
     GATE_MISCONFIGURED = 17  # a map or scope that must be there is not: refuse
     TASKS_FULL = 18  # no room to track one more governed process
+    ENVIRONMENT_UNREADABLE = 19  # the new image's environment could not be read, or has too many variables
+    ENVIRONMENT_REFUSED = 20  # it has a variable that makes programs load code (LD_PRELOAD and the like)
 
     # The verifier (verify.py) and what it is made of.
     ARTIFACT_MALFORMED = 32
@@ -224,7 +226,8 @@ class TaskIdentity(msgspec.Struct, frozen=True):
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate lets pass: derived from a verified artifact by `verify.py`, and by nothing else.
 
-    Times are CLOCK_BOOTTIME nanoseconds. `argv` None leaves the arguments free.
+    Times are CLOCK_BOOTTIME nanoseconds. `argv` None leaves the arguments free. `code_variables`: the artifact
+    signs values for variables that make programs load code; without it the gate refuses an exec that has one.
     """
 
     artifact_id: str
@@ -238,6 +241,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     uses: int | None = None
     no_new_privs: bool = False
     seccomp_filters: int | None = None
+    code_variables: bool = False
 
 
 class ExecEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):

@@ -40,10 +40,12 @@ from egs_kernel.artifact.statement import (
     Constraints,
     DeclaredIntent,
     Identity,
+    Predicate,
     Statement,
     format_time,
     parse_statement,
 )
+from egs_kernel.artifact.variables import loads_code
 from egs_kernel.checks.identity import check_host, check_identity
 from egs_kernel.checks.intent import check_intent
 from egs_kernel.checks.launch import launch_required
@@ -129,6 +131,7 @@ class Authorization:
         window: valid from, and until before.
         uses_left: how many more executions; None: unlimited.
         constraints: what must hold while it runs; None: nothing.
+        code_variables: it signs values for environment variables that make programs load code.
     """
 
     artifact_id: str
@@ -139,6 +142,7 @@ class Authorization:
     window: tuple[datetime, datetime]
     uses_left: int | None
     constraints: Constraints | None
+    code_variables: bool
 
     def grant(
         self, file: FileIdentity, *, boot_offset: int, cgroup_id: int | None, seccomp_filters: int | None
@@ -177,6 +181,7 @@ class Authorization:
             uses=self.uses_left,
             no_new_privs=self.constraints is not None,
             seccomp_filters=seccomp_filters,
+            code_variables=self.code_variables,
         )
 
 
@@ -264,7 +269,13 @@ def authorize(
         window=predicate.window,
         uses_left=uses_left,
         constraints=predicate.constraints,
+        code_variables=_signs_code_variables(predicate),
     )
+
+
+def _signs_code_variables(predicate: Predicate) -> bool:
+    rules = predicate.intent.environment if predicate.intent is not None else None
+    return rules is not None and any(loads_code(name) for name in rules.set)
 
 
 def check_window(artifact: Artifact, now: datetime) -> None:

@@ -16,6 +16,7 @@ from msgspec import Meta, field
 
 from egs_kernel.artifact.canonical import decode_canonical
 from egs_kernel.artifact.envelope import type_error
+from egs_kernel.artifact.variables import loads_code
 from egs_kernel.errors import Refused
 from egs_kernel.model import ARGV_MAX, Reason
 
@@ -52,13 +53,6 @@ SyscallName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s
 ProfileName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9-])[a-z]")]
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-
-# Variables that make a program load code that nobody authorized.
-_CODE_VARIABLE = re.compile(
-    r"LD_\w+|GLIBC_TUNABLES|GCONV_PATH|BASH_ENV|ENV|SHELLOPTS|BASHOPTS|PYTHON(PATH|HOME|STARTUP|INSPECT|BREAKPOINT)|PERL5(LIB|OPT|DB)"
-    r"|PERLLIB|RUBY(LIB|OPT)|GEM_(PATH|HOME)|NODE_(OPTIONS|PATH)|JAVA_TOOL_OPTIONS|_JAVA_OPTIONS|JDK_JAVA_OPTIONS|CLASSPATH"
-    r"|LUA_(INIT|PATH|CPATH)\w*|PHPRC|PHP_INI_SCAN_DIR|AWK(LIB)?PATH|TCLLIBPATH|DOTNET_STARTUP_HOOKS"
-)
 
 
 class _Struct(
@@ -312,8 +306,3 @@ def argv_size(argv: tuple[str, ...]) -> int:
         ValueError: an argument has no UTF-8 form.
     """
     return sum(len(argument.encode()) + 1 for argument in argv)
-
-
-def loads_code(variable: str) -> bool:
-    """Whether an environment variable can make a program load code that nobody authorized."""
-    return _CODE_VARIABLE.fullmatch(variable) is not None

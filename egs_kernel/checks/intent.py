@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from egs_kernel.artifact.statement import ANY, DeclaredIntent, loads_code
+from egs_kernel.artifact.statement import ANY, DeclaredIntent
+from egs_kernel.artifact.variables import loads_code
 from egs_kernel.checks.launch import launch_required
 from egs_kernel.errors import Refused
 from egs_kernel.model import ARGV_MAX, Intent, Reason

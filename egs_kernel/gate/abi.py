@@ -27,6 +27,9 @@ COMM: Final = 16
 CGROUP_PATH: Final = 256
 ENTRY_NAME: Final = 64
 GATE_REASONS: Final = 32
+ENV_STRINGS: Final = 1024
+VARIABLE_BUCKETS: Final = 32
+VARIABLES_PER_BUCKET: Final = 8
 
 
 class Mode(IntEnum):
@@ -54,6 +57,7 @@ class GrantFlag(IntFlag):
     BIND_USES = 8
     NEED_NO_NEW_PRIVS = 16
     NEED_SECCOMP = 32
+    ALLOW_CODE_VARIABLES = 64
 
 
 class EventType(IntEnum):
@@ -167,8 +171,10 @@ class Grant(Structure):
         ("not_before", c_uint64),
         ("not_after", c_uint64),
         ("cgroup_id", c_uint64),
-        ("argv_id", c_uint64),
+        ("argv_hash", c_uint64),
         ("start_ticks", c_uint64),
+        ("argv_length", c_uint32),
+        ("pad", c_uint32),
         ("flags", c_uint32),
         ("scope", c_uint32),
         ("uid", c_uint32),
@@ -177,7 +183,7 @@ class Grant(Structure):
     artifact_id: Array[c_uint8]
     file: FileId
     grant_id: int
-    argv_id: int
+    argv_hash: int
     flags: int
     scope: int
 
@@ -187,6 +193,21 @@ class Argv(Structure):
 
     _fields_ = (("length", c_uint32), ("pad", c_uint32), ("words", c_uint64 * (ARGV_MAX // 8)))
     words: Array[c_uint64]
+
+
+class Variable(Structure):
+    """struct egs_variable."""
+
+    _fields_ = (("mask", c_uint64), ("value", c_uint64))
+    mask: int
+    value: int
+
+
+class Variables(Structure):
+    """struct egs_variables."""
+
+    _fields_ = (("variables", Variable * (VARIABLE_BUCKETS * VARIABLES_PER_BUCKET)),)
+    variables: Array[Variable]
 
 
 class Reading(Structure):

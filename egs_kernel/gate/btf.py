@@ -46,6 +46,8 @@ FIELDS: Final = (
     "linux_binprm.filename",
     "mm_struct.arg_end",
     "mm_struct.arg_start",
+    "mm_struct.env_end",
+    "mm_struct.env_start",
     "path.dentry",
     "qstr.name",
     "seccomp.filter_count",

@@ -30,6 +30,7 @@ from egs_kernel.gate.headers import write_headers
 from egs_kernel.gate.pins import CALLED, MAPS, TRACEPOINTS, Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import run_self_test
+from egs_kernel.gate.variables import variables_table
 from egs_kernel.model import Reason
 from egs_kernel.paths import BPFFS, Paths
 
@@ -110,6 +111,7 @@ def _stage(staging: Path, config: Config) -> tuple[Gate, tuple[str, ...]]:
             ctypes.c_uint32(0),
             abi.Config(abi_version=abi.ABI_VERSION, grace_ns=config.daemon_grace * 1_000_000_000),
         )
+        gate.refuse_variables(variables_table())
         checks = run_self_test(gate)
         gate.stop_beating()
         gate.reset_counters()

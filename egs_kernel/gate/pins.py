@@ -66,6 +66,7 @@ MAPS: Final = (
     "grant_uses",
     "grant_argvs",
     "scratches",
+    "code_variables",
     "decisions",
     "failures",
     "readings",
@@ -144,6 +145,7 @@ class Gate:
         self._armed = libbpf.Map(fds["armed_grants"], u32, abi.Grant)
         self._uses = libbpf.Map(fds["grant_uses"], u64, u64)
         self._argvs = libbpf.Map(fds["grant_argvs"], u64, abi.Argv)
+        self._variables = libbpf.Map(fds["code_variables"], u32, abi.Variables)
         self._readings = libbpf.Map(fds["readings"], u32, abi.Reading)
         self._decisions = libbpf.CounterMap(fds["decisions"])
         self._failures = libbpf.CounterMap(fds["failures"])
@@ -232,6 +234,12 @@ class Gate:
                 Reason.GATE_FAILED, f"the gate cannot read the identity of descriptor {fd}", _UNLOAD_AND_LOAD
             )
         return Reading(identity=file_identity(raw.file), folder_inode=raw.folder_inode, name=raw.name)
+
+    # -- the environment -------------------------------------------------------------------------
+
+    def refuse_variables(self, table: abi.Variables) -> None:
+        """Say which environment variables make an exec refused (gate/variables.py makes the table)."""
+        self._variables.put(ctypes.c_uint32(0), table)
 
     # -- grants ----------------------------------------------------------------------------------
 
@@ -527,6 +535,7 @@ class Gate:
         flags |= abi.GrantFlag.BIND_USES if grant.uses is not None else 0
         flags |= abi.GrantFlag.NEED_NO_NEW_PRIVS if grant.no_new_privs else 0
         flags |= abi.GrantFlag.NEED_SECCOMP if grant.seccomp_filters is not None else 0
+        flags |= abi.GrantFlag.ALLOW_CODE_VARIABLES if grant.code_variables else 0
         return abi.Grant(
             artifact_id=(ctypes.c_uint8 * 32)(*bytes.fromhex(grant.artifact_id)),
             file=abi.FileId(
@@ -541,7 +550,8 @@ class Gate:
             not_before=max(0, grant.not_before),
             not_after=max(0, grant.not_after),
             cgroup_id=grant.cgroup_id or 0,
-            argv_id=grant_id,
+            argv_hash=_argv_hash(grant.argv),
+            argv_length=_argv_length(grant.argv),
             start_ticks=task.start_ticks if task else 0,
             flags=int(flags),
             scope=scope,
@@ -561,6 +571,21 @@ def _raw_argv(argv: tuple[bytes, ...]) -> abi.Argv:
     raw = abi.Argv(length=len(joined))
     ctypes.memmove(ctypes.addressof(raw.words), joined, len(joined))
     return raw
+
+
+def _argv_length(argv: tuple[bytes, ...] | None) -> int:
+    return sum(len(argument) + 1 for argument in argv or ())
+
+
+def _argv_hash(argv: tuple[bytes, ...] | None) -> int:
+    """hash_argv() of bpf/gate.bpf.c: it finds the grant, the bytes decide."""
+    value = _argv_length(argv)
+    joined = b"".join(argument + b"\0" for argument in argv or ())
+    for start in range(0, len(joined), 8):
+        word = int.from_bytes(joined[start : start + 8], "little")
+        value = (value ^ word) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 32
+    return value
 
 
 def _require_alive(task: TaskIdentity) -> None:

@@ -5,7 +5,7 @@ denied program run. So before any scope exists, real processes execute a known p
 
 1. observe: every field of the event equals what user space knows of that process and file;
 2. enforce: without a grant the process dies by SIGKILL and writes nothing;
-3. enforce, armed: with a grant a program runs, and its outcome arrives;
+3. enforce, armed: with a grant a program runs, and its outcome arrives; not with a loader variable;
 4. cgroups: a re-created cgroup is the scope; a process moved below it, its child, and a process born into it
    are governed and stay so.
 
@@ -21,7 +21,7 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
@@ -44,8 +44,12 @@ _PROGRAM: Final = "/bin/echo"
 _ARGV: Final = ("egs self-test", "", "ümlaut", "x" * 600)
 """An empty argument, one that is not ASCII, and more than fits a small event."""
 
+_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "EGS_SELF_TEST": "y" * 5000, "EMPTY": ""}
+"""One value longer than the gate looks at in one piece, and an empty one."""
+
 _SHELL: Final = "/bin/sh"
 _EXIT_CODE: Final = 7
+_GRANTED: Final = ("egs self-test", "-c", f"echo ran; exit {_EXIT_CODE}")
 _UID: Final = 61234
 _EUID: Final = 61235
 _GID: Final = 61236
@@ -79,7 +83,7 @@ def run_self_test(gate: Gate) -> tuple[str, ...]:
         gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=mode, name=b"self-test"))
     gate.beat()
     try:
-        parts = (_check_fields, _check_promise, _check_kill, _check_grant, _check_cgroups)
+        parts = (_check_fields, _check_promise, _check_kill, _check_grant, _check_environment, _check_cgroups)
         checks = tuple(check for part in parts for check in part(gate))
     finally:
         for slot in (abi.SCOPE_SELF_TEST_OBSERVE, abi.SCOPE_SELF_TEST_ENFORCE):
@@ -96,6 +100,7 @@ class _Child:
         before_exec: Callable[[], None] = lambda: None,
         fork: Callable[[], int] = os.fork,
         command: tuple[str, ...] = (_PROGRAM, *_ARGV),
+        environment: Mapping[str, str] = _ENVIRONMENT,
     ) -> None:
         ready_read, ready_write = os.pipe()
         self._go_read, self._go_write = os.pipe()
@@ -103,7 +108,7 @@ class _Child:
         self._reaped = False
         self.pid = fork()
         if self.pid == 0:
-            self._execute(prepare, before_exec, command, ready_write, output)
+            self._execute(prepare, before_exec, command, environment, ready_write, output)
         os.close(ready_write)
         os.close(output)
         os.close(self._go_read)
@@ -111,11 +116,12 @@ class _Child:
             _fail("the self-test's child did not start")
         os.close(ready_read)
 
-    def _execute(
+    def _execute(  # noqa: PLR0913, PLR0917 - what __init__ was given
         self,
         prepare: Callable[[], object],
         before_exec: Callable[[], None],
         command: tuple[str, ...],
+        environment: Mapping[str, str],
         ready: int,
         output: int,
     ) -> None:
@@ -127,7 +133,7 @@ class _Child:
             os.write(ready, b"1")
             os.read(self._go_read, 1)
             before_exec()
-            os.execv(command[0], command[1:])
+            os.execve(command[0], command[1:], environment)
         finally:
             os._exit(120)
 
@@ -235,19 +241,34 @@ def _check_kill(gate: Gate) -> Iterator[str]:
     yield "a process without a grant dies and writes nothing"
 
 
-def _check_grant(gate: Gate) -> Iterator[str]:
-    argv = ("egs self-test", "-c", f"echo ran; exit {_EXIT_CODE}")
+def _check_environment(gate: Gate) -> Iterator[str]:
+    """The same grant, and a variable that makes the dynamic loader load code, last of all."""
+    with _Child(command=(_SHELL, *_GRANTED), environment=_ENVIRONMENT | {"LD_EGS_SELF_TEST": "1"}) as child:
+        _arm(gate, child)
+        status, written = child.finish()
+    event = _exec_event(gate, child.pid)
+    gate.forget(event.grant_id)
+    _same("reason under a loader variable", event.reason, Reason.ENVIRONMENT_REFUSED)
+    _same("end under a loader variable", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
+    yield "a loader variable is seen behind all others"
+
+
+def _arm(gate: Gate, child: _Child) -> None:
     grant = Grant(
         artifact_id="00" * 32,
         scope="self-test",
         file=_read_file(gate, _SHELL).identity,
         not_before=0,
         not_after=2**63,
-        argv=tuple(argument.encode() for argument in argv),
+        argv=tuple(argument.encode() for argument in _GRANTED),
     )
-    with _Child(command=(_SHELL, *argv)) as child:
-        gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
-        gate.arm_slot(grant, child.task, abi.SCOPE_SELF_TEST_ENFORCE)
+    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
+    gate.arm_slot(grant, child.task, abi.SCOPE_SELF_TEST_ENFORCE)
+
+
+def _check_grant(gate: Gate) -> Iterator[str]:
+    with _Child(command=(_SHELL, *_GRANTED)) as child:
+        _arm(gate, child)
         status, written = child.finish()
     events = _drain(gate)
     executed = [event for event in events if isinstance(event, ExecEvent)]

@@ -262,6 +262,42 @@ def test_an_empty_argv(gate: Gate, run: Callable[..., Run], grant: Grant, progra
     refused(run("", executable=str(program)), Reason.ARGV_MISMATCH)
 
 
+PLAIN: Final = {"PATH": "/bin", "LONG": "l" * 9000, "EMPTY": "", "XLD_PRELOAD": "x", "ENVY": "e", "LD": "l"}
+
+
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "LD_X", "GCONV_PATH", "ENV", "BASH_FUNC_ls%%", "PYTHONPATH", "_JAVA_OPTIONS"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_variable_that_makes_programs_load_code(
+    gate: Gate, run: Callable[..., Run], grant: Grant, program: Path, name: str, *, first: bool
+) -> None:
+    gate.install(grant)
+    variable = {name: "x"}
+    refused(run(program, env=variable | PLAIN if first else PLAIN | variable), Reason.ENVIRONMENT_REFUSED)
+    assert run(program, env=PLAIN).code == 0
+    gate.install(msgspec.structs.replace(grant, code_variables=True))
+    assert run(program, env=PLAIN | variable).code == 0
+
+
+def test_more_variables_than_the_gate_looks_at(
+    gate: Gate, run: Callable[..., Run], grant: Grant, program: Path
+) -> None:
+    gate.install(grant)
+    many = {f"V{number}": "" for number in range(abi.ENV_STRINGS - 1)}
+    assert run(program, env=many).code == 0
+    refused(run(program, env=many | {"ONE_MORE": ""}), Reason.ENVIRONMENT_UNREADABLE)
+
+
+def test_the_pieces_of_a_long_variable_are_no_hiding_place(
+    gate: Gate, run: Callable[..., Run], grant: Grant, program: Path
+) -> None:
+    """Whatever the length of what comes before, the variable after it is seen."""
+    gate.install(grant)
+    for length in (*range(4085, 4100), *range(8180, 8196)):
+        refused(run(program, env={"A": "a" * length, "LD_PRELOAD": "x"}), Reason.ENVIRONMENT_REFUSED)
+
+
 def test_uses_run_out(gate: Gate, run: Callable[..., Run], grant: Grant, program: Path) -> None:
     gate.install(msgspec.structs.replace(grant, uses=2))
     assert [run(program).code for _ in range(2)] == [0, 0]

@@ -34,6 +34,8 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "egs_standing_key": abi.StandingKey,
     "egs_grant": abi.Grant,
     "egs_argv": abi.Argv,
+    "egs_variable": abi.Variable,
+    "egs_variables": abi.Variables,
     "egs_reading": abi.Reading,
     "egs_exec_event": abi.ExecEvent,
     "egs_exit_event": abi.ExitEvent,
@@ -65,6 +67,9 @@ NUMBERS: Final = {
     "EGS_CGROUP_PATH": abi.CGROUP_PATH,
     "EGS_ENTRY_NAME": abi.ENTRY_NAME,
     "EGS_GATE_REASONS": abi.GATE_REASONS,
+    "EGS_ENV_STRINGS": abi.ENV_STRINGS,
+    "EGS_VARIABLE_BUCKETS": abi.VARIABLE_BUCKETS,
+    "EGS_VARIABLES_PER_BUCKET": abi.VARIABLES_PER_BUCKET,
 }
 
 
