@@ -32,24 +32,7 @@ from tests.adversarial.arena import (
 pytestmark = pytest.mark.kernel
 
 PTRACE_TRACEME, PTRACE_POKEDATA, PTRACE_CONT = 0, 4, 7
-CONSTRUCTOR: Final = (
-    "#include <unistd.h>\n"
-    '__attribute__((constructor)) static void run(void) { if (write(9, "evil", 4) == 4) _exit(0); }\n'
-)
 ECHO: Final = Path("/bin/echo")
-
-
-def test_o1_a_library_of_the_callers_by_ld_preload(arena: Arena, place: Path) -> None:
-    """At a plain exec nobody looks at the environment. Only `egs run` refuses LD_PRELOAD, in an honest launcher."""
-    source, library = place / "evil.c", place / "evil.so"
-    source.write_text(CONSTRUCTOR)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    program = arena.fresh(ECHO, place)
-    arena.permit(program, "echo")
-
-    done = arena.attempt(lambda: os.execve(program, ["echo"], {"LD_PRELOAD": str(library)}))
-
-    assert (done.wrote, done.reasons) == (b"evil", [Reason.AUTHORIZED])
 
 
 def test_o1_a_dynamic_loader_of_the_callers_in_a_chroot(arena: Arena, place: Path) -> None:
