@@ -91,14 +91,13 @@ class Launches:
         if descriptor is None:
             raise protocol.protocol_error("a launch comes with a descriptor of the program")
         loop = asyncio.get_running_loop()
-        announced = loop.run_in_executor(None, announce, self._host.settings.config, connection.peer.task.pid)
+        loop.run_in_executor(None, announce, self._host.settings.config)
         try:
             decided = await self._decide(connection, request, descriptor)
         finally:
             os.close(descriptor)
         try:
             filters = await self._constrain(connection, decided)
-            await announced
             await decided.entered
             await self._arm(connection, decided, filters)
         except EgsError as error:

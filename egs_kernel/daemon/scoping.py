@@ -8,6 +8,7 @@ finds that time already spent. Both block: they are for threads.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,16 +34,14 @@ def parse_cgroup(content: str) -> str:
     return next((line.removeprefix("0::") for line in content.splitlines() if line.startswith("0::")), "")
 
 
-def announce(config: Config, pid: int) -> None:
-    """Let the kernel begin what a move would make it wait for: "move" the process to where it is.
+def announce(config: Config) -> None:
+    """Let the kernel begin what a move would make it wait for: "move" this process to where it is.
 
     Only when a move may follow. Nothing depends on it, so nothing is reported.
     """
-    governed = [scope.cgroup for scope in config.scopes if scope.cgroup is not None]
-    with contextlib.suppress(OSError):
-        present = _cgroup_of(pid)
-        if governed and not any(is_below(present, cgroup) for cgroup in governed):
-            move(pid, cgroup_mount() / present.lstrip("/"))
+    if any(scope.cgroup is not None for scope in config.scopes):
+        with contextlib.suppress(OSError):
+            move(os.getpid(), cgroup_mount() / _cgroup_of(os.getpid()).lstrip("/"))
 
 
 def target_cgroup(config: Config, scope: str, bound: str | None) -> str | None:
