@@ -477,7 +477,7 @@ static __always_inline u32 take_use(u64 grant_id)
 }
 
 /* One grant against one exec, in the order of docs/architecture.md. */
-static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_facts *facts, u32 scope)
+static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_facts *facts, u32 scope)
 {
 	u32 flags = grant->flags;
 
@@ -511,6 +511,18 @@ static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_fa
 	if ((flags & EGS_BIND_USES) && !has_use(grant->grant_id))
 		return EGS_USES_EXHAUSTED;
 	return EGS_AUTHORIZED;
+}
+
+/*
+ * A grant that is withdrawn meanwhile may have its memory taken by another one, on another CPU, while it is read
+ * here: elements of a hash are used again at once. Ids are never used again, and lie before what is compared last.
+ */
+static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_facts *facts, u32 scope)
+{
+	u64 id = forget(grant->grant_id);
+	u32 reason = conditions_hold(grant, facts, scope);
+
+	return forget(grant->grant_id) == id ? reason : EGS_NO_GRANT;
 }
 
 static __always_inline void cite(struct decision *decision, struct egs_grant *grant, u32 kind, u32 reason)
