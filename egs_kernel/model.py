@@ -98,6 +98,7 @@ class Reason(IntEnum):
     ENVIRONMENT_MISMATCH = 52
     SCOPE_UNKNOWN = 53  # this host has no scope of that name
     FILESYSTEM_UNTRUSTED = 54  # a file there can change without a trace
+    PROGRAM_TOO_LARGE = 55  # hashing it would keep others waiting
 
     # The host and its files.
     CONFIG_INVALID = 64

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -79,6 +80,7 @@ class Launches:
         self._surveyor = surveyor
         self._standing = standing
         self._events = events
+        self._turns: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
         self._armed: dict[asyncio.Task[None], tuple[str, asyncio.Future[str]]] = {}
 
     async def serve(self, connection: Connection, request: protocol.LaunchRequest) -> None:
@@ -129,7 +131,7 @@ class Launches:
         intent = declared_intent(peer, request)
         trial, program, code = Trial(), None, None
         try:
-            program = await self._surveyor.program_of(descriptor)
+            program = await self._measure(descriptor, peer.uid)
             intent = measured_intent(intent, program)
             trial = await self._judge(request.artifact, intent)
             if trial.authorization is not None:
@@ -180,13 +182,19 @@ class Launches:
             entered,
         )
 
+    async def _measure(self, descriptor: int, uid: int) -> Program:
+        """One at a time for a user: who has large files hashed keeps nobody waiting but themselves."""
+        turn = self._turns.setdefault(uid, asyncio.Lock())
+        async with turn:
+            return await self._surveyor.program_of(descriptor)
+
     async def _enter(self, task: TaskIdentity, config: Config, authorization: verify.Authorization) -> None:
         """Put the launcher under the scope, and into its cgroup, if it has one."""
         bound = authorization.cgroup
         cgroup = target_cgroup(config, authorization.scope, bound)
         self._gate.govern(task, authorization.scope)  # first: a process of another scope must not be moved
         if cgroup is not None:
-            enter = partial(enter_cgroup, task.pid, cgroup, exactly=bound is not None)
+            enter = partial(enter_cgroup, task, cgroup, exactly=bound is not None)
             await asyncio.get_running_loop().run_in_executor(None, enter)
 
     async def _judge(self, content: bytes | None, intent: Intent) -> Trial:

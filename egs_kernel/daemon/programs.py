@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _REMEMBERED: Final = 4096
 _THREADS: Final = 2
+"""For launches, and as many again for what stands: who asks for launches cannot delay the other."""
+MAX_PROGRAM: Final = 1 << 30
+"""Bytes. A larger file is not hashed: anybody can make one, a hole costs no disk."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -51,7 +54,8 @@ class Surveyor:
     def __init__(self, identify: Identify, trusted_filesystems: Callable[[], frozenset[str]]) -> None:
         self._identify = identify
         self._trusted = trusted_filesystems
-        self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="egs-measure")
+        self._asked = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="egs-measure")
+        self._standing = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="egs-standing")
         self._digests: dict[FileIdentity, str] = {}
         self._lock = threading.Lock()
 
@@ -61,7 +65,7 @@ class Surveyor:
         Raises:
             EgsError: there is none, it is not a regular file, or it changes all the time.
         """
-        return await self._in_thread(self._program_at, path)
+        return await self._in_thread(self._standing, self._program_at, path)
 
     async def program_of(self, descriptor: int) -> Program:
         """Measure the program behind a descriptor that somebody opened with O_PATH.
@@ -69,7 +73,7 @@ class Surveyor:
         Raises:
             EgsError: it is not a regular file, or it changes all the time.
         """
-        return await self._in_thread(self._program_of, descriptor)
+        return await self._in_thread(self._asked, self._program_of, descriptor)
 
     async def subjects_of(self, statement: Statement) -> tuple[tuple[str, str], ...]:
         """The (path, SHA-256) of the scripts and libraries of an artifact, as far as they are there."""
@@ -78,14 +82,16 @@ class Surveyor:
             for subject in statement.subject
             if subject.role in (SubjectRole.SCRIPT, SubjectRole.LIBRARY)
         ]
-        return await self._in_thread(self._digests_at, names) if names else ()
+        return await self._in_thread(self._standing, self._digests_at, names) if names else ()
 
     def close(self) -> None:
         """Wait for measurements under way and end the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._asked.shutdown(cancel_futures=True)
+        self._standing.shutdown(cancel_futures=True)
 
-    async def _in_thread(self, function: Callable[[A], T], argument: A) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, argument)
+    @staticmethod
+    async def _in_thread(pool: ThreadPoolExecutor, function: Callable[[A], T], argument: A) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, argument)
 
     def _program_at(self, path: str) -> Program:
         descriptor = _open_path(path)
@@ -99,6 +105,7 @@ class Surveyor:
         reading = _open_for_reading(descriptor, path)
         try:
             require_tracked(reading, path, self._trusted())
+            _require_small(reading, path)
             measurement = self._measure(reading)
             kind = program_kind(path, partial(os.pread, reading))
         except OSError as error:
@@ -128,6 +135,16 @@ class Surveyor:
                 del self._digests[next(iter(self._digests))]
             self._digests[measurement.identity] = measurement.digest
         return measurement
+
+
+def _require_small(reading: int, path: str) -> None:
+    size = os.fstat(reading).st_size
+    if size > MAX_PROGRAM:
+        raise Refused(
+            Reason.PROGRAM_TOO_LARGE,
+            f"{path} has {size} bytes; at most {MAX_PROGRAM} are measured",
+            "Authorize a smaller program that loads the rest as data.",
+        )
 
 
 def _open_path(path: str) -> int:

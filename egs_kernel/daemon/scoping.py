@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 from egs_kernel.errors import Refused
 from egs_kernel.gate.cgroups import cgroup_mount, move
+from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from egs_kernel.config import Config
+    from egs_kernel.model import TaskIdentity
 
 
 SLICE_ROOM: Final = "egs-run"
@@ -60,7 +62,7 @@ def target_cgroup(config: Config, scope: str, bound: str | None) -> str | None:
     return bound if governed is not None and bound is not None else governed
 
 
-def enter_cgroup(pid: int, cgroup: str, *, exactly: bool) -> None:
+def enter_cgroup(task: TaskIdentity, cgroup: str, *, exactly: bool) -> None:
     """Move a process into a cgroup, or where that has room, unless it is there; `exactly`: below it will not do.
 
     Raises:
@@ -68,9 +70,11 @@ def enter_cgroup(pid: int, cgroup: str, *, exactly: bool) -> None:
     """
     folder = cgroup_mount() / cgroup.lstrip("/")
     try:
-        present = _cgroup_of(pid)
+        present = _cgroup_of(task.pid)
         if present != cgroup and (exactly or not is_below(present, cgroup)):
-            move(pid, folder if exactly else _room_in(folder))
+            room = folder if exactly else _room_in(folder)
+            _require_same(task)
+            move(task.pid, room)
     except ProcessLookupError as error:
         raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone") from error
     except OSError as error:
@@ -79,6 +83,12 @@ def enter_cgroup(pid: int, cgroup: str, *, exactly: bool) -> None:
             f"the cgroup {cgroup} does not take the launcher: {error.strerror}",
             f"Create it (mkdir -p {folder}); it must allow processes in it.",
         ) from error
+
+
+def _require_same(task: TaskIdentity) -> None:
+    """The kernel moves whoever bears the number now."""
+    if start_ticks(task.pid) != task.start_ticks:
+        raise ProcessLookupError(f"process {task.pid} is another one by now")
 
 
 def _room_in(folder: Path) -> Path:
