@@ -66,6 +66,7 @@ def load_gate(paths: Paths, config: Config) -> Loaded:
     """
     if os.geteuid() != 0:
         raise GateError(Reason.NOT_PERMITTED, "only root can load the gate", "Run: sudo egs gate load")
+    _require_no_realtime()
     _require_bpffs()
     if (paths.pins / "gate_configs").exists():
         return _update(paths, config)
@@ -211,6 +212,16 @@ def _write_manifest(paths: Paths, manifest: Manifest) -> None:
     temporary = paths.gate_manifest.with_suffix(".new")
     temporary.write_bytes(msgspec.json.encode(manifest))
     temporary.replace(paths.gate_manifest)
+
+
+def _require_no_realtime(flag: Path = Path("/sys/kernel/realtime")) -> None:
+    """Raw tracepoints must not be preempted (bpf/gate.bpf.c, struct scratch)."""
+    if flag.exists() and flag.read_text().strip() == "1":
+        raise HostLacks(
+            Reason.KERNEL_UNSUPPORTED,
+            "this kernel is a real-time one (PREEMPT_RT): the gate could be skipped",
+            "Boot a kernel without PREEMPT_RT.",
+        )
 
 
 def _require_bpffs() -> None:

@@ -67,6 +67,7 @@ _REQUIRED: Final = frozenset(
         "raw tracepoint programs",
         "ring buffer",
         "kernel memory readable",
+        "preemption model",
         "cgroup v2",
         "seccomp read-back",
     }
@@ -106,7 +107,7 @@ def probe() -> tuple[Finding, ...]:
     ]
     if all(found.present for found in findings):
         findings += [*_kernel_types(), *_programs(), _memory_readable(), _seccomp_read_back()]
-    return (*findings, _cgroups(), _lockdown())
+    return (*findings, _preemption(), _cgroups(), _lockdown())
 
 
 def _root() -> Finding:
@@ -241,6 +242,17 @@ def _memory_readable() -> Finding:
         present="[confidentiality]" not in lockdown,
         detail=lockdown,
         cure="Boot with lockdown=integrity.",
+    )
+
+
+def _preemption() -> Finding:
+    """The gate's room is per CPU, and the kernel skips a program that another task runs on the same CPU."""
+    realtime = _read(Path("/sys/kernel/realtime")) == "1"
+    return Finding(
+        name="preemption model",
+        present=not realtime,
+        detail="PREEMPT_RT: an exec could pass while the gate decides another one" if realtime else "",
+        cure="Boot a kernel without PREEMPT_RT.",
     )
 
 
