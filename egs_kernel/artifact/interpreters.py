@@ -59,12 +59,17 @@ def program_kind(name: str, read_at: ReadAt) -> ProgramKind:
     head = read_at(_HEADER_SIZE, 0)
     if head.startswith(b"#!"):
         return ProgramKind.SCRIPT
-    base = PurePosixPath(name).name
-    if _INTERPRETERS.fullmatch(base) or _LOADER.fullmatch(base):
+    if is_interpreter_name(name):
         return ProgramKind.INTERPRETER
     if not head.startswith(_ELF):
         return ProgramKind.INTERPRETER  # binfmt_misc hands it to an interpreter, or nothing runs it
     return ProgramKind.INTERPRETER if _is_loader(head, read_at) else ProgramKind.NATIVE
+
+
+def is_interpreter_name(name: str) -> bool:
+    """Whether a program of that name is taken for an interpreter or a dynamic loader, whatever is in it."""
+    base = PurePosixPath(name).name
+    return bool(_INTERPRETERS.fullmatch(base) or _LOADER.fullmatch(base))
 
 
 def _is_loader(head: bytes, read_at: ReadAt) -> bool:

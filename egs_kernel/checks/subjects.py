@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from egs_kernel.artifact.interpreters import is_interpreter_name
 from egs_kernel.artifact.statement import ANY, Statement, Subject, SubjectRole
 from egs_kernel.errors import Refused
 from egs_kernel.model import Intent, ProgramKind, Reason
@@ -25,9 +26,10 @@ def check_bound(statement: Statement, kind: ProgramKind) -> None:
     Raises:
         Refused: PROGRAM_UNBOUND.
     """
-    if kind is ProgramKind.NATIVE:
-        return
     name = statement.program.name
+    # By the signed name, too: a copy of an interpreter under another name is still what was signed.
+    if kind is ProgramKind.NATIVE and not is_interpreter_name(name):
+        return
     if kind is ProgramKind.SCRIPT:
         raise Refused(
             Reason.PROGRAM_UNBOUND,

@@ -107,7 +107,7 @@ def _add_who(group: argparse._ArgumentGroup) -> None:
         "--group", action="append", default=[], metavar="G", help="a group the user must be in: name or id"
     )
     group.add_argument("--spiffe-id", metavar="ID", help="SPIFFE id of the workload")
-    group.add_argument("--host", action="append", default=[], metavar="ID", help="a host's id (egs doctor)")
+    group.add_argument("--host", action="append", default=[], metavar="ID", help="a host's id (egs status)")
     group.add_argument(
         "--host-label", action="append", default=[], metavar="L", help="a label the host must have"
     )
