@@ -392,6 +392,14 @@ def test_arguments_after_a_signed_script_may_be_free() -> None:
         assert refusal(interpreted(argv), asked) == (Step.INTENT, Reason.PROGRAM_UNBOUND)
 
 
+def test_an_interpreter_that_was_copied_to_another_name() -> None:
+    """The file looks native under its new name; what was signed is an interpreter."""
+    interpreter = {"name": "/usr/bin/python3", "digest": {"sha256": PROGRAM_DIGEST}}
+    asked = intent(program="/srv/report", program_kind=ProgramKind.NATIVE)
+    assert refusal(artifact(subject=[interpreter]), asked) == (Step.INTENT, Reason.PROGRAM_UNBOUND)
+    authorize(artifact(), asked, host(), NOW)
+
+
 def test_an_intent_is_held_to_be_an_interpreter_unless_it_says_otherwise() -> None:
     assert Intent(program="/x", digest=PROGRAM_DIGEST).program_kind is ProgramKind.INTERPRETER
 
