@@ -394,7 +394,7 @@ def test_arguments_after_a_signed_script_may_be_free() -> None:
 
 def test_an_interpreter_that_was_copied_to_another_name() -> None:
     """The file looks native under its new name; what was signed is an interpreter."""
-    interpreter = {"name": "/usr/bin/python3", "digest": {"sha256": PROGRAM_DIGEST}}
+    interpreter = statement()["subject"][0] | {"name": "/usr/bin/python3"}
     asked = intent(program="/srv/report", program_kind=ProgramKind.NATIVE)
     assert refusal(artifact(subject=[interpreter]), asked) == (Step.INTENT, Reason.PROGRAM_UNBOUND)
     authorize(artifact(), asked, host(), NOW)
