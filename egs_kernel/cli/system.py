@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from egs_kernel.cli.main import Commands
 
 _SHORT_ID = 16
+_ID = re.compile("[0-9a-f]{64}")
 
 
 def add_commands(commands: Commands) -> None:
@@ -32,7 +34,7 @@ def add_commands(commands: Commands) -> None:
     _command(commands, "ps", _processes, "the governed processes, and what authorized each")
     _add_artifacts(commands)
     revoke = _command(commands, "revoke", _revoke, "never again authorize anything by this artifact")
-    revoke.add_argument("id", metavar="ID", help="the whole artifact id")
+    revoke.add_argument("artifact", metavar="ID|FILE", help="the whole artifact id, or the artifact")
     _command(
         commands, "reload", _reload, "have the daemon read configuration, trust, policy and artifacts again"
     )
@@ -123,7 +125,18 @@ def _remove_artifact(options: argparse.Namespace) -> int:
 
 
 def _revoke(options: argparse.Namespace) -> int:
-    return _do(protocol.RevokeRequest(id=options.id), options)
+    return _do(protocol.RevokeRequest(id=_artifact_id(options.artifact)), options)
+
+
+def _artifact_id(given: str) -> str:
+    """The id itself, or that of the artifact in a file."""
+    if _ID.fullmatch(given):
+        return given
+    from egs_kernel.artifact.envelope import parse_envelope  # noqa: PLC0415 - securesystemslib, only for a file
+    from egs_kernel.cli.files import read_artifact  # noqa: PLC0415 - as above
+    from egs_kernel.verify import artifact_id  # noqa: PLC0415 - as above
+
+    return artifact_id(parse_envelope(read_artifact(Path(given))))
 
 
 def _reload(options: argparse.Namespace) -> int:

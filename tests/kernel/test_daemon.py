@@ -157,7 +157,7 @@ def test_revocation_holds_for_the_next_exec_and_for_ever(running: Running) -> No
     artifact = running.issue(program)
     artifact_id = running.add(artifact)
     assert running.inside(str(program)) == 0
-    running.instance.egs("revoke", artifact_id)
+    running.instance.egs("revoke", str(artifact))
     assert running.inside(str(program)) == KILLED
     assert running.run("--artifact", str(artifact), str(program)).returncode == 126
     running.stop(signal.SIGKILL)
