@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from egs_kernel.errors import HostLacks, Refused
 from egs_kernel.model import Reason, TaskIdentity
+from egs_kernel.processes import start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -299,8 +300,6 @@ def _number(pid: int, status: bytes, field: bytes, base: int = 10) -> int:
 
 def _start_ticks(pid: int) -> int:
     try:
-        # The name stands in parentheses and may hold any character: count from its last one.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[19])
-    except (OSError, IndexError, ValueError) as error:
+        return start_ticks(pid)
+    except ProcessLookupError as error:
         raise _not_attested(pid, "is gone") from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason, TaskIdentity
+from egs_kernel.processes import start_ticks
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,7 +26,6 @@ _SO_PEERGROUPS: Final = 59
 _SO_PEERPIDFD: Final = 77  # since Linux 6.5
 _CREDENTIALS: Final = struct.Struct("=iII")
 _GROUPS_BUFFER: Final = 1024
-_START_TIME_FIELD: Final = 19  # field 22 of /proc/PID/stat, counted after the command name
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def peer_of(connection: socket.socket) -> Peer:
         )
     pidfd = _peer_pidfd(connection, pid)
     try:
-        peer = Peer(uid, gid, _groups(connection, pid, gid), TaskIdentity(pid, start_ticks(pid)), pidfd)
+        peer = Peer(uid, gid, _groups(connection, pid, gid), _task(pid), pidfd)
         _require_same_process(peer)
     except BaseException:
         os.close(pidfd)
@@ -81,29 +81,18 @@ def peer_of(connection: socket.socket) -> Peer:
     return peer
 
 
+def _task(pid: int) -> TaskIdentity:
+    try:
+        return TaskIdentity(pid, start_ticks(pid))
+    except ProcessLookupError as error:
+        raise _gone() from error
+
+
 def is_alive(pidfd: int) -> bool:
     """Whether the process of `pidfd` has not exited yet."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return not poll.poll(0)
-
-
-def start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks since boot.
-
-    Raises:
-        Refused: there is no such process.
-    """
-    try:
-        return parse_start_ticks(Path(f"/proc/{pid}/stat").read_bytes())
-    except OSError as error:
-        raise _gone() from error
-
-
-def parse_start_ticks(stat: bytes) -> int:
-    """The start time in a /proc/PID/stat. The command name may hold spaces and parentheses. Pure."""
-    _, _, rest = stat.rpartition(b")")
-    return int(rest.split()[_START_TIME_FIELD])
 
 
 def _require_same_process(peer: Peer) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from egs_kernel.errors import Refused
 from egs_kernel.gate.cgroups import cgroup_mount, move
-from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import Reason
+from egs_kernel.processes import start_ticks
 
 if TYPE_CHECKING:
     from egs_kernel.config import Config

@@ -20,10 +20,9 @@ import msgspec
 from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
-from egs_kernel.gate.processes import start_ticks
+from egs_kernel.gate.grants import raw_argv, raw_grant
 from egs_kernel.gate.ring import Ring
 from egs_kernel.model import (
-    ARGV_MAX,
     FileIdentity,
     GateEvent,
     Grant,
@@ -33,6 +32,7 @@ from egs_kernel.model import (
     Tier,
     Verdict,
 )
+from egs_kernel.processes import start_ticks
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -253,7 +253,7 @@ class Gate:
         key, present = self._place(grant, scope)
         grant_id = present.grant_id if present else self._new_id()
         self._bind(grant, grant_id, renewed=present is not None)
-        self._write(self._standing, key, self._raw_grant(grant, grant_id, scope, None))
+        self._write(self._standing, key, raw_grant(grant, grant_id, scope, None))
         return grant_id
 
     def withdraw(self, grant_id: int) -> None:
@@ -290,7 +290,7 @@ class Gate:
         grant_id = self._new_id()
         self._bind(grant, grant_id, renewed=False)
         self._armed_ids[task.pid] = grant_id
-        self._write(self._armed, ctypes.c_uint32(task.pid), self._raw_grant(grant, grant_id, scope, task))
+        self._write(self._armed, ctypes.c_uint32(task.pid), raw_grant(grant, grant_id, scope, task))
         return grant_id
 
     def disarm(self, pid: int) -> None:
@@ -498,7 +498,7 @@ class Gate:
         """Write what the grant refers to, before the grant itself."""
         key = ctypes.c_uint64(grant_id)
         if grant.argv is not None:
-            self._write(self._argvs, key, _raw_argv(grant.argv))
+            self._write(self._argvs, key, raw_argv(grant.argv))
         if grant.uses is not None:
             left = self._uses.get(key) if renewed else None
             # The gate may be counting right now: never give back, at most take away.
@@ -525,67 +525,6 @@ class Gate:
                 f"the gate has no room for another grant: {error}",
                 "Remove artifacts that are not needed.",
             ) from error
-
-    @staticmethod
-    def _raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None) -> abi.Grant:
-        flags = abi.GrantFlag(0)
-        flags |= abi.GrantFlag.BIND_UID if grant.uid is not None else 0
-        flags |= abi.GrantFlag.BIND_CGROUP if grant.cgroup_id is not None else 0
-        flags |= abi.GrantFlag.BIND_ARGV if grant.argv is not None else 0
-        flags |= abi.GrantFlag.BIND_USES if grant.uses is not None else 0
-        flags |= abi.GrantFlag.NEED_NO_NEW_PRIVS if grant.no_new_privs else 0
-        flags |= abi.GrantFlag.NEED_SECCOMP if grant.seccomp_filters is not None else 0
-        flags |= abi.GrantFlag.ALLOW_CODE_VARIABLES if grant.code_variables else 0
-        return abi.Grant(
-            artifact_id=(ctypes.c_uint8 * 32)(*bytes.fromhex(grant.artifact_id)),
-            file=abi.FileId(
-                inode=grant.file.inode,
-                size=grant.file.size,
-                ctime_sec=grant.file.ctime_seconds,
-                ctime_nsec=grant.file.ctime_nanoseconds,
-                generation=grant.file.generation,
-                device=grant.file.device,
-            ),
-            grant_id=grant_id,
-            not_before=max(0, grant.not_before),
-            not_after=max(0, grant.not_after),
-            cgroup_id=grant.cgroup_id or 0,
-            argv_hash=_argv_hash(grant.argv),
-            argv_length=_argv_length(grant.argv),
-            start_ticks=task.start_ticks if task else 0,
-            flags=int(flags),
-            scope=scope,
-            uid=grant.uid or 0,
-            seccomp_filters=grant.seccomp_filters or 0,
-        )
-
-
-def _raw_argv(argv: tuple[bytes, ...]) -> abi.Argv:
-    joined = b"".join(argument + b"\0" for argument in argv)
-    if len(joined) > ARGV_MAX:
-        raise GateError(
-            Reason.ARGV_MISMATCH,
-            f"the bound argv has {len(joined)} bytes; the gate compares at most {ARGV_MAX}",
-            "Bind fewer arguments, or pass the long one in a file.",
-        )
-    raw = abi.Argv(length=len(joined))
-    ctypes.memmove(ctypes.addressof(raw.words), joined, len(joined))
-    return raw
-
-
-def _argv_length(argv: tuple[bytes, ...] | None) -> int:
-    return sum(len(argument) + 1 for argument in argv or ())
-
-
-def _argv_hash(argv: tuple[bytes, ...] | None) -> int:
-    """hash_argv() of bpf/gate.bpf.c: it finds the grant, the bytes decide."""
-    value = _argv_length(argv)
-    joined = b"".join(argument + b"\0" for argument in argv or ())
-    for start in range(0, len(joined), 8):
-        word = int.from_bytes(joined[start : start + 8], "little")
-        value = (value ^ word) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        value ^= value >> 32
-    return value
 
 
 def _require_alive(task: TaskIdentity) -> None:

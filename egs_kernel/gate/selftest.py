@@ -29,7 +29,6 @@ from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, move
 from egs_kernel.gate.pins import Gate, Reading
-from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import (
     ExecEvent,
     ExitEvent,
@@ -39,6 +38,7 @@ from egs_kernel.model import (
     TaskIdentity,
     Verdict,
 )
+from egs_kernel.processes import start_ticks
 
 _PROGRAM: Final = "/bin/echo"
 _ARGV: Final = ("egs self-test", "", "ümlaut", "x" * 600)

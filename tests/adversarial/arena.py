@@ -25,8 +25,8 @@ from typing import Final
 import msgspec
 
 from egs_kernel.gate.pins import Gate
-from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import ExecEvent, FileIdentity, GateEvent, Grant, Reason, TaskIdentity
+from egs_kernel.processes import start_ticks
 from tests.harness import PROGRAMS, Cgroup, Instance
 
 EVIDENCE: Final = 9

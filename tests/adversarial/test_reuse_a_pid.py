@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from egs_kernel.errors import Refused
-from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import Reason, TaskIdentity
+from egs_kernel.processes import start_ticks
 from tests.adversarial.arena import Arena, clone, execute
 
 pytestmark = pytest.mark.kernel

@@ -18,8 +18,8 @@ import pytest
 
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
-from egs_kernel.gate.processes import start_ticks
 from egs_kernel.model import ExecEvent, ExitEvent, GateEvent, Grant, GrantKind, Reason, TaskIdentity, Verdict
+from egs_kernel.processes import start_ticks
 
 if TYPE_CHECKING:
     from egs_kernel.gate.pins import Gate

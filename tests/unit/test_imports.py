@@ -17,7 +17,7 @@ PACKAGE = Path(egs_kernel.__file__).parent
 LAYERS = (
     {"model"},
     {"errors"},
-    {"paths", "ownership", "filesystems", "config"},
+    {"paths", "ownership", "filesystems", "processes", "config"},
     {"artifact", "trust"},
     {"checks"},
     {"verify"},

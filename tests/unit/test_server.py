@@ -17,6 +17,7 @@ from egs_kernel.daemon import peers, protocol, server
 from egs_kernel.daemon.server import Connection, Server
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
+from egs_kernel.processes import parse_start_ticks, start_ticks
 
 STATUS = protocol.encode(protocol.StatusRequest())
 
@@ -195,7 +196,7 @@ def test_the_peer_is_who_the_kernel_says() -> None:
     with peers.peer_of(ours) as peer:
         assert (peer.uid, peer.gid, peer.task.pid) == (os.getuid(), os.getgid(), os.getpid())
         assert set(peer.groups) == {os.getgid(), *os.getgroups()}
-        assert peer.task.start_ticks == peers.start_ticks(os.getpid())
+        assert peer.task.start_ticks == start_ticks(os.getpid())
         assert peer.alive()
     ours.close()
     theirs.close()
@@ -220,4 +221,4 @@ def test_a_peer_that_is_gone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [b"sh", b"a) b", b"(sd-pam)", b") R 1 2"])
 def test_start_times_whatever_the_name_of_the_process(name: bytes) -> None:
     fields = [b"S", *(b"%d" % number for number in range(4, 53))]
-    assert peers.parse_start_ticks(b"17 (" + name + b") " + b" ".join(fields)) == 22
+    assert parse_start_ticks(b"17 (" + name + b") " + b" ".join(fields)) == 22

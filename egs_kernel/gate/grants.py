@@ -1,0 +1,88 @@
+"""Grants and arguments as bytes for the gate. Pure."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+from egs_kernel.errors import GateError
+from egs_kernel.gate import abi
+from egs_kernel.model import ARGV_MAX, Grant, Reason, TaskIdentity
+
+_HASH_FACTOR: Final = 0x9E3779B97F4A7C15
+"""EGS_ARGV_HASH of bpf/gate.bpf.c."""
+_WORD: Final = 0xFFFFFFFFFFFFFFFF
+
+
+def raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None) -> abi.Grant:
+    """A grant as the gate compares it; with `task` it is armed for that process.
+
+    Args:
+        grant: what the verifier made.
+        grant_id: never used before in this boot.
+        scope: the slot of its scope.
+        task: the process that it is armed for; None: it stands.
+    """
+    flags = abi.GrantFlag(0)
+    flags |= abi.GrantFlag.BIND_UID if grant.uid is not None else 0
+    flags |= abi.GrantFlag.BIND_CGROUP if grant.cgroup_id is not None else 0
+    flags |= abi.GrantFlag.BIND_ARGV if grant.argv is not None else 0
+    flags |= abi.GrantFlag.BIND_USES if grant.uses is not None else 0
+    flags |= abi.GrantFlag.NEED_NO_NEW_PRIVS if grant.no_new_privs else 0
+    flags |= abi.GrantFlag.NEED_SECCOMP if grant.seccomp_filters is not None else 0
+    flags |= abi.GrantFlag.ALLOW_CODE_VARIABLES if grant.code_variables else 0
+    return abi.Grant(
+        artifact_id=(ctypes.c_uint8 * 32)(*bytes.fromhex(grant.artifact_id)),
+        file=abi.FileId(
+            inode=grant.file.inode,
+            size=grant.file.size,
+            ctime_sec=grant.file.ctime_seconds,
+            ctime_nsec=grant.file.ctime_nanoseconds,
+            generation=grant.file.generation,
+            device=grant.file.device,
+        ),
+        grant_id=grant_id,
+        not_before=max(0, grant.not_before),
+        not_after=max(0, grant.not_after),
+        cgroup_id=grant.cgroup_id or 0,
+        argv_hash=_argv_hash(grant.argv),
+        argv_length=_argv_length(grant.argv),
+        start_ticks=task.start_ticks if task else 0,
+        flags=int(flags),
+        scope=scope,
+        uid=grant.uid or 0,
+        seccomp_filters=grant.seccomp_filters or 0,
+    )
+
+
+def raw_argv(argv: tuple[bytes, ...]) -> abi.Argv:
+    """Bound arguments as the gate compares them.
+
+    Raises:
+        GateError: they are longer than it compares.
+    """
+    joined = b"".join(argument + b"\0" for argument in argv)
+    if len(joined) > ARGV_MAX:
+        raise GateError(
+            Reason.ARGV_MISMATCH,
+            f"the bound argv has {len(joined)} bytes; the gate compares at most {ARGV_MAX}",
+            "Bind fewer arguments, or pass the long one in a file.",
+        )
+    raw = abi.Argv(length=len(joined))
+    ctypes.memmove(ctypes.addressof(raw.words), joined, len(joined))
+    return raw
+
+
+def _argv_length(argv: tuple[bytes, ...] | None) -> int:
+    return sum(len(argument) + 1 for argument in argv or ())
+
+
+def _argv_hash(argv: tuple[bytes, ...] | None) -> int:
+    """hash_argv() of bpf/gate.bpf.c: it finds the grant, the bytes decide."""
+    value = _argv_length(argv)
+    joined = b"".join(argument + b"\0" for argument in argv or ())
+    for start in range(0, len(joined), 8):
+        word = int.from_bytes(joined[start : start + 8], "little")
+        value = (value ^ word) * _HASH_FACTOR & _WORD
+        value ^= value >> 32
+    return value
