@@ -6,6 +6,7 @@ import json
 import select
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from egs_kernel.audit.entries import Decision, EntryType, Exec
 from egs_kernel.audit.reader import RECORD_FILE, read
 from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
 from egs_kernel.model import Reason, Verdict
-from tests.harness import BIN, COMMAND_SECONDS, Instance
+from tests.harness import BIN, COMMAND_SECONDS, REPOSITORY, Instance
 
 KILLED: Final = -signal.SIGKILL
 SECONDS: Final = 20.0
@@ -123,14 +124,16 @@ class Running:
         return done.returncode
 
     def as_nobody(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as a user without any rights."""
+        """Run a command as a user without any rights, who can enter this checkout wherever it lies."""
+        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         return subprocess.run(
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command],
+            [*_entrance(self.folder), *drop, *command],
             env=self.instance.environment,
             capture_output=True,
             text=True,
             check=False,
             timeout=COMMAND_SECONDS,
+            cwd="/",
         )
 
     # -- what came of it -------------------------------------------------------------------------
@@ -200,3 +203,29 @@ def ask_raw(path: Path, content: bytes, descriptors: Sequence[int] = ()) -> sock
     else:
         client.sendall(content)
     return client
+
+
+_OPEN_A_WAY: Final = """
+mount --bind "$1" "$3"
+mount -t tmpfs -o mode=0755 none "$2"
+mkdir -p "$1"
+mount --bind "$3" "$1"
+shift 3
+exec "$@"
+"""
+"""checkout, the folder above it that only root may enter, a mount point: in a mount namespace, the way is open."""
+
+
+def _entrance(folder: Path) -> list[str]:
+    """What to put before a command so that anybody can enter the checkout, which may lie in somebody's own folder."""
+    others = stat.S_IXOTH | stat.S_IROTH
+    REPOSITORY.chmod(REPOSITORY.stat().st_mode | others)
+    closed = next(
+        (str(above) for above in reversed(REPOSITORY.parents) if not above.stat().st_mode & stat.S_IXOTH),
+        None,
+    )
+    if closed is None:
+        return []
+    point = folder / "checkout"
+    point.mkdir(exist_ok=True)
+    return ["unshare", "--mount", "sh", "-ec", _OPEN_A_WAY, "sh", str(REPOSITORY), closed, str(point)]
