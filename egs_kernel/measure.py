@@ -96,7 +96,7 @@ def measure(
 
 
 def digest_file(path: Path) -> str:
-    """The SHA-256 (hex) of a file, for offline use: what `egs issue` signs and `egs verify` compares.
+    """The SHA-256 (hex) of a file, for offline use.
 
     Raises:
         UsageError: it is missing, unreadable, or no regular file.
@@ -111,16 +111,30 @@ def digest_file(path: Path) -> str:
             "Name a program file that you may read.",
         ) from error
     try:
-        _require_regular(descriptor, str(path))
-        before = os.fstat(descriptor)
-        digest = _sha256(descriptor)
-        after = os.fstat(descriptor)
+        return digest_of(descriptor, str(path))
     finally:
         os.close(descriptor)
+
+
+def digest_of(descriptor: int, name: str) -> str:
+    """The SHA-256 (hex) of an open file, for offline use: what `egs issue` signs and `egs verify` compares.
+
+    Args:
+        descriptor: the file, open for reading. Its offset is not used.
+        name: how messages call it.
+
+    Raises:
+        Refused: PATH_UNSAFE for what is no regular file; MEASUREMENT_RACED: it changed while it was hashed.
+        OSError: it cannot be read.
+    """
+    _require_regular(descriptor, name)
+    before = os.fstat(descriptor)
+    digest = _sha256(descriptor)
+    after = os.fstat(descriptor)
     if (before.st_size, before.st_ctime_ns) != (after.st_size, after.st_ctime_ns):
         raise Refused(
             Reason.MEASUREMENT_RACED,
-            f"{path} changed while it was hashed",
+            f"{name} changed while it was hashed",
             "Try again when nothing writes it.",
         )
     return digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from egs_kernel.artifact.envelope import MAX_ARTIFACT
 from egs_kernel.artifact.interpreters import program_kind
 from egs_kernel.errors import UsageError
+from egs_kernel.measure import digest_of
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
@@ -47,14 +47,16 @@ def inspect_program(path: Path) -> Program:
 
     Raises:
         UsageError: it cannot be read, or is no regular file.
+        Refused: MEASUREMENT_RACED: it changed while it was hashed.
     """
     try:
         resolved = path.resolve(strict=True)
-        with resolved.open("rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        descriptor = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block
+        with os.fdopen(descriptor, "rb"):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UsageError(Reason.USAGE, f"{path} is not a regular file", "Name a program file.")
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            kind = program_kind(str(resolved), partial(os.pread, file.fileno()))
+            digest = digest_of(descriptor, str(path))
+            kind = program_kind(str(resolved), partial(os.pread, descriptor))
     except (OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
     return Program(resolved, digest, kind)

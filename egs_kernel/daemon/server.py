@@ -94,10 +94,6 @@ class Connection:
         except (TimeoutError, OSError) as error:
             raise Refused(Reason.LAUNCHER_LOST, "the client went away before its answer") from error
 
-    async def hung_up(self) -> None:
-        """Returns when the client has closed the connection, or sent what nobody asked for."""
-        await wait_readable(self._socket.fileno())
-
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""
         for descriptor in self._descriptors:

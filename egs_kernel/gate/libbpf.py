@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 BPF_ANY: Final = 0
-BPF_NOEXIST: Final = 1
 
 _c_callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.cli.files import inspect_program
 from egs_kernel.cli.main import run
+from egs_kernel.errors import UsageError
 from egs_kernel.model import Reason
 
 TRUE = Path("/bin/true").resolve()
@@ -449,3 +451,10 @@ def test_wrong_usage_is_exit_code_2(egs: Egs) -> None:
             run(words)
         assert caught.value.code == 2
     egs("show", egs.issue())
+
+
+def test_a_pipe_as_program_does_not_block(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="not a regular file"):
+        inspect_program(pipe)
