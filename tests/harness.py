@@ -124,6 +124,16 @@ class Instance:
         assert self._reaper.wait(COMMAND_SECONDS) == 0, "the reaper failed: see its messages above"
 
 
+def fork_and_be_the_child() -> None:
+    """Go on in a child; the parent waits for it and ends as it does. For `preexec_fn`."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            os.kill(os.getpid(), os.WTERMSIG(status))
+        os._exit(os.WEXITSTATUS(status))
+
+
 def compile_program(name: str, folder: Path, *flags: str) -> Path:
     """Compile tests/programs/NAME.c."""
     binary = folder / name

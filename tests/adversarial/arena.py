@@ -220,16 +220,6 @@ def execute(program: Path | str, *argv: str) -> None:
     os.execv(program, [os.fspath(argument) for argument in argv] or [os.fspath(program)])
 
 
-def fork_and_be_the_child() -> None:
-    """The parent waits for the child and ends as it does."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            os.kill(os.getpid(), os.WTERMSIG(status))
-        os._exit(os.WEXITSTATUS(status))
-
-
 def check(result: int) -> int:
     """Raise the OSError that a C function left behind."""
     if result < 0:

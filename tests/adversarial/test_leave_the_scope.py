@@ -28,12 +28,11 @@ from tests.adversarial.arena import (
     Arena,
     clone,
     execute,
-    fork_and_be_the_child,
     mount,
     private_mounts,
     unshare,
 )
-from tests.harness import Cgroup
+from tests.harness import Cgroup, fork_and_be_the_child
 
 pytestmark = pytest.mark.kernel
 

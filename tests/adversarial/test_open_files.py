@@ -56,13 +56,19 @@ def test_o11_a_store_through_a_mapping_on_tmpfs(arena: Arena, mounted: Path) -> 
     refuse(program)
 
 
-def test_o11_a_write_below_an_overlay(arena: Arena, place: Path, mounted: Path) -> None:
-    """The layer's file has a new change time; what the overlay shows of it is from when it was first looked at."""
+def overlaid(arena: Arena, place: Path, mounted: Path) -> Path:
+    """A good program in the lower layer of an overlay that is mounted at `mounted`."""
     for layer in ("lower", "upper", "work"):
         (place / layer).mkdir()
     below = arena.fresh(arena.good, place / "lower")
     options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
     subprocess.run(["mount", "-t", "overlay", "-o", options, "none", str(mounted)], check=True)
+    return below
+
+
+def test_o11_a_write_below_an_overlay(arena: Arena, place: Path, mounted: Path) -> None:
+    """The layer's file has a new change time; what the overlay shows of it is from when it was first looked at."""
+    below = overlaid(arena, place, mounted)
     program = mounted / below.name
     arena.permit(program)
     assert arena.attempt(lambda: execute(program)).wrote == b"good"
@@ -77,12 +83,7 @@ def test_o11_a_write_below_an_overlay(arena: Arena, place: Path, mounted: Path) 
 
 def test_a_write_through_an_overlay_is_noticed(arena: Arena, place: Path, mounted: Path) -> None:
     """Copy-up: the other half, which does leave a trace."""
-    for layer in ("lower", "upper", "work"):
-        (place / layer).mkdir()
-    below = arena.fresh(arena.good, place / "lower")
-    options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "none", str(mounted)], check=True)
-    program = mounted / below.name
+    program = mounted / overlaid(arena, place, mounted).name
     arena.permit(program)
     with program.open("r+b") as file:
         file.write(arena.evil.read_bytes())

@@ -26,13 +26,13 @@ from tests.adversarial.arena import (
     Arena,
     execute,
     execveat,
-    fork_and_be_the_child,
     libc,
     memfd_of,
     mount,
     private_mounts,
     unshare,
 )
+from tests.harness import fork_and_be_the_child
 
 pytestmark = pytest.mark.kernel
 

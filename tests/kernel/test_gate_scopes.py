@@ -15,6 +15,7 @@ import pytest
 
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.model import ExecEvent, GateEvent, Reason
+from tests.harness import fork_and_be_the_child
 
 if TYPE_CHECKING:
     from egs_kernel.gate.pins import Gate
@@ -34,16 +35,6 @@ def end_of(*prepare: Callable[[], Any], command: tuple[str, ...] = ("/bin/true",
             step()
 
     return subprocess.run(command, preexec_fn=do_all, check=False, timeout=30, **options).returncode
-
-
-def fork_and_go_on_in_the_child() -> None:
-    """The parent waits and ends as the child does."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            os.kill(os.getpid(), os.WTERMSIG(status))
-        os._exit(os.WEXITSTATUS(status))
 
 
 def leave(instance: Instance) -> None:
@@ -82,12 +73,12 @@ def test_after_leaving_the_cgroup(gate: Gate, instance: Instance) -> None:
 
 
 def test_a_child_that_leaves_the_cgroup(gate: Gate, instance: Instance) -> None:
-    steps = (instance.cgroup.enter, fork_and_go_on_in_the_child, lambda: leave(instance))
+    steps = (instance.cgroup.enter, fork_and_be_the_child, lambda: leave(instance))
     assert end_of(*steps) == KILLED
 
 
 def test_a_child_of_a_process_that_left(gate: Gate, instance: Instance) -> None:
-    steps = (instance.cgroup.enter, lambda: leave(instance), fork_and_go_on_in_the_child)
+    steps = (instance.cgroup.enter, lambda: leave(instance), fork_and_be_the_child)
     assert end_of(*steps) == KILLED
 
 
