@@ -81,11 +81,11 @@ class Running:
     # -- what a user does ------------------------------------------------------------------------
 
     def copy(self, source: str, name: str) -> Path:
-        """A program of our own, which no other test touches."""
-        path = self.folder / name
-        path.write_bytes(Path(source).read_bytes())
-        path.chmod(0o755)
-        return path
+        """A program of our own, which no other test touches. It appears whole: nobody measures half of it."""
+        path, part = self.folder / name, self.folder / f".{name}.part"
+        part.write_bytes(Path(source).read_bytes())
+        part.chmod(0o755)
+        return part.rename(path)
 
     def issue(self, program: Path, *more: str, name: str = "artifact.json", key: str = "issuer") -> Path:
         """Issue an artifact for a program."""
