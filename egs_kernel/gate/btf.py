@@ -151,7 +151,7 @@ class KernelTypes:
 
 
 def gate_offsets(types: KernelTypes) -> dict[str, int]:
-    """Every offset that bpf/gate.bpf.c asks for, by the name of its macro.
+    """Every offset that the gate asks for, by the name of its macro.
 
     Raises:
         GateError: a field is missing.

@@ -78,7 +78,7 @@ def _argv_length(argv: tuple[bytes, ...] | None) -> int:
 
 
 def _argv_hash(argv: tuple[bytes, ...] | None) -> int:
-    """hash_argv() of bpf/gate.bpf.c: it finds the grant, the bytes decide."""
+    """hash_argv() of bpf/decide.bpf.c: it finds the grant, the bytes decide."""
     value = _argv_length(argv)
     joined = b"".join(argument + b"\0" for argument in argv or ())
     for start in range(0, len(joined), 8):

@@ -3,7 +3,7 @@
 A short-lived root process. Until the very last step everything lives in a staging folder, so a loader that
 dies leaves the host as it was.
 
-1. compile bpf/gate.bpf.c with the offsets of the running kernel;
+1. compile bpf/ with the offsets of the running kernel;
 2. load every program (the kernel's verifier agrees) and pin maps and programs;
 3. attach and pin the links; no scope exists yet, so nothing is refused;
 4. self-test: what the gate sees is what user space knows, and a kill kills (selftest.py);
@@ -30,6 +30,7 @@ from egs_kernel.gate.headers import write_headers
 from egs_kernel.gate.pins import CALLED, MAPS, TRACEPOINTS, Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import run_self_test
+from egs_kernel.gate.source import gate_source, source_folder
 from egs_kernel.gate.variables import variables_table
 from egs_kernel.model import Reason
 from egs_kernel.paths import BPFFS, Paths
@@ -157,7 +158,7 @@ def _compile(source: Path) -> BPF:
         write_headers(Path(headers))
         os.environ["BCC_KERNEL_SOURCE"] = headers
         try:
-            return bpf(text=(source / "gate.bpf.c").read_bytes(), cflags=flags)
+            return bpf(text=gate_source(source).encode(), cflags=flags)
         except Exception as error:  # bcc raises bare Exception
             raise GateError(
                 Reason.GATE_FAILED,
@@ -189,13 +190,6 @@ def _import_bcc() -> type[BPF]:
             "Run: apt-get install python3-bpfcc  (PyPI's bcc is another project)",
         ) from error
     return BPF  # type: ignore[no-any-return]  # bcc ships no types
-
-
-def source_folder() -> Path:
-    """Where the gate's C lies: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "_bpf"
-    return installed if installed.is_dir() else package.parent / "bpf"
 
 
 def _manifest(gate: Gate) -> Manifest:

@@ -13,6 +13,7 @@ import pytest
 
 from egs_kernel.gate import loader
 from egs_kernel.gate.pins import CALLED, TRACEPOINTS
+from egs_kernel.gate.source import source_folder
 
 pytestmark = pytest.mark.kernel
 
@@ -76,7 +77,7 @@ def test_the_walk_knows_good_from_bad() -> None:
 
 
 def test_no_loop_of_the_gate_falls_into_its_own_head() -> None:
-    module = loader._compile(loader.source_folder())
+    module = loader._compile(source_folder())
     try:
         programs = {name: module.dump_func(name.encode()) for name in (*TRACEPOINTS, *CALLED)}
     finally:

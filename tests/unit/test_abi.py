@@ -13,11 +13,12 @@ import pytest
 
 from egs_kernel import config
 from egs_kernel.gate import abi, pins
+from egs_kernel.gate.source import gate_source
 from egs_kernel.model import ARGV_MAX, LAST_GATE_REASON, GrantKind, Reason, Verdict
 
 BPF: Final = Path(__file__).parents[2] / "bpf"
 HEADER: Final = (BPF / "egs_abi.h").read_text()
-GATE: Final = (BPF / "gate.bpf.c").read_text()
+GATE: Final = gate_source(BPF)
 TYPES: Final = (
     "typedef unsigned char __u8; typedef unsigned short __u16; typedef unsigned __u32; typedef int __s32; "
 )

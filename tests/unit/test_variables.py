@@ -14,7 +14,7 @@ TABLE = variables_table()
 
 
 def refused(string: str) -> bool:
-    """As is_code_variable() in bpf/gate.bpf.c."""
+    """As is_code_variable() in bpf/decide.bpf.c."""
     raw = string.encode() + b"\0" * 8
     start = bucket(raw) * abi.VARIABLES_PER_BUCKET
     word = int.from_bytes(raw[:8], "little")

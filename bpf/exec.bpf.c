@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* gate_exec: the decision at the tracepoint, its event, and the kill. */
+
+static __always_inline void describe(struct egs_exec_event *event, struct scratch *scratch, u64 bprm)
+{
+	struct exec_facts *facts = &scratch->facts;
+	struct decision *decision = &scratch->decision;
+	u64 filename = read_pointer(bprm, OFF_linux_binprm_filename);
+
+	event->type = EGS_EVENT_EXEC;
+	event->time = facts->now;
+	event->cgroup_id = facts->cgroup_id;
+	event->start_ticks = facts->start_ticks;
+	event->file = facts->file;
+	event->pid = facts->pid;
+	event->parent_pid = facts->parent_pid;
+	event->uid = facts->uid;
+	event->euid = facts->euid;
+	event->gid = facts->gid;
+	event->no_new_privs = facts->no_new_privs;
+	event->seccomp_mode = facts->seccomp_mode;
+	event->seccomp_filters = facts->seccomp_filters;
+	event->argv_length = facts->argv_length;
+	event->reason = decision->reason;
+	event->grant_kind = decision->kind;
+	event->grant_id = decision->grant_id;
+	event->kill_error = 0;
+	event->pad = 0;
+	event->execution = 0;
+	event->parent_execution = 0;
+	__builtin_memcpy(event->artifact_id, decision->artifact_id, sizeof(event->artifact_id));
+	bpf_get_current_comm(event->comm, sizeof(event->comm));
+	if (bpf_probe_read_kernel_str(event->filename, sizeof(event->filename), (void *)filename) < 0)
+		event->filename[0] = 0;
+}
+
+/* A slot for the event, with room for the arguments as the new image has them; none: no exec. */
+static __always_inline struct egs_exec_event *reserve_event(struct exec_facts *facts, struct egs_argv *buffer)
+{
+	u64 length = facts->argv_length;
+	struct egs_exec_event *event;
+
+	if (length <= EGS_ARGV_SMALL) {
+		event = events.ringbuf_reserve(sizeof(struct egs_exec_event));
+		if (!event)
+			return 0;
+		asm volatile("%0 &= 0x1ff" : "+r"(length));
+		if (length > EGS_ARGV_SMALL || !facts->argv_read)
+			length = 0;
+		bpf_probe_read_kernel(event->argv, length, buffer->words);
+	} else {
+		event = events.ringbuf_reserve(sizeof(struct egs_exec_event) + EGS_ARGV_MAX - EGS_ARGV_SMALL);
+		if (!event)
+			return 0;
+		if (length > EGS_ARGV_MAX)
+			length = EGS_ARGV_MAX;
+		asm volatile("%0 &= 0x1fff" : "+r"(length));
+		if (length > EGS_ARGV_MAX || !facts->argv_read)
+			length = 0;
+		bpf_probe_read_kernel(event->argv, length, buffer->words);
+	}
+	event->argv_copied = length;
+	return event;
+}
+
+/* A task that is not tracked yet may enter a scope by what it executes or by who it is. */
+static __always_inline int scope_of_newcomer(struct egs_config *config, u64 task, u64 file)
+{
+	int scope = -1;
+
+	if (config->scope_kinds & EGS_SCOPE_BINARY) {
+		struct egs_file_id id = {};
+
+		if (read_file_id(&id, file))
+			count_failure(EGS_FAIL_STATE_READ);
+		else
+			scope = scope_of_program(file, &id);
+	}
+	if (scope < 0 && (config->scope_kinds & EGS_SCOPE_CGROUP) && has_overflowed())
+		scope = scope_of_cgroup(cgroup_of(task));
+	if (scope < 0 && (config->scope_kinds & EGS_SCOPE_USER)) {
+		u64 cred = read_pointer(task, OFF_task_struct_cred);
+		u32 uid = 0, euid = 0;
+
+		if (read_field(&uid, sizeof(uid), cred, OFF_cred_uid) ||
+		    read_field(&euid, sizeof(euid), cred, OFF_cred_euid))
+			count_failure(EGS_FAIL_STATE_READ);
+		else
+			scope = scope_of_user(uid, euid);
+	}
+	return scope;
+}
+
+/* An id that no other execution of this boot has: one CPU cannot finish two execs within 1 us. */
+static __always_inline u64 new_execution(u64 now)
+{
+	return (now & ~0x3ffULL) | (bpf_get_smp_processor_id() & 0x3ff);
+}
+
+static __always_inline u32 scope_mode(u32 scope)
+{
+	struct egs_scope *slot = scopes.lookup(&scope);
+
+	return slot ? slot->mode : EGS_MODE_UNUSED;
+}
+
+int gate_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 current_task = ctx->args[0];
+	u64 bprm = ctx->args[2];
+	u32 zero = 0;
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct egs_config *config = gate_configs.lookup(&zero);
+	struct egs_task *task = tasks.lookup(&pid);
+	struct scratch *scratch = scratches.lookup(&zero);
+	struct decision *decision;
+	struct egs_exec_event *event;
+	u32 verdict, mode, enforced;
+	int untracked = 0;
+	int scope;
+	u64 file;
+
+	if (!config || !scratch) /* arrays of one: cannot miss */
+		return 0;
+	/* Outside every scope it ends here, after one lookup of a hash. */
+	if (!task && !(config->scope_kinds & (EGS_SCOPE_BINARY | EGS_SCOPE_USER)) && !has_overflowed())
+		return 0;
+	file = read_pointer(bprm, OFF_linux_binprm_file);
+	if (task) {
+		scope = task->scope;
+	} else {
+		scope = scope_of_newcomer(config, current_task, file);
+		if (scope < 0)
+			return 0;
+		untracked = govern(pid, scope, 0, 0);
+	}
+
+	decision = &scratch->decision;
+	__builtin_memset(decision, 0, sizeof(*decision));
+	decision->reason = EGS_GATE_MISCONFIGURED;
+	scratch->facts.unreadable = read_facts(&scratch->facts, current_task, file) != 0;
+	if (scratch->facts.unreadable)
+		count_failure(EGS_FAIL_STATE_READ);
+	read_argv(&scratch->facts, &scratch->argv);
+	scratch->facts.environment = judge_environment(&scratch->facts, scratch->string);
+	mode = scope_mode(scope);
+	if (mode != EGS_MODE_UNUSED)
+		decide(scratch, config, scope);
+	if (untracked && decision->reason == EGS_AUTHORIZED)
+		decision->reason = EGS_TASKS_FULL;
+
+	event = reserve_event(&scratch->facts, &scratch->argv);
+	if (!event)
+		refuse_unrecorded(decision);
+	verdict = decision->reason == EGS_AUTHORIZED ? EGS_ALLOW : EGS_KILL;
+	enforced = mode != EGS_MODE_OBSERVE;
+	count_decision(verdict, decision->reason, enforced);
+	if (event) {
+		describe(event, scratch, bprm);
+		event->verdict = verdict;
+		event->enforced = enforced;
+		event->scope = scope;
+		task = tasks.lookup(&pid);
+		if (task) {
+			event->parent_execution = task->execution;
+			if (verdict == EGS_ALLOW || !enforced) {
+				task->execution = new_execution(scratch->facts.now);
+				task->flags = 0;
+				event->execution = task->execution;
+			}
+		}
+	}
+	if (verdict != EGS_ALLOW && enforced) {
+		int error = bpf_send_signal(EGS_SIGKILL);
+
+		if (error)
+			count_failure(EGS_FAIL_KILL);
+		if (event)
+			event->kill_error = error;
+	}
+	if (event)
+		events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+	return 0;
+}
