@@ -1,0 +1,126 @@
+"""A virtual machine by emulation: qemu with an overlay of the base disk, a console file, and lines from the guest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tests.vm.host import must
+from tests.vm.image import Image
+
+LSM: Final = {"lsm": "lockdown,capability,yama,bpf", "tracepoint": "lockdown,capability,yama"}
+"""The kernel's list of security modules, which decides on the tier that it offers."""
+MEMORY: Final = "2048"
+_TAIL: Final = 60
+
+
+class Hung(Exception):
+    """The machine did not end in its time, or said nothing for too long."""
+
+
+@dataclass
+class Machine:
+    """One machine: its disk outlives its boots."""
+
+    image: Image
+    kernel: str
+    tier: str
+    folder: Path
+    job: Path | None = None
+    init: str = "/sbin/init"
+    more: str = ""
+    processors: int = 1
+    reboots: bool = False
+    """Whether a reset boots again; else qemu ends."""
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        must(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            str(self.image.disk),
+            str(self._disk),
+        )
+
+    @property
+    def _disk(self) -> Path:
+        return self.folder / "disk.qcow2"
+
+    @property
+    def console(self) -> Path:
+        """What the kernel and PID 1 printed."""
+        return self.folder / "console"
+
+    def tail(self) -> str:
+        """The console's last lines."""
+        lines = self.console.read_text(errors="replace").splitlines() if self.console.exists() else []
+        return "\n".join(lines[-_TAIL:])
+
+    @contextlib.contextmanager
+    def running(self, seconds: float) -> Iterator[Iterator[bytes]]:
+        """Boot; the lines that the guest writes to its second serial port, until it is off.
+
+        Raises:
+            Hung: from the iterator, after `seconds`.
+        """
+        path = self.folder / "lines"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            self._process = subprocess.Popen(self._command(path), stdin=subprocess.DEVNULL)
+            try:
+                listener.settimeout(30)
+                channel, _ = listener.accept()
+                with channel:
+                    yield _lines(channel, time.monotonic() + seconds)
+            finally:
+                self.kill()
+
+    def kill(self) -> None:
+        """End qemu: as when the power fails."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _command(self, lines: Path) -> list[str]:
+        append = f"console=ttyS0 root=/dev/vda rw init={self.init} lsm={LSM[self.tier]} panic=-1 oops=panic {self.more}"
+        drives = [(self._disk, "qcow2"), *([(self.job, "raw")] if self.job else [])]
+        command = [
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", os.environ.get("EGS_VM_CPU", "max"), "-m", MEMORY, "-smp", str(self.processors),
+            "-nodefaults", "-display", "none", "-nic", "none", "-device", "virtio-rng-pci",
+            "-serial", f"file:{self.console}", "-serial", f"unix:{lines}",
+            "-kernel", str(self.image.kernel(self.kernel)), "-initrd", str(self.image.initrd(self.kernel)),
+            "-append", append,
+        ]  # fmt: skip
+        for path, kind in drives:
+            command += ["-drive", f"file={path},format={kind},if=virtio,cache=unsafe"]
+        return command if self.reboots else [*command, "-no-reboot"]
+
+
+def _lines(channel: socket.socket, deadline: float) -> Iterator[bytes]:
+    """Whole lines, as they come."""
+    rest = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([channel], [], [], left)[0]:
+            break
+        data = channel.recv(65536)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+    raise Hung("the machine did not end in its time")
