@@ -21,7 +21,9 @@ from egs_kernel.paths import Paths
 REPOSITORY: Final = Path(__file__).parents[1]
 BIN: Final = Path(sys.executable).parent
 PROGRAMS: Final = Path(__file__).parent / "programs"
-COMMAND_SECONDS: Final = 60
+PATIENCE: Final = float(os.environ.get("EGS_TEST_PATIENCE", "1"))
+"""How much longer to wait for anything than on real hardware: scripts/test-vm runs the tests by emulation."""
+COMMAND_SECONDS: Final = 60 * PATIENCE
 _numbers = itertools.count()
 
 

@@ -17,10 +17,10 @@ from egs_kernel.audit.entries import Decision, EntryType, Exec
 from egs_kernel.audit.reader import RECORD_FILE, read
 from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
 from egs_kernel.model import Reason, Verdict
-from tests.harness import BIN, COMMAND_SECONDS, REPOSITORY, Instance
+from tests.harness import BIN, COMMAND_SECONDS, PATIENCE, REPOSITORY, Instance
 
 KILLED: Final = -signal.SIGKILL
-SECONDS: Final = 20.0
+SECONDS: Final = 20.0 * PATIENCE
 
 _E = TypeVar("_E", bound=EntryType)
 

@@ -27,11 +27,11 @@ import msgspec
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import ExecEvent, FileIdentity, GateEvent, Grant, Reason, TaskIdentity
 from egs_kernel.processes import start_ticks
-from tests.harness import PROGRAMS, Cgroup, Instance
+from tests.harness import PATIENCE, PROGRAMS, Cgroup, Instance
 
 EVIDENCE: Final = 9
 """Descriptor of the pipe to the test."""
-SECONDS: Final = 60.0
+SECONDS: Final = 60.0 * PATIENCE
 NOBODY: Final = 65534
 KILLED: Final = int(signal.SIGKILL)
 """wait(2)'s status of what the gate killed."""
