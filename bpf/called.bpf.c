@@ -47,7 +47,7 @@ int set_task(struct bpf_raw_tracepoint_args *ctx)
 	struct egs_task *task;
 
 	if (!from)
-		return govern(pid, scope, 0, 0);
+		return govern(pid, scope);
 	task = tasks.lookup(&pid);
 	if (!task || task->scope != from - 1)
 		return 0;

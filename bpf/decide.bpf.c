@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The decision on one exec: what is known of it, against the grants. Every hook that decides calls decide(). */
 
-static __always_inline int read_facts(struct exec_facts *facts, u64 task, u64 file)
+/* What is true of the task and the file before the exec and after it. */
+static __always_inline int read_task_facts(struct exec_facts *facts, u64 task, u64 file)
 {
 	u64 cred = read_pointer(task, OFF_task_struct_cred);
-	u64 mm = read_pointer(task, OFF_task_struct_mm);
 	u64 parent = read_pointer(task, OFF_task_struct_real_parent);
-	u64 argv_end = 0;
+	u64 leader = read_pointer(task, OFF_task_struct_group_leader); /* who executes may be another thread */
 	u64 start = 0;
 	unsigned long atomic_flags = 0;
 	int failed = 0;
@@ -19,18 +19,29 @@ static __always_inline int read_facts(struct exec_facts *facts, u64 task, u64 fi
 	failed |= read_field(&facts->euid, sizeof(u32), cred, OFF_cred_euid);
 	failed |= read_field(&facts->gid, sizeof(u32), cred, OFF_cred_gid);
 	failed |= read_field(&facts->parent_pid, sizeof(u32), parent, OFF_task_struct_tgid);
-	failed |= read_field(&start, sizeof(start), task, OFF_task_struct_start_boottime);
+	failed |= read_field(&start, sizeof(start), leader, OFF_task_struct_start_boottime);
 	failed |= read_field(&atomic_flags, sizeof(atomic_flags), task, OFF_task_struct_atomic_flags);
 	failed |= read_field(&facts->seccomp_mode, sizeof(u32), task,
 			     OFF_task_struct_seccomp + OFF_seccomp_mode);
 	failed |= read_field(&facts->seccomp_filters, sizeof(u32), task,
 			     OFF_task_struct_seccomp + OFF_seccomp_filter_count);
+	facts->start_ticks = start / EGS_TICK_NS;
+	facts->no_new_privs = atomic_flags & EGS_PFA_NO_NEW_PRIVS;
+	facts->opened = opened_since(&facts->file);
+	return failed;
+}
+
+/* Where the new image has its arguments and its environment. */
+static __always_inline int read_image_facts(struct exec_facts *facts, u64 task)
+{
+	u64 mm = read_pointer(task, OFF_task_struct_mm);
+	u64 argv_end = 0;
+	int failed = 0;
+
 	failed |= read_field(&facts->argv_start, sizeof(u64), mm, OFF_mm_struct_arg_start);
 	failed |= read_field(&argv_end, sizeof(u64), mm, OFF_mm_struct_arg_end);
 	failed |= read_field(&facts->environment_start, sizeof(u64), mm, OFF_mm_struct_env_start);
 	failed |= read_field(&facts->environment_end, sizeof(u64), mm, OFF_mm_struct_env_end);
-	facts->start_ticks = start / EGS_TICK_NS;
-	facts->no_new_privs = atomic_flags & EGS_PFA_NO_NEW_PRIVS;
 	if (argv_end < facts->argv_start || argv_end - facts->argv_start > 0x7fffffff)
 		failed = 1;
 	facts->argv_length = argv_end - facts->argv_start;
@@ -177,8 +188,31 @@ static __always_inline u32 take_use(u64 grant_id)
 	return EGS_USES_EXHAUSTED; /* lost every race: refuse rather than guess */
 }
 
-/* One grant against one exec, in the order of docs/architecture.md. */
-static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_facts *facts, u32 scope)
+/* Whether an artifact names the script that the kernel hands to the interpreter. */
+static __always_inline u32 script_permitted(u8 *artifact_id, struct exec_facts *facts)
+{
+	struct egs_subject_key key = {
+		.artifact = artifact_key(artifact_id),
+		.inode = facts->script.inode,
+		.device = facts->script.device,
+	};
+	struct egs_subject *subject = subjects.lookup(&key);
+
+	if (!subject || !same_file(&subject->file, &facts->script))
+		return EGS_SCRIPT_UNAUTHORIZED;
+	if (opened_since(&facts->script))
+		return EGS_FILE_OPENED;
+	if (facts->digests && !same_digest(subject->digest, facts->script_digest))
+		return EGS_DIGEST_DIFFERS;
+	return EGS_AUTHORIZED;
+}
+
+/*
+ * One grant against one exec, in the order of docs/architecture.md. `early`: asked before the new image exists, so
+ * without what only that has; the tracepoint asks again.
+ */
+static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_facts *facts, u32 scope,
+					   const int early)
 {
 	u32 flags = grant->flags;
 
@@ -188,12 +222,16 @@ static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_
 		return EGS_SUBJECT_MISMATCH;
 	if (!same_file(&grant->file, &facts->file))
 		return EGS_FILE_CHANGED;
+	if (facts->opened)
+		return EGS_FILE_OPENED;
+	if (facts->digests && !same_digest(grant->digest, facts->digest))
+		return EGS_DIGEST_DIFFERS;
 	if (facts->now < grant->not_before)
 		return EGS_NOT_YET_VALID;
 	if (facts->now >= grant->not_after)
 		return EGS_EXPIRED;
 	/* Both: a set-user-ID program changes who it is, and the artifact did not say so. */
-	if ((flags & EGS_BIND_UID) && (facts->uid != grant->uid || facts->euid != grant->uid))
+	if ((flags & EGS_BIND_UID) && (facts->uid != grant->uid || (!early && facts->euid != grant->uid)))
 		return EGS_IDENTITY_MISMATCH;
 	if ((flags & EGS_BIND_CGROUP) && facts->cgroup_id != grant->cgroup_id)
 		return EGS_CGROUP_MISMATCH;
@@ -202,6 +240,8 @@ static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_
 	if ((flags & EGS_NEED_SECCOMP) &&
 	    (facts->seccomp_mode != 2 || facts->seccomp_filters != grant->seccomp_filters))
 		return EGS_SECCOMP_MISSING;
+	if (early)
+		return facts->script_seen ? script_permitted(grant->artifact_id, facts) : EGS_AUTHORIZED;
 	if ((flags & EGS_BIND_ARGV) && !facts->argv_read)
 		return EGS_ARGV_UNREADABLE;
 	if ((flags & EGS_BIND_ARGV) &&
@@ -218,10 +258,11 @@ static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_
  * A grant that is withdrawn meanwhile may have its memory taken by another one, on another CPU, while it is read
  * here: elements of a hash are used again at once. Ids are never used again, and lie before what is compared last.
  */
-static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_facts *facts, u32 scope)
+static __always_inline u32 grant_permits(struct egs_grant *grant, struct exec_facts *facts, u32 scope,
+					 const int early)
 {
 	u64 id = forget(grant->grant_id);
-	u32 reason = conditions_hold(grant, facts, scope);
+	u32 reason = conditions_hold(grant, facts, scope, early);
 
 	return forget(grant->grant_id) == id ? reason : EGS_NO_GRANT;
 }
@@ -235,7 +276,8 @@ static __always_inline void cite(struct decision *decision, struct egs_grant *gr
 	__builtin_memcpy(decision->artifact_id, grant->artifact_id, sizeof(grant->artifact_id));
 }
 
-static __always_inline void consult_grants(struct decision *decision, struct exec_facts *facts, u32 scope)
+static __always_inline void consult_grants(struct decision *decision, struct exec_facts *facts, u32 scope,
+					   const int early)
 {
 	struct egs_standing_key key = { .inode = facts->file.inode, .device = facts->file.device, .scope = scope };
 	u32 pid = facts->pid;
@@ -245,10 +287,11 @@ static __always_inline void consult_grants(struct decision *decision, struct exe
 	if (armed) {
 		/* An armed task executes what it was armed for, or nothing: no falling back. */
 		u32 reason = armed->start_ticks != facts->start_ticks ?
-			EGS_IDENTITY_MISMATCH : grant_permits(armed, facts, scope);
+			EGS_IDENTITY_MISMATCH : grant_permits(armed, facts, scope, early);
 
 		cite(decision, armed, EGS_GRANT_ARMED, reason);
-		armed_grants.delete(&pid);
+		if (!early || reason != EGS_AUTHORIZED)
+			armed_grants.delete(&pid);
 		return;
 	}
 	for (u32 slot = 0; slot < EGS_GRANTS_PER_FILE; slot++) {
@@ -262,7 +305,7 @@ static __always_inline void consult_grants(struct decision *decision, struct exe
 		grant = standing_grants.lookup(&key);
 		if (!grant)
 			continue;
-		reason = grant_permits(grant, facts, scope);
+		reason = grant_permits(grant, facts, scope, early);
 		if (reason == EGS_AUTHORIZED || reason >= decision->reason)
 			cite(decision, grant, EGS_GRANT_STANDING, reason);
 	}
@@ -287,25 +330,27 @@ static __always_inline void settle(struct scratch *scratch)
 
 	if (decision->reason == EGS_AUTHORIZED && (decision->flags & EGS_BIND_ARGV))
 		decision->reason = argv_permitted(decision->grant_id, &scratch->facts, &scratch->argv);
+	if (decision->reason == EGS_AUTHORIZED && scratch->facts.script_seen)
+		decision->reason = script_permitted(decision->artifact_id, &scratch->facts);
 	if (decision->reason == EGS_AUTHORIZED && (decision->flags & EGS_BIND_USES)) {
 		decision->reason = take_use(decision->grant_id);
 		decision->spent = decision->reason == EGS_AUTHORIZED;
 	}
 }
 
-/* The decision, in the order of docs/architecture.md; each uncertain path refuses. */
-static __always_inline void decide(struct scratch *scratch, struct egs_config *config, u32 scope)
+/*
+ * The decision, in the order of docs/architecture.md; each uncertain path refuses. Both hooks come here, and what is
+ * left at the tracepoint settle() does.
+ */
+static __always_inline void decide(struct decision *decision, struct exec_facts *facts, struct egs_config *config,
+				   u32 scope, const int early)
 {
-	struct decision *decision = &scratch->decision;
-
-	if (daemon_is_stale(config)) {
+	if (daemon_is_stale(config))
 		decision->reason = EGS_DAEMON_STALE;
-	} else if (scratch->facts.unreadable) {
+	else if (facts->unreadable)
 		decision->reason = EGS_STATE_UNREADABLE;
-	} else {
-		consult_grants(decision, &scratch->facts, scope);
-		settle(scratch);
-	}
+	else
+		consult_grants(decision, facts, scope, early);
 }
 
 /* No audit slot, no exec: what was authorized is refused after all, and gets its use back. */

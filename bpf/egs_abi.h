@@ -9,7 +9,7 @@
 #ifndef EGS_ABI_H
 #define EGS_ABI_H
 
-#define EGS_ABI_VERSION 1
+#define EGS_ABI_VERSION 2
 
 #define EGS_MAX_SCOPES 64
 #define EGS_SCOPE_SELF_TEST_OBSERVE 64 /* reserved: the loader's self-test, reads only */
@@ -21,6 +21,11 @@
 #define EGS_TASKS_SOFT 32768 /* beyond this a governed process that forks dies: the rest is head room */
 #define EGS_GRANTS 8192
 #define EGS_GRANTS_PER_FILE 8
+#define EGS_SUBJECTS 16384      /* files that artifacts name */
+#define EGS_LIBRARY_FOLDERS 64  /* trusted library roots */
+#define EGS_FOLDER_DEPTH 64     /* folders above a library that are looked at */
+#define EGS_PENDING_EXECS 8192  /* execs under way at once */
+#define EGS_CODE_EVENTS 16      /* refused code that is reported, of one execution; the rest is counted */
 #define EGS_ARGV_MAX 4096
 #define EGS_ARGV_SMALL 256
 #define EGS_FILENAME_MAX 256
@@ -65,6 +70,11 @@ enum egs_reason {
 	EGS_TASKS_FULL = 18,
 	EGS_ENVIRONMENT_UNREADABLE = 19,
 	EGS_ENVIRONMENT_REFUSED = 20,
+	EGS_FILE_OPENED = 21,
+	EGS_DIGEST_DIFFERS = 22,
+	EGS_SCRIPT_UNAUTHORIZED = 23,
+	EGS_CODE_UNTRUSTED = 24,
+	EGS_CODE_ANONYMOUS = 25,
 	EGS_GATE_REASONS = 32,
 };
 
@@ -72,6 +82,11 @@ enum egs_grant_kind {
 	EGS_GRANT_NONE = 0,
 	EGS_GRANT_STANDING = 1,
 	EGS_GRANT_ARMED = 2,
+};
+
+enum egs_tier {
+	EGS_TIER_TRACEPOINT = 1,
+	EGS_TIER_LSM = 2,
 };
 
 enum egs_mode {
@@ -95,15 +110,18 @@ enum egs_grant_flag {
 	EGS_NEED_NO_NEW_PRIVS = 16,
 	EGS_NEED_SECCOMP = 32,
 	EGS_ALLOW_CODE_VARIABLES = 64, /* the artifact signs values for such variables */
+	EGS_REFUSE_ANONYMOUS_CODE = 128,
 };
 
 enum egs_task_flag {
 	EGS_TASK_INHERITED = 1, /* forked, has not executed: its execution is its parent's */
+	EGS_TASK_REFUSE_ANONYMOUS_CODE = 4,
 };
 
 enum egs_event_type {
 	EGS_EVENT_EXEC = 1,
 	EGS_EVENT_EXIT = 2,
+	EGS_EVENT_CODE = 3,
 };
 
 enum egs_failure {
@@ -116,6 +134,9 @@ enum egs_failure {
 	EGS_FAIL_ARGV_READ = 6,      /* the new image's arguments could not be read */
 	EGS_FAIL_CGROUP_INSERT = 7,  /* a re-created scope cgroup could not be noted */
 	EGS_FAIL_CGROUP_DEPTH = 8,   /* a cgroup nested too deep to be placed: governed */
+	EGS_FAIL_CODE_EVENT = 9,     /* no slot for the event of refused code; it was refused */
+	EGS_FAIL_PENDING = 10,       /* no room for one more exec under way: refused */
+	EGS_FAIL_DIGEST = 11,        /* the kernel could not hash a file: refused */
 	EGS_FAILURES = 16,
 };
 
@@ -123,6 +144,8 @@ struct egs_config {
 	__u32 abi_version;
 	__u32 scope_kinds;
 	__u64 grace_ns; /* CLOCK_MONOTONIC */
+	__u32 tier;
+	__u32 digests; /* whether the gate takes a file's digest from the kernel at the exec */
 };
 
 struct egs_scope {
@@ -151,8 +174,11 @@ struct egs_entry_key {
 
 struct egs_task {
 	__u64 execution;
+	__u64 artifact; /* the first 8 bytes of the id of what it runs under; 0: nothing it was authorized for */
 	__u32 scope;
 	__u32 flags;
+	__u32 code_events;
+	__u32 pad;
 };
 
 struct egs_file_id {
@@ -172,8 +198,22 @@ struct egs_standing_key {
 	__u16 slot;
 };
 
+/* A file that an artifact names. `artifact` is the first 8 bytes of its id. */
+struct egs_subject_key {
+	__u64 artifact;
+	__u64 inode;
+	__u32 device;
+	__u32 pad;
+};
+
+struct egs_subject {
+	struct egs_file_id file;
+	__u8 digest[32];
+};
+
 struct egs_grant {
 	__u8 artifact_id[32];
+	__u8 digest[32];
 	struct egs_file_id file;
 	__u64 grant_id;
 	__u64 not_before; /* CLOCK_BOOTTIME, ns */
@@ -248,6 +288,20 @@ struct egs_exec_event {
 	char comm[EGS_COMM];
 	char filename[EGS_FILENAME_MAX];
 	char argv[EGS_ARGV_SMALL]; /* EGS_ARGV_MAX bytes in a large event */
+};
+
+/* Code that a governed program was refused: a mapping of a file, or memory of none. */
+struct egs_code_event {
+	__u32 type;
+	__u32 scope;
+	__u64 time;
+	__u64 execution;
+	struct egs_file_id file; /* all zero when there is none */
+	__u32 reason;
+	__u32 enforced;
+	__u32 pid;
+	__u32 pad;
+	char name[EGS_ENTRY_NAME]; /* the folder entry that it was opened by */
 };
 
 struct egs_exit_event {

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* gate_exec: the decision at the tracepoint, its event, and the kill. */
 
-static __always_inline void describe(struct egs_exec_event *event, struct scratch *scratch, u64 bprm)
+static __always_inline void describe(struct egs_exec_event *event, struct exec_facts *facts,
+				     struct decision *decision, u64 bprm)
 {
-	struct exec_facts *facts = &scratch->facts;
-	struct decision *decision = &scratch->decision;
 	u64 filename = read_pointer(bprm, OFF_linux_binprm_filename);
 
 	event->type = EGS_EVENT_EXEC;
@@ -91,6 +90,20 @@ static __always_inline int scope_of_newcomer(struct egs_config *config, u64 task
 	return scope;
 }
 
+/* The whole decision: what every hook asks, then what only the new image can answer. */
+static __always_inline void judge(struct scratch *scratch, struct egs_config *config, u32 scope, u64 bprm)
+{
+	decide(&scratch->decision, &scratch->facts, config, scope, 0);
+	if (scratch->decision.reason == EGS_AUTHORIZED && script_unseen(&scratch->facts, bprm))
+		scratch->decision.reason = EGS_SCRIPT_UNAUTHORIZED;
+	settle(scratch);
+}
+
+static __always_inline u32 code_flags(struct decision *decision)
+{
+	return decision->flags & EGS_REFUSE_ANONYMOUS_CODE ? EGS_TASK_REFUSE_ANONYMOUS_CODE : 0;
+}
+
 /* An id that no other execution of this boot has: one CPU cannot finish two execs within 1 us. */
 static __always_inline u64 new_execution(u64 now)
 {
@@ -129,23 +142,27 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 	if (task) {
 		scope = task->scope;
 	} else {
-		scope = scope_of_newcomer(config, current_task, file);
+		scope = pending_scope(current_task);
+		if (scope < 0)
+			scope = scope_of_newcomer(config, current_task, file);
 		if (scope < 0)
 			return 0;
-		untracked = govern(pid, scope, 0, 0);
+		untracked = govern(pid, scope);
 	}
 
 	decision = &scratch->decision;
 	__builtin_memset(decision, 0, sizeof(*decision));
 	decision->reason = EGS_GATE_MISCONFIGURED;
-	scratch->facts.unreadable = read_facts(&scratch->facts, current_task, file) != 0;
+	scratch->facts.unreadable = read_task_facts(&scratch->facts, current_task, file) != 0;
+	scratch->facts.unreadable |= read_image_facts(&scratch->facts, current_task) != 0;
+	recall_pending(&scratch->facts, current_task);
 	if (scratch->facts.unreadable)
 		count_failure(EGS_FAIL_STATE_READ);
 	read_argv(&scratch->facts, &scratch->argv);
 	scratch->facts.environment = judge_environment(&scratch->facts, scratch->string);
 	mode = scope_mode(scope);
 	if (mode != EGS_MODE_UNUSED)
-		decide(scratch, config, scope);
+		judge(scratch, config, scope, bprm);
 	if (untracked && decision->reason == EGS_AUTHORIZED)
 		decision->reason = EGS_TASKS_FULL;
 
@@ -156,7 +173,7 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 	enforced = mode != EGS_MODE_OBSERVE;
 	count_decision(verdict, decision->reason, enforced);
 	if (event) {
-		describe(event, scratch, bprm);
+		describe(event, &scratch->facts, decision, bprm);
 		event->verdict = verdict;
 		event->enforced = enforced;
 		event->scope = scope;
@@ -165,7 +182,9 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 			event->parent_execution = task->execution;
 			if (verdict == EGS_ALLOW || !enforced) {
 				task->execution = new_execution(scratch->facts.now);
-				task->flags = 0;
+				task->artifact = artifact_key(decision->artifact_id);
+				task->flags = code_flags(decision);
+				task->code_events = 0;
 				event->execution = task->execution;
 			}
 		}
@@ -180,5 +199,6 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (event)
 		events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+	forget_pending(current_task);
 	return 0;
 }

@@ -48,7 +48,7 @@ int gate_fork(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (pid != tgid)
 		return 0; /* a thread: tracked with its process */
-	govern_newborn(tgid, task->scope, task->execution);
+	govern_newborn(tgid, task->scope, task);
 	count = task_counts.lookup(&zero);
 	if (!count || *count >= EGS_TASKS_SOFT) {
 		count_failure(EGS_FAIL_FORK_REFUSED);
@@ -72,7 +72,7 @@ int gate_attach(struct bpf_raw_tracepoint_args *ctx)
 	if (read_field(&tgid, sizeof(tgid), moved, OFF_task_struct_tgid))
 		count_failure(EGS_FAIL_STATE_READ);
 	else
-		govern(tgid, scope, 0, 0);
+		govern(tgid, scope);
 	return 0;
 }
 
@@ -132,6 +132,7 @@ int gate_exit(struct bpf_raw_tracepoint_args *ctx)
 	u64 signal;
 	int live = 0;
 
+	forget_pending(leaving);
 	if (!task)
 		return 0;
 	signal = read_pointer(leaving, OFF_task_struct_signal);

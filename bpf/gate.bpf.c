@@ -34,6 +34,7 @@
 #define EGS_CTIME_NSEC_MASK 0x7fffffff /* bit 31 flags multigrain timestamps (6.13, 4e40eff0b573) */
 #define EGS_CAS_TRIES 8
 #define EGS_ARGV_HASH 0x9e3779b97f4a7c15ULL
+#define EGS_DIGEST 32
 #define EGS_OVERFLOWED 1 /* index into task_counts */
 
 BPF_ARRAY(gate_configs, struct egs_config, 1);
@@ -54,6 +55,9 @@ BPF_ARRAY(code_variables, struct egs_variables, 1);
 BPF_PERCPU_ARRAY(decisions, u64, 8 * EGS_GATE_REASONS);
 BPF_PERCPU_ARRAY(failures, u64, EGS_FAILURES);
 BPF_ARRAY(readings, struct egs_reading, 1);
+BPF_HASH(subjects, struct egs_subject_key, struct egs_subject, EGS_SUBJECTS);
+BPF_HASH(measured_files, struct egs_file_key, u64, EGS_SUBJECTS); /* when it was opened for writing; 0: not yet */
+BPF_HASH(library_folders, struct egs_file_key, u32, EGS_LIBRARY_FOLDERS);
 BPF_RINGBUF_OUTPUT(events, EGS_RING_PAGES);
 
 /* What the gate knows of one exec, read once. */
@@ -76,9 +80,15 @@ struct exec_facts {
 	u32 argv_read;
 	u32 environment; /* EGS_AUTHORIZED, or why it is refused */
 	u32 unreadable;  /* something above could not be read */
-	u32 pad;
+	u32 opened;      /* for writing, since it was measured */
 	u64 environment_start;
 	u64 environment_end;
+	/* Known on the tier `lsm` alone, from its own hook (lsm.bpf.c). */
+	u32 script_seen;
+	u32 digests; /* whether the two digests are the kernel's */
+	struct egs_file_id script;
+	u8 digest[EGS_DIGEST];
+	u8 script_digest[EGS_DIGEST];
 };
 
 /* What the decision found. */
@@ -109,12 +119,13 @@ BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
  */
 #define forget(number) (*(volatile typeof(number) *)&(number))
 
+/* Atomic though per CPU: the hooks of the tier `lsm` can be preempted. */
 static __always_inline void count_failure(u32 which)
 {
 	u64 *count = failures.lookup(&which);
 
 	if (count)
-		*count += 1; /* per CPU, preemption off */
+		__sync_fetch_and_add(count, 1);
 }
 
 static __always_inline void count_decision(u32 verdict, u32 reason, u32 enforced)
@@ -123,7 +134,7 @@ static __always_inline void count_decision(u32 verdict, u32 reason, u32 enforced
 	u64 *count = decisions.lookup(&index);
 
 	if (count)
-		*count += 1;
+		__sync_fetch_and_add(count, 1);
 }
 
 static __always_inline u64 read_pointer(u64 base, u32 offset)
@@ -164,4 +175,25 @@ static __always_inline int same_file(struct egs_file_id *a, struct egs_file_id *
 {
 	return a->inode == b->inode && a->device == b->device && a->generation == b->generation &&
 	       a->size == b->size && a->ctime_sec == b->ctime_sec && a->ctime_nsec == b->ctime_nsec;
+}
+
+static __always_inline int same_digest(u8 *a, u8 *b)
+{
+	u64 *left = (u64 *)a, *right = (u64 *)b;
+
+	return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]) | (left[3] ^ right[3]));
+}
+
+/* Whether somebody opened a measured file for writing since; the hook that sees it is on the tier `lsm`. */
+static __always_inline u32 opened_since(struct egs_file_id *id)
+{
+	struct egs_file_key key = { .inode = id->inode, .device = id->device };
+	u64 *opened = measured_files.lookup(&key);
+
+	return opened && *opened;
+}
+
+static __always_inline u64 artifact_key(u8 *artifact_id)
+{
+	return *(u64 *)artifact_id;
 }

@@ -55,13 +55,12 @@ static __always_inline u64 cgroup_of(u64 task)
 }
 
 /* Track a process as governed. The first scope stays: a process cannot leave it for a laxer one. */
-static __always_inline int govern(u32 pid, u32 scope, u64 execution, u32 flags)
+static __always_inline int track(u32 pid, struct egs_task *task)
 {
-	struct egs_task task = { .execution = execution, .scope = scope, .flags = flags };
 	u32 zero = 0, index = EGS_OVERFLOWED;
 	u64 *count = task_counts.lookup(&zero);
 	u64 *overflowed = task_counts.lookup(&index);
-	int error = tasks.insert(&pid, &task);
+	int error = tasks.insert(&pid, task);
 
 	if (error == 0) {
 		if (count)
@@ -76,18 +75,31 @@ static __always_inline int govern(u32 pid, u32 scope, u64 execution, u32 flags)
 	return error;
 }
 
-/* A process that was just born: what the table has under its number is of one that bore it before. */
-static __always_inline void govern_newborn(u32 pid, u32 scope, u64 execution)
+static __always_inline int govern(u32 pid, u32 scope)
 {
+	struct egs_task task = { .scope = scope };
+
+	return track(pid, &task);
+}
+
+/*
+ * A process that was just born, of a governed parent or of none: what the table has under its number is of one that
+ * bore it before.
+ */
+static __always_inline void govern_newborn(u32 pid, u32 scope, struct egs_task *parent)
+{
+	struct egs_task task = { .scope = scope, .flags = EGS_TASK_INHERITED };
 	struct egs_task *stale = tasks.lookup(&pid);
 
-	if (!stale) {
-		govern(pid, scope, execution, EGS_TASK_INHERITED);
-		return;
+	if (parent) {
+		task.execution = parent->execution;
+		task.artifact = parent->artifact;
+		task.flags |= parent->flags & EGS_TASK_REFUSE_ANONYMOUS_CODE;
 	}
-	stale->execution = execution;
-	stale->scope = scope;
-	stale->flags = EGS_TASK_INHERITED;
+	if (stale)
+		*stale = task;
+	else
+		track(pid, &task);
 }
 
 static __always_inline int release(u32 pid)

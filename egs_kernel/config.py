@@ -12,12 +12,14 @@ import msgspec
 
 from egs_kernel.errors import UsageError
 from egs_kernel.filesystems import KNOWN
-from egs_kernel.model import Mode, Reason
+from egs_kernel.model import Mode, Reason, Tier
 from egs_kernel.ownership import read_private_file
 
 CONFIG_LIMIT = 256 * 1024
 MAX_SCOPES = 64
 """bpf/egs_abi.h EGS_MAX_SCOPES."""
+MAX_LIBRARY_ROOTS = 64
+"""bpf/egs_abi.h EGS_LIBRARY_FOLDERS."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d)")
@@ -42,10 +44,21 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     listen: str = "127.0.0.1:9731"
 
 
+LIBRARY_ROOTS = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32")
+"""Folders below which a library of root's may be code of any governed program; those that exist count."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole configuration. `daemon_grace` is seconds without a heartbeat until the gate refuses all."""
+    """The whole configuration.
+
+    `daemon_grace` is seconds without a heartbeat until the gate refuses all. `tier` None: the best that the host
+    offers. `exec_digest`: the gate takes a file's digest from the kernel at every exec, where it can.
+    """
 
     daemon_grace: int = 10
+    tier: Tier | None = None
+    exec_digest: bool = True
+    library_roots: tuple[str, ...] = LIBRARY_ROOTS
     host_id: str | None = None
     host_labels: tuple[str, ...] = ()
     trusted_filesystems: frozenset[str] = frozenset()
@@ -55,6 +68,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     daemon_grace: str = "10s"
+    tier: str = "auto"
+    exec_digest: bool = True
+    library_roots: tuple[str, ...] = LIBRARY_ROOTS
     host_id: str | None = None
     host_labels: tuple[str, ...] = ()
     trusted_filesystems: tuple[str, ...] = ()
@@ -100,12 +116,33 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
         raise _invalid(name, f"trusted_filesystems: {unknown[0]!r} is none of {', '.join(sorted(KNOWN))}")
     return Config(
         daemon_grace=parse_duration(file.daemon_grace, f"{name}: daemon_grace"),
+        tier=_tier(name, file.tier),
+        exec_digest=file.exec_digest,
+        library_roots=_library_roots(name, file.library_roots),
         host_id=file.host_id,
         host_labels=file.host_labels,
         trusted_filesystems=frozenset(file.trusted_filesystems),
         scopes=file.scope,
         metrics=file.metrics,
     )
+
+
+def _tier(name: str, tier: str) -> Tier | None:
+    known = {"auto": None} | {known.value: known for known in Tier}
+    if tier not in known:
+        raise _invalid(name, f"tier: {tier!r} is none of {', '.join(known)}")
+    return known[tier]
+
+
+def _library_roots(name: str, roots: tuple[str, ...]) -> tuple[str, ...]:
+    for root in roots:
+        if not root.startswith("/") or root != _normal(root):
+            raise _invalid(
+                name, f"library_roots: {root!r} must be a plain absolute path, and not the root folder"
+            )
+    if len(roots) > MAX_LIBRARY_ROOTS:
+        raise _invalid(name, f"library_roots: {len(roots)} folders; at most {MAX_LIBRARY_ROOTS}")
+    return roots
 
 
 def parse_duration(text: str, where: str) -> int:

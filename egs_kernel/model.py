@@ -73,6 +73,13 @@ class Reason(IntEnum):
     TASKS_FULL = 18  # no room to track one more governed process
     ENVIRONMENT_UNREADABLE = 19  # the new image's environment could not be read, or has too many variables
     ENVIRONMENT_REFUSED = 20  # it has a variable that makes programs load code (LD_PRELOAD and the like)
+    FILE_OPENED = 21  # somebody opened the file for writing after it was measured
+    DIGEST_DIFFERS = 22  # the kernel's own hash of the file is not the authorized one
+    SCRIPT_UNAUTHORIZED = 23  # the artifact names no such script, or the script changed
+    CODE_UNTRUSTED = (
+        24  # code of a file that is neither named by the artifact nor below a trusted library root
+    )
+    CODE_ANONYMOUS = 25  # executable memory of no file, which the artifact refuses
 
     # The verifier (verify.py) and what it is made of.
     ARTIFACT_MALFORMED = 32

@@ -10,7 +10,7 @@ from ctypes import Array, Structure, c_char, c_int32, c_int64, c_uint8, c_uint16
 from enum import IntEnum, IntFlag
 from typing import Final
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 
 MAX_SCOPES: Final = 64
 SCOPE_SELF_TEST_OBSERVE: Final = 64
@@ -20,6 +20,9 @@ SCOPE_NAME: Final = 32
 TASKS: Final = 65536
 TASKS_SOFT: Final = 32768
 GRANTS_PER_FILE: Final = 8
+SUBJECTS: Final = 16384
+LIBRARY_FOLDERS: Final = 64
+CODE_EVENTS: Final = 16
 ARGV_MAX: Final = 4096
 ARGV_SMALL: Final = 256
 FILENAME_MAX: Final = 256
@@ -30,6 +33,13 @@ GATE_REASONS: Final = 32
 ENV_STRINGS: Final = 1024
 VARIABLE_BUCKETS: Final = 32
 VARIABLES_PER_BUCKET: Final = 8
+
+
+class Tier(IntEnum):
+    """enum egs_tier."""
+
+    TRACEPOINT = 1
+    LSM = 2
 
 
 class Mode(IntEnum):
@@ -58,6 +68,7 @@ class GrantFlag(IntFlag):
     NEED_NO_NEW_PRIVS = 16
     NEED_SECCOMP = 32
     ALLOW_CODE_VARIABLES = 64
+    REFUSE_ANONYMOUS_CODE = 128
 
 
 class EventType(IntEnum):
@@ -65,6 +76,7 @@ class EventType(IntEnum):
 
     EXEC = 1
     EXIT = 2
+    CODE = 3
 
 
 class Failure(IntEnum):
@@ -79,15 +91,26 @@ class Failure(IntEnum):
     ARGV_READ = 6
     CGROUP_INSERT = 7
     CGROUP_DEPTH = 8
+    CODE_EVENT = 9
+    PENDING = 10
+    DIGEST = 11
 
 
 class Config(Structure):
     """struct egs_config."""
 
-    _fields_ = (("abi_version", c_uint32), ("scope_kinds", c_uint32), ("grace_ns", c_uint64))
+    _fields_ = (
+        ("abi_version", c_uint32),
+        ("scope_kinds", c_uint32),
+        ("grace_ns", c_uint64),
+        ("tier", c_uint32),
+        ("digests", c_uint32),
+    )
     abi_version: int
     scope_kinds: int
     grace_ns: int
+    tier: int
+    digests: int
 
 
 class Scope(Structure):
@@ -109,6 +132,8 @@ class FileKey(Structure):
     """struct egs_file_key."""
 
     _fields_ = (("inode", c_uint64), ("device", c_uint32), ("pad", c_uint32))
+    inode: int
+    device: int
 
 
 class EntryKey(Structure):
@@ -125,8 +150,16 @@ class EntryKey(Structure):
 class Task(Structure):
     """struct egs_task."""
 
-    _fields_ = (("execution", c_uint64), ("scope", c_uint32), ("flags", c_uint32))
+    _fields_ = (
+        ("execution", c_uint64),
+        ("artifact", c_uint64),
+        ("scope", c_uint32),
+        ("flags", c_uint32),
+        ("code_events", c_uint32),
+        ("pad", c_uint32),
+    )
     execution: int
+    artifact: int
     scope: int
     flags: int
 
@@ -161,11 +194,29 @@ class StandingKey(Structure):
     slot: int
 
 
+class SubjectKey(Structure):
+    """struct egs_subject_key."""
+
+    _fields_ = (("artifact", c_uint64), ("inode", c_uint64), ("device", c_uint32), ("pad", c_uint32))
+    artifact: int
+    inode: int
+    device: int
+
+
+class Subject(Structure):
+    """struct egs_subject."""
+
+    _fields_ = (("file", FileId), ("digest", c_uint8 * 32))
+    file: FileId
+    digest: Array[c_uint8]
+
+
 class Grant(Structure):
     """struct egs_grant."""
 
     _fields_ = (
         ("artifact_id", c_uint8 * 32),
+        ("digest", c_uint8 * 32),
         ("file", FileId),
         ("grant_id", c_uint64),
         ("not_before", c_uint64),
@@ -288,6 +339,31 @@ class ExecEvent(Structure):
     argv_copied: int
     comm: bytes
     filename: bytes
+
+
+class CodeEvent(Structure):
+    """struct egs_code_event."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("scope", c_uint32),
+        ("time", c_uint64),
+        ("execution", c_uint64),
+        ("file", FileId),
+        ("reason", c_uint32),
+        ("enforced", c_uint32),
+        ("pid", c_uint32),
+        ("pad", c_uint32),
+        ("name", c_char * ENTRY_NAME),
+    )
+    scope: int
+    time: int
+    execution: int
+    file: FileId
+    reason: int
+    enforced: int
+    pid: int
+    name: bytes
 
 
 class ExitEvent(Structure):

@@ -61,6 +61,7 @@ FIELDS: Final = (
     "task_struct.cred",
     "task_struct.exit_code",
     "task_struct.files",
+    "task_struct.group_leader",
     "task_struct.mm",
     "task_struct.pid",
     "task_struct.real_parent",
@@ -69,6 +70,17 @@ FIELDS: Final = (
     "task_struct.start_boottime",
     "task_struct.tgid",
 )
+
+LSM_FIELDS: Final = (
+    "file.f_mode",
+    "inode.i_mode",
+    "inode.i_uid",
+    "linux_binprm.buf",
+    "linux_binprm.interp",
+    "vm_area_struct.anon_vma",
+    "vm_area_struct.vm_file",
+)
+"""What the hooks of the tier `lsm` read besides."""
 
 
 class _Type(ctypes.Structure):
@@ -156,7 +168,7 @@ def gate_offsets(types: KernelTypes) -> dict[str, int]:
     Raises:
         GateError: a field is missing.
     """
-    offsets = {f"OFF_{field.replace('.', '_')}": types.offset(field) for field in FIELDS}
+    offsets = {f"OFF_{field.replace('.', '_')}": types.offset(field) for field in (*FIELDS, *LSM_FIELDS)}
     return offsets | _ctime_offsets(types)
 
 

@@ -183,6 +183,74 @@ def attach_raw_tracepoint(name: str, program: int) -> int:
     return _checked(libbpf.bpf_raw_tracepoint_open(name.encode(), program), name)
 
 
+class _LoadOpts(ctypes.Structure):
+    """struct bpf_prog_load_opts of libbpf 1.0."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    )
+
+
+_PROG_TYPE_LSM: Final = 29
+_ATTACH_LSM_MAC: Final = 27
+_SLEEPABLE: Final = 1 << 4  # BPF_F_SLEEPABLE
+_LOG_BYTES: Final = 1 << 20
+_LOG_TAIL: Final = 3
+"""Lines of the kernel's verdict on a program that it does not accept: the last ones say why."""
+
+
+def load_lsm(name: str, hook: str, code: bytes, *, sleepable: bool = False) -> int:
+    """A descriptor of a program for an LSM hook.
+
+    Raises:
+        OSError: ENOENT: this kernel has no such hook, or no BPF LSM; else what the kernel has against the program,
+            with the end of its reasons.
+    """
+    target = libbpf.libbpf_find_vmlinux_btf_id(hook.encode(), _ATTACH_LSM_MAC)
+    if target <= 0:
+        raise OSError(errno.ENOENT, "this kernel has no such LSM hook for BPF", hook)
+    opts = _LoadOpts(
+        sz=ctypes.sizeof(_LoadOpts),
+        expected_attach_type=_ATTACH_LSM_MAC,
+        attach_btf_id=target,
+        prog_flags=_SLEEPABLE if sleepable else 0,
+    )
+    arguments = (_PROG_TYPE_LSM, name.encode()[:15], b"GPL", code, len(code) // 8)
+    program = libbpf.bpf_prog_load(*arguments, ctypes.byref(opts))
+    if program >= 0:
+        return int(program)
+    error = ctypes.get_errno() or -program
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    opts.log_level, opts.log_size, opts.log_buf = 1, _LOG_BYTES, ctypes.addressof(log)
+    libbpf.bpf_prog_load(*arguments, ctypes.byref(opts))
+    reasons = log.value.decode(errors="replace").strip().splitlines()[-_LOG_TAIL:]
+    raise OSError(error, f"{os.strerror(error)}: {' / '.join(reasons)}", hook)
+
+
+def attach_lsm(program: int) -> int:
+    """A descriptor of the new link."""
+    return _checked(libbpf.bpf_raw_tracepoint_open(None, program), "LSM link")
+
+
 def program_info(descriptor: int) -> ProgInfo:
     """What the kernel says of a loaded program."""
     info = ProgInfo()

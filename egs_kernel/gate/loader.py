@@ -25,14 +25,15 @@ import msgspec
 
 from egs_kernel.config import Config
 from egs_kernel.errors import GateError, HostLacks
-from egs_kernel.gate import abi, btf, libbpf
+from egs_kernel.gate import abi, btf, libbpf, tiers
 from egs_kernel.gate.headers import write_headers
-from egs_kernel.gate.pins import CALLED, MAPS, TRACEPOINTS, Gate
+from egs_kernel.gate.libraries import apply_library_roots
+from egs_kernel.gate.pins import CALLED, HOOKS, LSM_MAPS, MAPS, SLEEPABLE, TRACEPOINTS, Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import run_self_test
 from egs_kernel.gate.source import gate_source, source_folder
 from egs_kernel.gate.variables import variables_table
-from egs_kernel.model import Reason
+from egs_kernel.model import Reason, Tier
 from egs_kernel.paths import BPFFS, Paths
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     abi_version: int
     kernel: str
     boot_id: str
+    tier: Tier
+    digests: bool
     programs: dict[str, str]
 
 
@@ -75,7 +78,7 @@ def load_gate(paths: Paths, config: Config) -> Loaded:
     _discard(staging)
     staging.mkdir(mode=0o700)
     try:
-        gate, checks = _stage(staging, config)
+        gate, checks = _stage(staging, config, _plan(config))
         manifest = _manifest(gate)
         _write_manifest(paths, manifest)
         gate.close()
@@ -99,20 +102,73 @@ def unload_gate(paths: Paths) -> bool:
 def _update(paths: Paths, config: Config) -> Loaded:
     gate = Gate.open(paths.pins)
     try:
+        _require_same_tier(gate, config)
+        apply_library_roots(gate, config.library_roots)
         apply_scopes(gate, config)
         return Loaded(_manifest(gate), already=True, checks=())
     finally:
         gate.close()
 
 
-def _stage(staging: Path, config: Config) -> tuple[Gate, tuple[str, ...]]:
-    _compile_and_pin(staging)
+def _require_same_tier(gate: Gate, config: Config) -> None:
+    if config.tier not in (None, gate.tier):
+        raise GateError(
+            Reason.GATE_VERSION_MISMATCH,
+            f"the gate is loaded on tier {gate.tier.value}, and egs.toml wants {config.tier.value}",
+            "Run: egs gate unload && egs gate load",
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to load: the tier, and whether the gate has the kernel hash each file that is executed."""
+
+    tier: Tier
+    digests: bool
+
+    @property
+    def flags(self) -> list[str]:
+        """For the compiler."""
+        lsm = ["-DEGS_LSM=1"] if self.tier is Tier.LSM else []
+        return [*lsm, "-DEGS_IMA=1"] if self.digests else lsm
+
+    def config(self) -> abi.Config:
+        """For the gate."""
+        tier = abi.Tier.LSM if self.tier is Tier.LSM else abi.Tier.TRACEPOINT
+        return abi.Config(abi_version=abi.ABI_VERSION, tier=tier, digests=self.digests)
+
+
+TRACEPOINT_PLAN: Final = Plan(Tier.TRACEPOINT, digests=False)
+
+
+def _plan(config: Config) -> Plan:
+    """The tier that is configured, or the best that the host offers.
+
+    Raises:
+        HostLacks: it offers less than what is configured.
+    """
+    if config.tier is Tier.TRACEPOINT:
+        return TRACEPOINT_PLAN
+    lsm = tiers.lsm_finding()
+    if lsm.present:
+        return Plan(Tier.LSM, digests=config.exec_digest and tiers.digest_finding().present)
+    if config.tier is Tier.LSM:
+        raise HostLacks(
+            Reason.KERNEL_UNSUPPORTED,
+            f'tier = "lsm" is configured, but this host has none: {lsm.detail}',
+            lsm.cure,
+        )
+    return TRACEPOINT_PLAN
+
+
+def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, ...]]:
+    _compile_and_pin(staging, plan)
     gate = Gate.open(staging)
     try:
-        gate.configs.put(
-            ctypes.c_uint32(0),
-            abi.Config(abi_version=abi.ABI_VERSION, grace_ns=config.daemon_grace * 1_000_000_000),
-        )
+        settings = plan.config()
+        settings.grace_ns = config.daemon_grace * 1_000_000_000
+        gate.configs.put(ctypes.c_uint32(0), settings)
+        apply_library_roots(gate, config.library_roots)
         gate.refuse_variables(variables_table())
         checks = run_self_test(gate)
         gate.stop_beating()
@@ -124,10 +180,9 @@ def _stage(staging: Path, config: Config) -> tuple[Gate, tuple[str, ...]]:
     return gate, checks
 
 
-def _compile_and_pin(staging: Path) -> None:
-    source = source_folder()
-    module = _compile(source)
-    for name in MAPS:
+def _compile_and_pin(staging: Path, plan: Plan) -> None:
+    module = _compile(source_folder(), plan)
+    for name in (*MAPS, *(LSM_MAPS if plan.tier is Tier.LSM else ())):
         libbpf.pin(module[name.encode()].map_fd, staging / name)
     for name in (*TRACEPOINTS, *CALLED):
         program = _load_program(module, name)
@@ -136,24 +191,44 @@ def _compile_and_pin(staging: Path) -> None:
             link = libbpf.attach_raw_tracepoint(TRACEPOINTS[name], program)
             libbpf.pin(link, staging / f"link_{name}")
             os.close(link)
-    _version(module)
+    if plan.tier is Tier.LSM:
+        _attach_hooks(module, staging, plan)
+    _write_config(module, plan)
     module.cleanup()
 
 
-def _version(module: BPF) -> None:
+def _attach_hooks(module: BPF, staging: Path, plan: Plan) -> None:
+    for name, hook in HOOKS.items():
+        sleepable = plan.digests and name in SLEEPABLE
+        try:
+            program = libbpf.load_lsm(name, hook, module.dump_func(name.encode()), sleepable=sleepable)
+            libbpf.pin(program, staging / name)
+            link = libbpf.attach_lsm(program)
+        except OSError as error:
+            raise GateError(
+                Reason.KERNEL_UNSUPPORTED,
+                f"the kernel does not accept program {name}: {error}",
+                'Set tier = "tracepoint" in egs.toml, and report this kernel.',
+            ) from error
+        libbpf.pin(link, staging / f"link_{name}")
+        os.close(link)
+        os.close(program)
+
+
+def _write_config(module: BPF, plan: Plan) -> None:
     table = libbpf.Map(os.dup(module[b"gate_configs"].map_fd), ctypes.c_uint32, abi.Config)
-    table.put(ctypes.c_uint32(0), abi.Config(abi_version=abi.ABI_VERSION))
+    table.put(ctypes.c_uint32(0), plan.config())
     os.close(table.descriptor)
 
 
-def _compile(source: Path) -> BPF:
+def _compile(source: Path, plan: Plan = TRACEPOINT_PLAN) -> BPF:
     bpf = _import_bcc()
     types = btf.KernelTypes()
     try:
         offsets = btf.gate_offsets(types)
     finally:
         types.close()
-    flags = [f"-I{source}", *(f"-D{name}={value}" for name, value in offsets.items())]
+    flags = [f"-I{source}", *plan.flags, *(f"-D{name}={value}" for name, value in offsets.items())]
     with tempfile.TemporaryDirectory(prefix="egs-headers-") as headers:
         write_headers(Path(headers))
         os.environ["BCC_KERNEL_SOURCE"] = headers
@@ -197,6 +272,8 @@ def _manifest(gate: Gate) -> Manifest:
         abi_version=abi.ABI_VERSION,
         kernel=os.uname().release,
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        tier=gate.tier,
+        digests=gate.digests,
         programs=gate.programs(),
     )
 

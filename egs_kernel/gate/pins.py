@@ -47,6 +47,17 @@ TRACEPOINTS: Final = {
 }
 """Attached programs and where."""
 
+HOOKS: Final = {
+    "check_exec": "bprm_check_security",
+    "check_mapping": "mmap_file",
+    "check_protection": "file_mprotect",
+    "note_writer": "file_open",
+}
+"""Programs of the tier `lsm` and their hooks."""
+
+SLEEPABLE: Final = frozenset({"check_exec"})
+"""Those of them that may sleep, where the kernel hashes files for the gate."""
+
 CALLED: Final = ("read_file", "set_task")
 """Programs that user space runs, never attached."""
 
@@ -70,8 +81,14 @@ MAPS: Final = (
     "decisions",
     "failures",
     "readings",
+    "subjects",
+    "measured_files",
+    "library_folders",
     "events",
 )
+
+LSM_MAPS: Final = ("pending_execs", "blank_pendings")
+"""Of the tier `lsm`; user space reads them never."""
 
 _RELEASE: Final = 0xFFFFFFFF
 _UNLOAD_AND_LOAD: Final = "Run: egs gate unload && egs gate load"
@@ -125,14 +142,18 @@ class Reading(msgspec.Struct, frozen=True):
 class Gate:
     """A loaded gate. Not for several processes to write at once; `egsd` holds a lock."""
 
-    tier: Final = Tier.TRACEPOINT
-
     def __init__(self, pins: Path) -> None:
         """Open the pins below `pins`; see `open`."""
-        self._programs = {name: _open(pins / name) for name in (*TRACEPOINTS, *CALLED)}
         fds = {name: _open(pins / name) for name in MAPS}
         u32, u64 = ctypes.c_uint32, ctypes.c_uint64
         self.configs = libbpf.Map(fds["gate_configs"], u32, abi.Config)
+        config = self._config()
+        self.tier = Tier.LSM if config.tier == abi.Tier.LSM else Tier.TRACEPOINT
+        self.digests = bool(config.digests)
+        self._programs = {name: _open(pins / name) for name in programs_of(self.tier)}
+        self.subjects = libbpf.Map(fds["subjects"], abi.SubjectKey, abi.Subject)
+        self.measured_files = libbpf.Map(fds["measured_files"], abi.FileKey, u64)
+        self.library_folders = libbpf.Map(fds["library_folders"], abi.FileKey, u32)
         self._heartbeats = libbpf.Map(fds["heartbeats"], u32, u64)
         self.scope_slots = libbpf.Map(fds["scopes"], u32, abi.Scope)
         self.scope_cgroups = libbpf.Map(fds["scope_cgroups"], u64, u32)
@@ -181,7 +202,7 @@ class Gate:
         if found != abi.ABI_VERSION:
             gate.close()
             raise _other_version(pins, f"it speaks ABI {found}, this version {abi.ABI_VERSION}")
-        missing = [name for name in TRACEPOINTS if not (pins / f"link_{name}").exists()]
+        missing = [name for name in links_of(gate.tier) if not (pins / f"link_{name}").exists()]
         if missing:
             gate.close()
             raise GateError(
@@ -525,6 +546,16 @@ class Gate:
                 f"the gate has no room for another grant: {error}",
                 "Remove artifacts that are not needed.",
             ) from error
+
+
+def links_of(tier: Tier) -> dict[str, str]:
+    """Every program that is attached on a tier, and where."""
+    return {**TRACEPOINTS, **HOOKS} if tier is Tier.LSM else TRACEPOINTS
+
+
+def programs_of(tier: Tier) -> tuple[str, ...]:
+    """Every program of a tier."""
+    return (*links_of(tier), *CALLED)
 
 
 def _require_alive(task: TaskIdentity) -> None:

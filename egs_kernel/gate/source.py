@@ -9,7 +9,9 @@ PARTS: Final = (
     "gate.bpf.c",
     "scopes.bpf.c",
     "decide.bpf.c",
+    "pending.bpf.c",
     "exec.bpf.c",
+    "lsm.bpf.c",
     "follow.bpf.c",
     "called.bpf.c",
 )

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +21,12 @@ from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
 from egs_kernel.gate.cgroups import cgroup_mount
-from egs_kernel.gate.libbpf import libbpf
+from egs_kernel.gate.libbpf import attach_lsm, libbpf, load_lsm
 from egs_kernel.gate.pins import TRACEPOINTS
 from egs_kernel.model import Tier
 
 _MAP_TYPE_RINGBUF: Final = 27
 _PROG_TYPE_RAW_TRACEPOINT: Final = 17
-_PROG_TYPE_LSM: Final = 29
-_ATTACH_LSM_MAC: Final = 27
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
 """r0 = 0; exit"""
 
@@ -73,6 +73,8 @@ _REQUIRED: Final = frozenset(
     }
 )
 _LSM: Final = "BPF LSM"
+_IMA: Final = "IMA digests"
+_NO_SKIPPING: Final = (6, 2)
 
 
 def diagnose(kernel: str, findings: tuple[Finding, ...]) -> Diagnosis:
@@ -83,11 +85,9 @@ def diagnose(kernel: str, findings: tuple[Finding, ...]) -> Diagnosis:
         return Diagnosis(tier=None, why=f"missing: {', '.join(missing)}", kernel=kernel, findings=findings)
     lsm = next((found for found in findings if found.name == _LSM), None)
     if lsm is not None and lsm.present:
-        why = "the kernel would take BPF LSM programs; this version of egs-kernel enforces at the tracepoint"
-    else:
-        why = (
-            f"no BPF LSM programs here ({lsm.detail if lsm else 'not tried'}): an exec is killed, not refused"
-        )
+        why = "an exec without a grant fails in its caller"
+        return Diagnosis(tier=Tier.LSM, why=why, kernel=kernel, findings=findings)
+    why = f"no BPF LSM programs here ({lsm.detail if lsm else 'not tried'}): an exec is killed, not refused"
     return Diagnosis(tier=Tier.TRACEPOINT, why=why, kernel=kernel, findings=findings)
 
 
@@ -175,27 +175,12 @@ def _programs() -> list[Finding]:
             present=libbpf.libbpf_probe_bpf_map_type(_MAP_TYPE_RINGBUF, None) == 1,
             cure="Boot a kernel of 5.8 or later.",
         ),
-        _lsm(),
+        lsm_finding(),
+        digest_finding(),
     ]
 
 
-class _LoadOpts(ctypes.Structure):
-    """struct bpf_prog_load_opts of libbpf 1.0, up to what we set."""
-
-    _fields_ = (
-        ("sz", ctypes.c_size_t),
-        ("attempts", ctypes.c_int),
-        ("expected_attach_type", ctypes.c_int),
-        ("prog_btf_fd", ctypes.c_uint32),
-        ("prog_flags", ctypes.c_uint32),
-        ("prog_ifindex", ctypes.c_uint32),
-        ("kern_version", ctypes.c_uint32),
-        ("attach_btf_id", ctypes.c_uint32),
-        ("attach_prog_fd", ctypes.c_uint32),
-    )
-
-
-def _lsm() -> Finding:
+def lsm_finding() -> Finding:
     """Load and attach an LSM program that permits everything; the list of LSMs alone proves nothing."""
     active = _read(Path("/sys/kernel/security/lsm"))
     if active is not None and "bpf" not in active.split(","):
@@ -205,32 +190,47 @@ def _lsm() -> Finding:
             detail=f"not active; the kernel's list is {active}",
             cure=f"Add the boot parameter lsm={active},bpf",
         )
-    hook = libbpf.libbpf_find_vmlinux_btf_id(b"bprm_check_security", _ATTACH_LSM_MAC)
-    if hook <= 0:
-        return Finding(
-            name=_LSM, present=False, detail="not compiled in", cure="Boot a kernel with CONFIG_BPF_LSM=y."
-        )
-    opts = _LoadOpts(sz=ctypes.sizeof(_LoadOpts), expected_attach_type=_ATTACH_LSM_MAC, attach_btf_id=hook)
-    program = libbpf.bpf_prog_load(
-        _PROG_TYPE_LSM, b"egs_probe", b"GPL", _RETURN_ZERO, len(_RETURN_ZERO) // 8, ctypes.byref(opts)
-    )
-    if program < 0:
-        return _lsm_refused("load", ctypes.get_errno())
     try:
-        link = libbpf.bpf_raw_tracepoint_open(None, program)
-        if link < 0:
-            return _lsm_refused("attach", ctypes.get_errno())
-        os.close(link)
+        program = load_lsm("egs_probe", "bprm_check_security", _RETURN_ZERO)
+    except OSError as error:
+        return _lsm_refused("load", error)
+    try:
+        os.close(attach_lsm(program))
+    except OSError as error:
+        return _lsm_refused("attach", error)
     finally:
         os.close(program)
     return Finding(name=_LSM, present=True)
 
 
-def _lsm_refused(step: str, code: int) -> Finding:
+def digest_finding() -> Finding:
+    """Whether the kernel hashes a file for the gate at its exec.
+
+    Before Linux 6.2 a program that sleeps, as one that hashes does, makes the kernel skip it for others on the same
+    CPU (271de525e1d7).
+    """
+    cure = "Boot a kernel of 6.2 or later with CONFIG_IMA=y and the boot parameter ima_hash=sha256."
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    if release < _NO_SKIPPING:
+        return Finding(
+            name=_IMA,
+            present=False,
+            detail="this kernel skips programs that sleep; files are recognized",
+            cure=cure,
+        )
+    if _read(Path("/sys/kernel/security/ima/runtime_measurements_count")) is None:
+        return Finding(name=_IMA, present=False, detail="no IMA, or securityfs is not mounted", cure=cure)
+    return Finding(name=_IMA, present=True)
+
+
+def _lsm_refused(step: str, error: OSError) -> Finding:
+    if error.errno == errno.ENOENT:
+        cure = "Boot a kernel with CONFIG_BPF_LSM=y."
+        return Finding(name=_LSM, present=False, detail="not compiled in", cure=cure)
     return Finding(
         name=_LSM,
         present=False,
-        detail=f"the kernel refuses to {step} such a program: {os.strerror(code)}",
+        detail=f"the kernel refuses to {step} such a program: {os.strerror(error.errno or 0)}",
         cure="BPF trampolines are blocked; the hypervisor or the kernel's configuration must allow them.",
     )
 

@@ -33,18 +33,22 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "egs_task": abi.Task,
     "egs_file_id": abi.FileId,
     "egs_standing_key": abi.StandingKey,
+    "egs_subject_key": abi.SubjectKey,
+    "egs_subject": abi.Subject,
     "egs_grant": abi.Grant,
     "egs_argv": abi.Argv,
     "egs_variable": abi.Variable,
     "egs_variables": abi.Variables,
     "egs_reading": abi.Reading,
     "egs_exec_event": abi.ExecEvent,
+    "egs_code_event": abi.CodeEvent,
     "egs_exit_event": abi.ExitEvent,
 }
 ENUMS: Final[dict[str, tuple[str, type[IntEnum | IntFlag]]]] = {
     "egs_verdict": ("EGS_", Verdict),
     "egs_reason": ("EGS_", Reason),
     "egs_grant_kind": ("EGS_GRANT_", GrantKind),
+    "egs_tier": ("EGS_TIER_", abi.Tier),
     "egs_mode": ("EGS_MODE_", abi.Mode),
     "egs_scope_kind": ("EGS_SCOPE_", abi.ScopeKind),
     "egs_grant_flag": ("EGS_", abi.GrantFlag),
@@ -61,6 +65,9 @@ NUMBERS: Final = {
     "EGS_TASKS": abi.TASKS,
     "EGS_TASKS_SOFT": abi.TASKS_SOFT,
     "EGS_GRANTS_PER_FILE": abi.GRANTS_PER_FILE,
+    "EGS_SUBJECTS": abi.SUBJECTS,
+    "EGS_LIBRARY_FOLDERS": abi.LIBRARY_FOLDERS,
+    "EGS_CODE_EVENTS": abi.CODE_EVENTS,
     "EGS_ARGV_MAX": ARGV_MAX,
     "EGS_ARGV_SMALL": abi.ARGV_SMALL,
     "EGS_FILENAME_MAX": abi.FILENAME_MAX,
@@ -153,13 +160,15 @@ def test_the_daemon_opens_every_map_and_program_of_the_gate() -> None:
     declared = {
         name
         for line in re.findall(r"^BPF_\w+\(.*\);", GATE, re.MULTILINE)
-        for name in pins.MAPS
+        for name in (*pins.MAPS, *pins.LSM_MAPS)
         if name in line
     }
-    assert declared == set(pins.MAPS)
-    assert len(maps) == len(pins.MAPS)
+    assert declared == {*pins.MAPS, *pins.LSM_MAPS}
+    assert len(maps) == len(declared)
     programs = re.findall(r"^int (\w+)\(struct bpf_raw_tracepoint_args", GATE, re.MULTILINE)
     assert set(programs) == {*pins.TRACEPOINTS, *pins.CALLED}
+    hooks = re.findall(r"^int (\w+)\(u64 \*ctx\)", GATE, re.MULTILINE)
+    assert set(hooks) == set(pins.HOOKS)
 
 
 def test_limits_that_are_said_twice_agree() -> None:
