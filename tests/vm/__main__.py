@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from tests.vm import suite
-from tests.vm.host import CACHE, Lacking, need_tools, say
-from tests.vm.image import base_image
-from tests.vm.kernels import SUITES
+from tests.vm.host import CACHE, Lacking, cache_lock, forget_the_unused, need_tools, say
+from tests.vm.image import base_disk
+from tests.vm.kernels import SUITES, kernel
 from tests.vm.machine import LSM
 from tests.vm.results import Results
 
@@ -25,7 +25,7 @@ QUICK_SECONDS: Final = 900.0
 def main(words: list[str]) -> int:
     """Run the matrix; the exit code."""
     options = _parse(words)
-    kernels, tiers = options.kernel or list(SUITES), options.tier or list(LSM)
+    tiers = options.tier or list(LSM)
     selection = "given" if options.arguments else "quick" if options.quick else "full"
     chosen = {"given": tuple(options.arguments), "quick": quick_tests(), "full": FULL}[selection]
     plan = suite.Plan(
@@ -38,12 +38,14 @@ def main(words: list[str]) -> int:
     )
     try:
         need_tools()
-        image = base_image()
+        with cache_lock():
+            forget_the_unused()
+            disk, ready = base_disk(), [kernel(name) for name in options.kernel or SUITES]
     except Lacking as lacking:
         say(f"test-vm: not run: {lacking}")
         return LACKS
     with ThreadPoolExecutor(options.jobs) as pool:
-        asked = [pool.submit(suite.run, image, kernel, tier, plan) for kernel in kernels for tier in tiers]
+        asked = [pool.submit(suite.run, disk, one, tier, plan) for one in ready for tier in tiers]
         ran = [future.result() for future in asked]
     return summary(ran, plan.results)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +25,12 @@ TOOLS: Final = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.ext4": "e2fsprogs",
     "cpio": "cpio",
+    "depmod": "kmod",
+    "busybox": "busybox-static",
 }
 """Command and the Debian package that has it: the list `vm` of scripts/setup."""
+KEPT_SECONDS: Final = 14 * 86400
+_MADE: Final = r"(boot|bookworm|debian|system|vm|wheels)-.*"
 _telling = threading.Lock()
 
 
@@ -85,13 +94,54 @@ def digest(*parts: str | bytes) -> str:
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made once: `make` fills it, and only when it succeeds does it get its name."""
+    """A folder of the cache, made once: `make` fills it, and only when it succeeds does it get its name. Under `cache_lock`."""
     folder = CACHE / name
     if not folder.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
         part = CACHE / f"{name}.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         make(part)
         part.rename(folder)
+    os.utime(folder)
     return folder
+
+
+def forget_the_unused() -> None:
+    """Remove what nobody has used for a while from the cache."""
+    now = time.time()
+    for path in CACHE.iterdir():
+        if re.fullmatch(_MADE, path.name) and now - path.stat().st_mtime > KEPT_SECONDS:
+            say(f"removing {path}, unused for long")
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def file_system(path: Path, tree: Path, size: str) -> None:
+    """Make an ext4 of a tree; `size` is only what it may grow to."""
+    must("truncate", f"--size={size}", str(path))
+    must(
+        "mkfs.ext4",
+        "-q",
+        "-E",
+        "lazy_itable_init=0,lazy_journal_init=0",
+        "-d",
+        str(tree),
+        str(path),
+        seconds=300,
+    )
+
+
+@contextlib.contextmanager
+def cache_lock() -> Iterator[None]:
+    """One of those who run this makes something in the cache; the others wait, and then find it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def workshop() -> Iterator[Path]:
+    """A folder on a disk with room; gone afterwards."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vm-", dir=CACHE) as folder:
+        yield Path(folder)

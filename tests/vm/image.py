@@ -1,22 +1,16 @@
-"""One Debian 12 for all machines: its disk, the kernels' modules on it, and a small initrd for each kernel.
-
-Made once for each set of inputs and kept in ~/.cache/egs-kernel; a machine writes to an overlay of its own.
-"""
+"""One Debian 12 for all machines, made once for each set of inputs and kept in ~/.cache/egs-kernel."""
 
 from __future__ import annotations
 
-import lzma
+import os
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.vm.host import CACHE, REPOSITORY, cached, digest, must, say
-from tests.vm.kernels import SUITES, Kernel, fetch, mirror
+from tests.vm.host import CACHE, REPOSITORY, cached, digest, file_system, must, say, workshop
+from tests.vm.kernels import mirror
 
 CHECKOUT: Final = "/srv/egs-kernel"
 VENV: Final = "/opt/venv"
@@ -31,79 +25,30 @@ SYSTEM: Final = (
     "systemd-sysv",
     "udev",
 )
-DISK_SIZE: Final = "8G"
-WANTED_AT_BOOT: Final = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
-"""Modules without which the disk cannot be mounted; a kernel may have some of them built in, or not at all."""
-INITRD: Final = Path(__file__).parent / "guest/initrd"
+DISK: Final = "disk.ext4"
+DISK_SIZE: Final = "6G"
 BUILD_TOOLS: Final = ("setuptools", "wheel", "hatchling", "editables~=0.3")
 
 
-@dataclass(frozen=True)
-class Image:
-    """A disk and the kernels that boot from it."""
-
-    folder: Path
-
-    @property
-    def disk(self) -> Path:
-        """The root file system; never written to."""
-        return self.folder / "disk.ext4"
-
-    def kernel(self, name: str) -> Path:
-        """The kernel's file."""
-        return self.folder / name / "vmlinuz"
-
-    def initrd(self, name: str) -> Path:
-        """Its initrd."""
-        return self.folder / name / "initrd"
-
-    def release(self, name: str) -> str:
-        """What `uname -r` says under it."""
-        return (self.folder / name / "release").read_text()
-
-
-def base_image() -> Image:
-    """The image for this checkout's package lists and lock file."""
-    kernels = [fetch(name) for name in SUITES]
-    base = debian((*SYSTEM, *_setup_list("runtime"), *_setup_list("development")))
-    inputs = [
-        REPOSITORY / name
-        for name in ("requirements-dev.lock", "pyproject.toml", "scripts/setup", "scripts/bin/egs")
-    ]
-    key = digest(
-        base.name,
-        Path(__file__).read_bytes(),
-        INITRD.read_bytes(),
-        *(kernel.release for kernel in kernels),
-        *(file.read_bytes() for file in inputs),
-    )
+def base_disk() -> Path:
+    """Debian with this checkout's package lists and lock file, as a file system; never written to."""
+    base = debian()
+    inputs = ("requirements-dev.lock", "pyproject.toml", "scripts/setup", "scripts/bin/egs")
+    key = digest(base.name, *((REPOSITORY / name).read_bytes() for name in inputs))
 
     def make(folder: Path) -> None:
-        say(f"making {CACHE}/image-{key} (a minute)")
-        with tempfile.TemporaryDirectory(prefix="tree-", dir=CACHE) as name:
-            tree = Path(name)
+        say(f"making {CACHE}/debian-{key} (half a minute)")
+        with workshop() as tree:
             must("tar", "--extract", "--file", str(base), "--directory", str(tree))
             _make_venv(tree)
-            for kernel in kernels:
-                _add_kernel(tree, kernel, folder / kernel.name)
-            must("truncate", f"--size={DISK_SIZE}", str(folder / "disk.ext4"))
-            must(
-                "mkfs.ext4",
-                "-q",
-                "-E",
-                "lazy_itable_init=0,lazy_journal_init=0",
-                "-d",
-                str(tree),
-                str(folder / "disk.ext4"),
-                seconds=300,
-            )
+            file_system(folder / DISK, tree, DISK_SIZE)
 
-    return Image(cached(f"image-{key}", make))
+    return cached(f"debian-{key}", make) / DISK
 
 
-def debian(packages: Iterable[str]) -> Path:
-    """A Debian 12 with these packages, as a tar file; made once."""
-    wanted = ",".join(sorted(set(packages)))
+def debian() -> Path:
+    """A Debian 12 with systemd and what scripts/setup --dev installs, as a tar file; made once."""
+    wanted = ",".join(sorted({*SYSTEM, *_setup_list("runtime"), *_setup_list("development")}))
     tar = CACHE / f"bookworm-{digest(wanted)}.tar"
     if not tar.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -120,6 +65,7 @@ def debian(packages: Iterable[str]) -> Path:
         )
         must(*command, seconds=1200)
         part.rename(tar)
+    os.utime(tar)
     return tar
 
 
@@ -203,41 +149,3 @@ def _make_venv(tree: Path) -> None:
     inside(tree, f"cd {CHECKOUT} && scripts/setup --dev && mv .venv {VENV}")
     shutil.rmtree(tree / "srv/wheels")
     shutil.rmtree(checkout)
-
-
-def _add_kernel(tree: Path, kernel: Kernel, folder: Path) -> None:
-    """Its modules into the tree, itself and its initrd beside the disk."""
-    folder.mkdir()
-    shutil.copy(kernel.unpack(tree), folder / "vmlinuz")
-    (folder / "release").write_text(kernel.release)
-    with tempfile.TemporaryDirectory(dir=CACHE) as name:
-        content = Path(name)
-        for made in ("bin", "modules", "proc", "dev", "root"):
-            (content / made).mkdir()
-        shutil.copy(tree / "bin/busybox", content / "bin/busybox")
-        shutil.copy(INITRD, content / "init")
-        (content / "init").chmod(0o755)
-        modules = tree / "usr/lib/modules" / kernel.release
-        for number, module in enumerate(_modules_in_order(modules)):
-            data = module.read_bytes()
-            plain = lzma.decompress(data) if module.suffix == ".xz" else data
-            (content / f"modules/{number:02}-{module.name.removesuffix('.xz')}").write_bytes(plain)
-        must(
-            "sh",
-            "-c",
-            'find . | cpio --quiet --create --format=newc > "$0"',
-            str(folder / "initrd"),
-            folder=content,
-        )
-
-
-def _modules_in_order(modules: Path) -> list[Path]:
-    """The files of what is wanted at boot, each after what it depends on, by modules.dep."""
-    needs = {}
-    for line in (modules / "modules.dep").read_text().splitlines():
-        file, _, others = line.partition(":")
-        needs[re.sub(r"\.ko(\.xz)?$", "", Path(file).name)] = [file, *others.split()]
-    order: dict[str, None] = {}
-    for name in WANTED_AT_BOOT:
-        order |= dict.fromkeys(reversed(needs.get(name, [])))
-    return [modules / file for file in order]

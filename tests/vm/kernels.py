@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.vm.host import Lacking, cached, must, say
+from tests.vm.host import Lacking, cached, digest, file_system, must, say, workshop
 
 SUITES: Final = {
     "6.1": ("bookworm",),
@@ -20,13 +21,16 @@ SUITES: Final = {
 RELEASES: Final = frozenset(
     {"bookworm", "trixie", "forky", "sid", "stable", "testing", "unstable", "oldstable"}
 )
+INITRD: Final = Path(__file__).parent / "guest/initrd"
+WANTED_AT_BOOT: Final = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
+"""Modules without which the disk cannot be mounted; a kernel may have some of them built in, or not at all."""
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _META: Final = "linux-image-amd64"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel, as its packages."""
+    """One kernel, ready to boot: the file, a small initrd, and its modules as a file system."""
 
     name: str
     folder: Path
@@ -36,15 +40,80 @@ class Kernel:
         """What `uname -r` says under it."""
         return (self.folder / "release").read_text()
 
-    def unpack(self, tree: Path) -> Path:
-        """Put the modules into a Debian's tree; the kernel itself, as a file there."""
-        for package in self.folder.glob("*.deb"):
-            # /lib is a link to usr/lib in the tree: what the package has in ./lib goes through it.
-            must("sh", "-c", 'dpkg-deb --fsys-tarfile "$0" | tar -xC "$1" --keep-directory-symlink',
-                 str(package), str(tree))  # fmt: skip
-        places = (tree / f"boot/vmlinuz-{self.release}", tree / f"usr/lib/modules/{self.release}/vmlinuz")
-        must("chroot", str(tree), "depmod", self.release)
-        return next(place for place in places if place.exists())
+    @property
+    def file(self) -> Path:
+        """The kernel itself."""
+        return self.folder / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """What it starts from; see guest/initrd."""
+        return self.folder / "initrd"
+
+    @property
+    def modules(self) -> Path:
+        """What is to be mounted at /usr/lib/modules."""
+        return self.folder / "modules.ext4"
+
+
+def kernel(name: str) -> Kernel:
+    """A kernel, from the cache when it is there.
+
+    Raises:
+        Lacking: no suite has it.
+    """
+    packages = _packages(name)
+    key = digest(packages.name, (packages / "release").read_bytes(), INITRD.read_bytes(), *WANTED_AT_BOOT)
+    return Kernel(name, cached(f"boot-{name}-{key}", lambda folder: _prepare(packages, folder)))
+
+
+def _prepare(packages: Path, folder: Path) -> None:
+    release = (packages / "release").read_text()
+    (folder / "release").write_text(release)
+    with workshop() as tree:
+        for package in packages.glob("*.deb"):
+            must("dpkg-deb", "--extract", str(package), str(tree))
+        modules = tree / "modules"
+        modules.mkdir()
+        unpacked = next(place for place in (tree / "lib/modules", tree / "usr/lib/modules") if place.is_dir())
+        for place in (tree / f"boot/vmlinuz-{release}", unpacked / release / "vmlinuz"):
+            if place.exists():
+                shutil.copy(place, folder / "vmlinuz")
+        (unpacked / release).rename(modules / release)
+        (tree / "usr/lib").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(tree / "lib", ignore_errors=True)
+        shutil.rmtree(tree / "usr/lib/modules", ignore_errors=True)
+        (tree / "lib").symlink_to("usr/lib")
+        (tree / "usr/lib/modules").symlink_to(modules)
+        must("depmod", "--basedir", str(tree), release)
+        file_system(folder / "modules.ext4", modules, "1G")
+        _make_initrd(modules / release, folder / "initrd")
+
+
+def _make_initrd(modules: Path, path: Path) -> None:
+    with workshop() as content:
+        for made in ("bin", "modules", "proc", "dev", "root"):
+            (content / made).mkdir()
+        shutil.copy(shutil.which("busybox") or "", content / "bin/busybox")
+        shutil.copy(INITRD, content / "init")
+        (content / "init").chmod(0o755)
+        for number, module in enumerate(_modules_in_order(modules)):
+            data = module.read_bytes()
+            plain = lzma.decompress(data) if module.suffix == ".xz" else data
+            (content / f"modules/{number:02}-{module.name.removesuffix('.xz')}").write_bytes(plain)
+        must("sh", "-c", 'find . | cpio --quiet --create --format=newc > "$0"', str(path), folder=content)
+
+
+def _modules_in_order(modules: Path) -> list[Path]:
+    """The files of what is wanted at boot, each after what it depends on, by modules.dep."""
+    needs = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        file, _, others = line.partition(":")
+        needs[re.sub(r"\.ko(\.xz)?$", "", Path(file).name)] = [file, *others.split()]
+    order: dict[str, None] = {}
+    for name in WANTED_AT_BOOT:
+        order |= dict.fromkeys(reversed(needs.get(name, [])))
+    return [modules / file for file in order]
 
 
 def mirror() -> str:
@@ -60,12 +129,8 @@ def mirror() -> str:
     raise Lacking("apt is configured with no mirror of Debian here (apt-get indextargets shows none)")
 
 
-def fetch(name: str) -> Kernel:
-    """A kernel from the cache; from its suite when it is not there yet.
-
-    Raises:
-        Lacking: no suite has it.
-    """
+def _packages(name: str) -> Path:
+    """A folder with a kernel's packages, and its release in a file; downloaded once."""
 
     def download(folder: Path) -> None:
         for suite in SUITES[name]:
@@ -82,7 +147,7 @@ def fetch(name: str) -> Kernel:
             return
         raise Lacking(f"no Debian suite of {', '.join(SUITES[name])} has Linux {name} on this mirror")
 
-    return Kernel(name, cached(f"kernel-{name}", download))
+    return cached(f"kernel-{name}", download)
 
 
 class _Apt:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.vm.host import must
-from tests.vm.image import Image
+from tests.vm.kernels import Kernel
 
 LSM: Final = {"lsm": "lockdown,capability,yama,bpf", "tracepoint": "lockdown,capability,yama"}
 """The kernel's list of security modules, which decides on the tier that it offers."""
@@ -30,8 +30,8 @@ class Hung(Exception):
 class Machine:
     """One machine: its disk outlives its boots."""
 
-    image: Image
-    kernel: str
+    disk: Path
+    kernel: Kernel
     tier: str
     folder: Path
     job: Path | None = None
@@ -52,12 +52,12 @@ class Machine:
             "-F",
             "raw",
             "-b",
-            str(self.image.disk),
-            str(self._disk),
+            str(self.disk),
+            str(self._overlay),
         )
 
     @property
-    def _disk(self) -> Path:
+    def _overlay(self) -> Path:
         return self.folder / "disk.qcow2"
 
     @property
@@ -99,16 +99,18 @@ class Machine:
 
     def _command(self, lines: Path) -> list[str]:
         append = f"console=ttyS0 root=/dev/vda rw init={self.init} lsm={LSM[self.tier]} panic=-1 oops=panic {self.more}"
-        drives = [(self._disk, "qcow2"), *([(self.job, "raw")] if self.job else [])]
+        drives = [(self._overlay, "qcow2,cache=unsafe"), (self.kernel.modules, "raw,readonly=on")]
+        if self.job is not None:
+            drives.append((self.job, "raw,cache=unsafe"))
         command = [
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", os.environ.get("EGS_VM_CPU", "max"), "-m", MEMORY, "-smp", str(self.processors),
             "-nodefaults", "-display", "none", "-nic", "none", "-device", "virtio-rng-pci",
-            "-serial", f"file:{self.console}", "-serial", f"unix:{lines}",
-            "-kernel", str(self.image.kernel(self.kernel)), "-initrd", str(self.image.initrd(self.kernel)),
+            "-chardev", f"file,id=console,append=on,path={self.console}", "-serial", "chardev:console", "-serial", f"unix:{lines}",
+            "-kernel", str(self.kernel.file), "-initrd", str(self.kernel.initrd),
             "-append", append,
         ]  # fmt: skip
         for path, kind in drives:
-            command += ["-drive", f"file={path},format={kind},if=virtio,cache=unsafe"]
+            command += ["-drive", f"file={path},if=virtio,format={kind}"]
         return command if self.reboots else [*command, "-no-reboot"]
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from tests.vm.host import CACHE, must, say
-from tests.vm.image import Image, copy_checkout
+from tests.vm.host import file_system, say, workshop
+from tests.vm.image import copy_checkout
+from tests.vm.kernels import Kernel
 from tests.vm.machine import Hung, Machine
 from tests.vm.results import Outcome, Results
 
@@ -39,8 +38,7 @@ class Plan:
 
 def job_drive(path: Path, tier: str, plan: Plan) -> None:
     """A small file system with the checkout, and what to do with it; it is the machine's /srv."""
-    with tempfile.TemporaryDirectory(prefix="job-", dir=CACHE) as name:
-        tree = Path(name)
+    with workshop() as tree:
         copy_checkout(tree / "egs-kernel", plan.commit)
         (tree / "environment").write_text(
             f"export EGS_REQUIRE_KERNEL=1 EGS_TEST_TIER={tier} EGS_TEST_PATIENCE={PATIENCE}\n"
@@ -48,14 +46,13 @@ def job_drive(path: Path, tier: str, plan: Plan) -> None:
         options = ("-o", f"timeout={TEST_SECONDS}", "-p", "no:cacheprovider")
         (tree / "arguments").write_text("".join(f"{word}\n" for word in (*options, *plan.arguments)))
         shutil.copytree(Path(__file__).parent / "guest", tree / "guest")
-        must("truncate", "--size=256M", str(path))
-        must("mkfs.ext4", "-q", "-d", str(tree), str(path))
+        file_system(path, tree, "256M")
 
 
-def run(image: Image, kernel: str, tier: str, plan: Plan) -> Results:
+def run(disk: Path, kernel: Kernel, tier: str, plan: Plan) -> Results:
     """Boot a machine, have it run the plan's tests, and save what came of it."""
     results = Results(
-        kernel=kernel,
+        kernel=kernel.name,
         tier=tier,
         selection=plan.selection,
         commit=plan.commit or "working tree",
@@ -64,7 +61,7 @@ def run(image: Image, kernel: str, tier: str, plan: Plan) -> Results:
     began = time.monotonic()
     with workshop() as folder:
         job_drive(folder / "job", tier, plan)
-        machine = Machine(image, kernel, tier, folder, job=folder / "job", init="/srv/guest/init")
+        machine = Machine(disk, kernel, tier, folder, job=folder / "job", init="/srv/guest/init")
         ended = False
         try:
             with machine.running(plan.seconds) as lines:
@@ -77,17 +74,9 @@ def run(image: Image, kernel: str, tier: str, plan: Plan) -> Results:
             _say(results, f"BROKEN: {results.broken}; the console's end:\n{machine.tail()}")
         results.seconds = round(time.monotonic() - began, 1)
         plan.results.mkdir(parents=True, exist_ok=True)
-        shutil.copy(machine.console, plan.results / f"{kernel}-{tier}.console")
+        shutil.copy(machine.console, plan.results / f"{kernel.name}-{tier}.console")
     results.save(plan.results)
     return results
-
-
-@contextlib.contextmanager
-def workshop() -> Any:
-    """A folder on a disk with room; gone afterwards."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="vm-", dir=CACHE) as folder:
-        yield Path(folder)
 
 
 def _take(results: Results, line: bytes, began: float, *, verbose: bool) -> bool:
