@@ -19,6 +19,7 @@
 
 #define EGS_TASKS 65536      /* governed processes that can be tracked */
 #define EGS_TASKS_SOFT 32768 /* beyond this a governed process that forks dies: the rest is head room */
+#define EGS_HELD_MAX 4096      /* processes that wait at once; the next one dies */
 #define EGS_GRANTS 8192
 #define EGS_GRANTS_PER_FILE 8
 #define EGS_SUBJECTS 16384      /* files that artifacts name */
@@ -75,6 +76,7 @@ enum egs_reason {
 	EGS_SCRIPT_UNAUTHORIZED = 23,
 	EGS_CODE_UNTRUSTED = 24,
 	EGS_CODE_ANONYMOUS = 25,
+	EGS_HOLDS_FULL = 26,
 	EGS_GATE_REASONS = 32,
 };
 
@@ -93,6 +95,12 @@ enum egs_mode {
 	EGS_MODE_UNUSED = 0,
 	EGS_MODE_ENFORCE = 1,
 	EGS_MODE_OBSERVE = 2,
+};
+
+/* What a scope does with an exec that lacks nothing but an authorization. */
+enum egs_missing {
+	EGS_MISSING_KILL = 0,
+	EGS_MISSING_HOLD = 1,
 };
 
 /* Which kinds of scope exist: an exec outside pays only for those. */
@@ -115,6 +123,7 @@ enum egs_grant_flag {
 
 enum egs_task_flag {
 	EGS_TASK_INHERITED = 1, /* forked, has not executed: its execution is its parent's */
+	EGS_TASK_HELD = 2,      /* executed without an authorization, and waits for one: runs nothing until then */
 	EGS_TASK_REFUSE_ANONYMOUS_CODE = 4,
 };
 
@@ -137,6 +146,7 @@ enum egs_failure {
 	EGS_FAIL_CODE_EVENT = 9,     /* no slot for the event of refused code; it was refused */
 	EGS_FAIL_PENDING = 10,       /* no room for one more exec under way: refused */
 	EGS_FAIL_DIGEST = 11,        /* the kernel could not hash a file: refused */
+	EGS_FAIL_HOLD_BROKEN = 12,   /* a held process was let go by somebody else than the daemon: killed */
 	EGS_FAILURES = 16,
 };
 
@@ -150,7 +160,7 @@ struct egs_config {
 
 struct egs_scope {
 	__u32 mode;
-	__u32 pad;
+	__u32 on_missing;
 	char name[EGS_SCOPE_NAME];
 };
 

@@ -169,7 +169,9 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 	event = reserve_event(&scratch->facts, &scratch->argv);
 	if (!event)
 		refuse_unrecorded(decision);
-	verdict = decision->reason == EGS_AUTHORIZED ? EGS_ALLOW : EGS_KILL;
+	verdict = EGS_ALLOW;
+	if (decision->reason != EGS_AUTHORIZED)
+		verdict = event && !untracked ? refusal(decision, &scratch->facts, scope) : EGS_KILL;
 	enforced = mode != EGS_MODE_OBSERVE;
 	count_decision(verdict, decision->reason, enforced);
 	if (event) {
@@ -180,16 +182,16 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 		task = tasks.lookup(&pid);
 		if (task) {
 			event->parent_execution = task->execution;
-			if (verdict == EGS_ALLOW || !enforced) {
+			if (verdict != EGS_KILL || !enforced) {
 				task->execution = new_execution(scratch->facts.now);
-				task->artifact = artifact_key(decision->artifact_id);
-				task->flags = code_flags(decision);
+				task->artifact = verdict == EGS_HOLD ? 0 : artifact_key(decision->artifact_id);
+				task->flags = verdict == EGS_HOLD ? EGS_TASK_HELD : code_flags(decision);
 				task->code_events = 0;
 				event->execution = task->execution;
 			}
 		}
 	}
-	if (verdict != EGS_ALLOW && enforced) {
+	if (verdict == EGS_KILL && enforced) {
 		int error = bpf_send_signal(EGS_SIGKILL);
 
 		if (error)

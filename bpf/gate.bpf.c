@@ -14,10 +14,13 @@
  *   gate_mkdir   raw_tp/cgroup_mkdir         a scope's cgroup that is created (again) is the scope. Fires
  *                                            before kernfs_activate(): nobody can be inside yet.
  *   gate_rmdir   raw_tp/cgroup_rmdir         forget its id.
+ *   guard_return raw_tp/x86_fpu_regs_activated  while a scope holds: kills who comes to user space although it is
+ *   guard_fault  raw_tp/page_fault_user         held (hold.bpf.c)
  *   read_file    never attached; run by BPF_PROG_TEST_RUN: the same identity that the gate compares, of a
  *                file that the caller has open.
  *   set_task     never attached; run by BPF_PROG_TEST_RUN: puts a process under a scope, or releases it,
  *                with the same bookkeeping as the hooks.
+ *   release_hold never attached; run by BPF_PROG_TEST_RUN: what is held may run.
  *
  * No kernel struct is dereferenced here: bcc silently miscompiles offsets of some of them. Every offset
  * comes from the running kernel's BTF as -DOFF_struct_field=N and is read with bpf_probe_read_kernel, and
@@ -47,6 +50,7 @@ BPF_HASH(scope_entries, struct egs_entry_key, u32, 1024);
 BPF_HASH(scope_users, u32, u32, 1024);
 BPF_HASH(tasks, u32, struct egs_task, EGS_TASKS);
 BPF_ARRAY(task_counts, u64, 2); /* [0] how many are tracked; [1] whether one ever could not be */
+BPF_ARRAY(held_counts, u64, 1);
 BPF_HASH(standing_grants, struct egs_standing_key, struct egs_grant, EGS_GRANTS);
 BPF_HASH(armed_grants, u32, struct egs_grant, EGS_GRANTS);
 BPF_HASH(grant_uses, u64, u64, EGS_GRANTS * 2);

@@ -75,6 +75,29 @@ static __always_inline int track(u32 pid, struct egs_task *task)
 	return error;
 }
 
+/* Flags that two CPUs change at once are changed together with the scope before them: BPF has 64-bit atomics. */
+_Static_assert(__builtin_offsetof(struct egs_task, scope) % 8 == 0 &&
+		       __builtin_offsetof(struct egs_task, flags) == __builtin_offsetof(struct egs_task, scope) + 4,
+	       "scope and flags are one aligned word");
+
+static __always_inline u64 clear_flag(struct egs_task *task, u32 flag)
+{
+	return __sync_fetch_and_and((u64 *)&task->scope, ~((u64)flag << 32)) >> 32 & flag;
+}
+
+/* Take the mark of a held process away (hold.bpf.c), exactly once, however many want to; whether it was there. */
+static __always_inline int end_hold(struct egs_task *task)
+{
+	u32 zero = 0;
+	u64 *count = held_counts.lookup(&zero);
+
+	if (!clear_flag(task, EGS_TASK_HELD))
+		return 0;
+	if (count)
+		__sync_fetch_and_add(count, -1);
+	return 1;
+}
+
 static __always_inline int govern(u32 pid, u32 scope)
 {
 	struct egs_task task = { .scope = scope };
@@ -96,18 +119,24 @@ static __always_inline void govern_newborn(u32 pid, u32 scope, struct egs_task *
 		task.artifact = parent->artifact;
 		task.flags |= parent->flags & EGS_TASK_REFUSE_ANONYMOUS_CODE;
 	}
-	if (stale)
+	if (stale) {
+		end_hold(stale);
 		*stale = task;
-	else
+	} else {
 		track(pid, &task);
+	}
 }
 
 static __always_inline int release(u32 pid)
 {
 	u32 zero = 0;
 	u64 *count = task_counts.lookup(&zero);
-	int error = tasks.delete(&pid);
+	struct egs_task *task = tasks.lookup(&pid);
+	int error;
 
+	if (task)
+		end_hold(task);
+	error = tasks.delete(&pid);
 	if (!error && count)
 		__sync_fetch_and_add(count, -1);
 	return error;

@@ -12,7 +12,7 @@ import msgspec
 
 from egs_kernel.errors import UsageError
 from egs_kernel.filesystems import KNOWN
-from egs_kernel.model import Mode, Reason, Tier
+from egs_kernel.model import Mode, OnMissing, Reason, Tier
 from egs_kernel.ownership import read_private_file
 
 CONFIG_LIMIT = 256 * 1024
@@ -23,6 +23,10 @@ MAX_LIBRARY_ROOTS = 64
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d)")
+_HOLD_TIMEOUT = "60s"
+_HOLD_LIMIT = 24 * 3600
+"""Seconds. What nobody decided in a day is forgotten, not considered."""
+
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -34,7 +38,18 @@ class ScopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     binaries: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
     mode: Mode = Mode.ENFORCE
-    on_missing: str = "kill"
+    on_missing: OnMissing = OnMissing.KILL
+    hold_timeout: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether an exec without a grant waits here for an authorization. Who only observes holds nobody."""
+        return self.on_missing is OnMissing.HOLD and self.mode is Mode.ENFORCE
+
+    @property
+    def hold_seconds(self) -> int:
+        """How long it waits."""
+        return parse_duration(self.hold_timeout or _HOLD_TIMEOUT, f"scope {self.name!r}: hold_timeout")
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,10 +210,10 @@ def _check_scope(name: str, scope: ScopeConfig) -> None:
     for binary in scope.binaries:
         if not binary.startswith("/"):
             raise _invalid(name, f"{where}: binary {binary!r} must be an absolute path")
-    if scope.on_missing != "kill":
-        raise _invalid(
-            name, f'{where}: on_missing {scope.on_missing!r} is not supported; this version knows "kill"'
-        )
+    if scope.hold_timeout is not None and scope.on_missing is not OnMissing.HOLD:
+        raise _invalid(name, f'{where}: hold_timeout is for on_missing = "hold"')
+    if scope.hold_seconds > _HOLD_LIMIT:
+        raise _invalid(name, f"{where}: hold_timeout {scope.hold_timeout} is more than a day")
 
 
 def _normal(cgroup: str) -> str:

@@ -19,7 +19,7 @@ class Verdict(IntEnum):
     ALLOW = 0
     DENY = 1  # refused before the exec took effect: the caller goes on
     KILL = 2  # refused at the exec: the new image dies before its first instruction
-    HOLD = 3
+    HOLD = 3  # stopped at the exec, before its first instruction, until somebody authorizes it
 
 
 class Tier(Enum):
@@ -34,6 +34,13 @@ class Mode(Enum):
 
     ENFORCE = "enforce"
     OBSERVE = "observe"  # records only: not EGS-001 compliant (clause 3.1, "advisory authorization models")
+
+
+class OnMissing(Enum):
+    """What an enforcing scope does with an exec that lacks nothing but an authorization."""
+
+    KILL = "kill"
+    HOLD = "hold"  # it waits for one, stopped before its first instruction
 
 
 class GrantKind(IntEnum):
@@ -81,6 +88,8 @@ class Reason(IntEnum):
     )
     CODE_ANONYMOUS = 25  # executable memory of no file, which the artifact refuses
 
+    HOLDS_FULL = 26  # it would have been held, and too many are
+
     # The verifier (verify.py) and what it is made of.
     ARTIFACT_MALFORMED = 32
     ARTIFACT_TOO_LARGE = 33
@@ -125,6 +134,9 @@ class Reason(IntEnum):
     NOT_FOUND = 78
     USAGE = 79
     LAUNCHER_LOST = 80  # the launcher went away before its exec
+    HOLD_DENIED = 81  # somebody said that what is held shall not run
+    HOLD_EXPIRED = 82  # nobody authorized it within the scope's hold_timeout
+    HOLD_LOST = 83  # what was held ended, or was let go by somebody else and therefore killed
 
     @property
     def code(self) -> str:

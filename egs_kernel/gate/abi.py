@@ -19,6 +19,7 @@ SCOPE_SLOTS: Final = 66
 SCOPE_NAME: Final = 32
 TASKS: Final = 65536
 TASKS_SOFT: Final = 32768
+HELD_MAX: Final = 4096
 GRANTS_PER_FILE: Final = 8
 SUBJECTS: Final = 16384
 LIBRARY_FOLDERS: Final = 64
@@ -50,6 +51,13 @@ class Mode(IntEnum):
     OBSERVE = 2
 
 
+class Missing(IntEnum):
+    """enum egs_missing."""
+
+    KILL = 0
+    HOLD = 1
+
+
 class ScopeKind(IntFlag):
     """enum egs_scope_kind."""
 
@@ -69,6 +77,14 @@ class GrantFlag(IntFlag):
     NEED_SECCOMP = 32
     ALLOW_CODE_VARIABLES = 64
     REFUSE_ANONYMOUS_CODE = 128
+
+
+class TaskFlag(IntFlag):
+    """enum egs_task_flag."""
+
+    INHERITED = 1
+    HELD = 2
+    REFUSE_ANONYMOUS_CODE = 4
 
 
 class EventType(IntEnum):
@@ -94,6 +110,7 @@ class Failure(IntEnum):
     CODE_EVENT = 9
     PENDING = 10
     DIGEST = 11
+    HOLD_BROKEN = 12
 
 
 class Config(Structure):
@@ -116,8 +133,9 @@ class Config(Structure):
 class Scope(Structure):
     """struct egs_scope."""
 
-    _fields_ = (("mode", c_uint32), ("pad", c_uint32), ("name", c_char * SCOPE_NAME))
+    _fields_ = (("mode", c_uint32), ("on_missing", c_uint32), ("name", c_char * SCOPE_NAME))
     mode: int
+    on_missing: int
     name: bytes
 
 

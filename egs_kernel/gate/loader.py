@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from egs_kernel.config import Config
-from egs_kernel.errors import GateError, HostLacks
+from egs_kernel.errors import EgsError, GateError, HostLacks
 from egs_kernel.gate import abi, btf, libbpf, tiers
 from egs_kernel.gate.headers import write_headers
+from egs_kernel.gate.holds import GUARDS
 from egs_kernel.gate.libraries import apply_library_roots
 from egs_kernel.gate.pins import CALLED, HOOKS, LSM_MAPS, MAPS, SLEEPABLE, TRACEPOINTS, Gate
 from egs_kernel.gate.scopes import apply_scopes
-from egs_kernel.gate.selftest import run_self_test
+from egs_kernel.gate.selftest import prove_hold, run_self_test
 from egs_kernel.gate.source import gate_source, source_folder
 from egs_kernel.gate.variables import variables_table
 from egs_kernel.model import Reason, Tier
@@ -170,7 +171,7 @@ def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, 
         gate.configs.put(ctypes.c_uint32(0), settings)
         apply_library_roots(gate, config.library_roots)
         gate.refuse_variables(variables_table())
-        checks = run_self_test(gate)
+        checks = (*run_self_test(gate), *_prove_hold(gate, config))
         gate.stop_beating()
         gate.reset_counters()
         apply_scopes(gate, config)
@@ -180,11 +181,22 @@ def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, 
     return gate, checks
 
 
+def _prove_hold(gate: Gate, config: Config) -> tuple[str, ...]:
+    """A kernel on which holding does not work may enforce all the same, as long as nobody asks it to hold."""
+    try:
+        return (prove_hold(gate),)
+    except EgsError:
+        if any(scope.holds for scope in config.scopes):
+            raise
+        gate.holds.give_up()
+        return ()
+
+
 def _compile_and_pin(staging: Path, plan: Plan) -> None:
     module = _compile(source_folder(), plan)
     for name in (*MAPS, *(LSM_MAPS if plan.tier is Tier.LSM else ())):
         libbpf.pin(module[name.encode()].map_fd, staging / name)
-    for name in (*TRACEPOINTS, *CALLED):
+    for name in (*TRACEPOINTS, *GUARDS, *CALLED):
         program = _load_program(module, name)
         libbpf.pin(program, staging / name)
         if name in TRACEPOINTS:

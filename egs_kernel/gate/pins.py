@@ -21,6 +21,7 @@ from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
 from egs_kernel.gate.grants import raw_argv, raw_grant
+from egs_kernel.gate.holds import GUARDS, Holds
 from egs_kernel.gate.ring import Ring
 from egs_kernel.model import (
     FileIdentity,
@@ -58,7 +59,7 @@ HOOKS: Final = {
 SLEEPABLE: Final = frozenset({"check_exec"})
 """Those of them that may sleep, where the kernel hashes files for the gate."""
 
-CALLED: Final = ("read_file", "set_task")
+CALLED: Final = ("read_file", "set_task", "release_hold")
 """Programs that user space runs, never attached."""
 
 MAPS: Final = (
@@ -72,6 +73,7 @@ MAPS: Final = (
     "scope_users",
     "tasks",
     "task_counts",
+    "held_counts",
     "standing_grants",
     "armed_grants",
     "grant_uses",
@@ -101,6 +103,7 @@ class GovernedTask(msgspec.Struct, frozen=True):
     scope: str
     execution: int
     inherited: bool
+    held: bool = False
 
 
 class ScopeState(msgspec.Struct, frozen=True):
@@ -151,6 +154,7 @@ class Gate:
         self.tier = Tier.LSM if config.tier == abi.Tier.LSM else Tier.TRACEPOINT
         self.digests = bool(config.digests)
         self._programs = {name: _open(pins / name) for name in programs_of(self.tier)}
+        self._programs |= {name: _open(pins / name) for name in GUARDS if (pins / name).exists()}
         self.subjects = libbpf.Map(fds["subjects"], abi.SubjectKey, abi.Subject)
         self.measured_files = libbpf.Map(fds["measured_files"], abi.FileKey, u64)
         self.library_folders = libbpf.Map(fds["library_folders"], abi.FileKey, u32)
@@ -162,6 +166,7 @@ class Gate:
         self.scope_entries = libbpf.Map(fds["scope_entries"], abi.EntryKey, u32)
         self.scope_users = libbpf.Map(fds["scope_users"], u32, u32)
         self._tasks = libbpf.Map(fds["tasks"], u32, abi.Task)
+        self.holds = Holds(pins, self._programs, self._tasks)
         self._standing = libbpf.Map(fds["standing_grants"], abi.StandingKey, abi.Grant)
         self._armed = libbpf.Map(fds["armed_grants"], u32, abi.Grant)
         self._uses = libbpf.Map(fds["grant_uses"], u64, u64)
@@ -394,7 +399,8 @@ class Gate:
                 pid=key.value,
                 scope=self._names.get(task.scope, f"#{task.scope}"),
                 execution=task.execution,
-                inherited=bool(task.flags & 1),
+                inherited=bool(task.flags & abi.TaskFlag.INHERITED),
+                held=bool(task.flags & abi.TaskFlag.HELD),
             )
             for key, task in self._tasks.items()
         ]

@@ -13,8 +13,9 @@ from egs_kernel.errors import UsageError
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, cgroup_of, processes_below
 from egs_kernel.gate.pins import Gate
-from egs_kernel.model import Mode, Reason
+from egs_kernel.model import Mode, OnMissing, Reason
 
+_MISSING = {OnMissing.KILL: abi.Missing.KILL, OnMissing.HOLD: abi.Missing.HOLD}
 _MODES = {Mode.ENFORCE: abi.Mode.ENFORCE, Mode.OBSERVE: abi.Mode.OBSERVE}
 
 
@@ -31,8 +32,13 @@ def apply_scopes(gate: Gate, config: Config) -> None:
     rules = _Rules()
     for scope in config.scopes:
         rules.add(gate, scope, slots[scope.name])
+    holding = any(scope.holds for scope in config.scopes)
+    if holding:
+        gate.holds.attach_guards()  # before the first one can be held
     for scope in config.scopes:
-        raw = abi.Scope(mode=_MODES[scope.mode], name=scope.name.encode())
+        raw = abi.Scope(
+            mode=_MODES[scope.mode], on_missing=_MISSING[scope.on_missing], name=scope.name.encode()
+        )
         gate.scope_slots.put(ctypes.c_uint32(slots[scope.name]), raw)
     rules.write(gate)
     gate.configs.put(
@@ -44,6 +50,9 @@ def apply_scopes(gate: Gate, config: Config) -> None:
         ),
     )
     homes = {scope.cgroup: slots[scope.name] for scope in config.scopes if scope.cgroup is not None}
+    _let_nobody_wait(gate, {slots[scope.name] for scope in config.scopes if scope.holds})
+    if not holding:
+        gate.holds.detach_guards()
     _retire(gate, set(slots.values()), homes)
     gate.refresh_scopes()
     for scope in config.scopes:
@@ -155,6 +164,13 @@ def _replace(table: libbpf.Map[libbpf.K, libbpf.V], wanted: list[tuple[libbpf.K,
             table.delete(key)
 
 
+def _let_nobody_wait(gate: Gate, holding: set[int]) -> None:
+    """Kill what is held in scopes that do not hold any more: without the guards it would be anybody's to continue."""
+    for task in gate.holds.held():
+        if task.slot not in holding:
+            gate.holds.end(task.pid, task.execution)
+
+
 def _retire(gate: Gate, used: set[int], homes: Mapping[str, int]) -> None:
     """Scopes that the configuration no longer has: their processes go to others or are released; free their slots.
 
@@ -165,7 +181,7 @@ def _retire(gate: Gate, used: set[int], homes: Mapping[str, int]) -> None:
     """
     retired = {name: state.slot for name, state in gate.scopes().items() if state.slot not in used}
     # What is handed over may have forked meanwhile: until none is left.
-    while leaving := [task for task in gate.governed() if task.scope in retired]:
+    while leaving := [task for task in gate.governed() if task.scope in retired and not task.held]:
         for task in leaving:
             _leave(gate, task.pid, retired[task.scope], homes)
     for slot in retired.values():

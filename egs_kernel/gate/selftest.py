@@ -9,6 +9,8 @@ denied program run. So before any scope exists, real processes execute a known p
 4. cgroups: a re-created cgroup is the scope; a process moved below it, its child, and a process born into it
    are governed and stay so.
 
+Where the kernel can hold (gate/holds.py), `prove_hold` shows that it does.
+
 Each offset that is wrong fails one of these (tests/kernel/test_gate_selftest.py tries them all).
 """
 
@@ -91,6 +93,49 @@ def run_self_test(gate: Gate) -> tuple[str, ...]:
     return checks
 
 
+def prove_hold(gate: Gate) -> str:
+    """Hold a process, let it go as its owner would, and see it die; what was checked, in words.
+
+    All that it could execute is in its memory by then, so that no page fault stops it.
+
+    Raises:
+        HostLacks: this kernel cannot hold.
+        GateError: SELF_TEST_FAILED, it was not stopped, or it got away.
+    """
+    slot = abi.SCOPE_SELF_TEST_ENFORCE
+    gate.scope_slots.put(
+        ctypes.c_uint32(slot),
+        abi.Scope(mode=abi.Mode.ENFORCE, on_missing=abi.Missing.HOLD, name=b"self-test"),
+    )
+    gate.beat()
+    gate.holds.attach_guards()
+    try:
+        with _Child() as child:
+            gate.govern_slot(child.pid, slot)
+            _same("stop of a held process", child.until_stopped(), signal.SIGSTOP)
+            _read_executable_memory(child.pid)
+            os.kill(child.pid, signal.SIGCONT)
+            status, written = child.finish()
+    finally:
+        gate.holds.detach_guards()
+        gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
+    event = _exec_event(gate, child.pid)
+    _same("verdict on a held process", (event.verdict, event.reason), (Verdict.HOLD, Reason.NO_GRANT))
+    _same("end of a held process that was let go", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
+    return "a held process that its owner lets go dies and writes nothing"
+
+
+def _read_executable_memory(pid: int) -> None:
+    """Whoever reads another process's memory brings it in, without a fault of that process."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, modes = line.split()[:2]
+            if "x" in modes and not line.endswith("[vsyscall]"):
+                start, end = (int(edge, 16) for edge in span.split("-"))
+                memory.seek(start)
+                memory.read(end - start)
+
+
 class _Child:
     """A process that waits to be told to execute the known program."""
 
@@ -105,7 +150,7 @@ class _Child:
         ready_read, ready_write = os.pipe()
         self._go_read, self._go_write = os.pipe()
         self._output, output = os.pipe()
-        self._reaped = False
+        self._reaped = self._told = False
         self.pid = fork()
         if self.pid == 0:
             self._execute(prepare, before_exec, command, environment, ready_write, output)
@@ -148,9 +193,21 @@ class _Child:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 
+    def _execute_now(self) -> None:
+        if not self._told:
+            os.write(self._go_write, b"1")
+        self._told = True
+
+    def until_stopped(self) -> int:
+        """Let it execute; the signal that stops it."""
+        self._execute_now()
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        self._reaped = not os.WIFSTOPPED(status)
+        return os.WSTOPSIG(status) if os.WIFSTOPPED(status) else 0
+
     def finish(self) -> tuple[int, bytes]:
-        """Let it execute; its wait status and what it wrote."""
-        os.write(self._go_write, b"1")
+        """Let it execute, if it has not; its wait status and what it wrote."""
+        self._execute_now()
         written = b""
         while chunk := os.read(self._output, 4096):
             written += chunk

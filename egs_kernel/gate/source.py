@@ -10,6 +10,7 @@ PARTS: Final = (
     "scopes.bpf.c",
     "decide.bpf.c",
     "pending.bpf.c",
+    "hold.bpf.c",
     "exec.bpf.c",
     "lsm.bpf.c",
     "follow.bpf.c",

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from egs_kernel.gate import loader
+from egs_kernel.gate.holds import GUARDS
 from egs_kernel.gate.pins import CALLED, TRACEPOINTS
 from egs_kernel.gate.source import source_folder
 
@@ -79,7 +80,7 @@ def test_the_walk_knows_good_from_bad() -> None:
 def test_no_loop_of_the_gate_falls_into_its_own_head() -> None:
     module = loader._compile(source_folder())
     try:
-        programs = {name: module.dump_func(name.encode()) for name in (*TRACEPOINTS, *CALLED)}
+        programs = {name: module.dump_func(name.encode()) for name in (*TRACEPOINTS, *GUARDS, *CALLED)}
     finally:
         module.cleanup()
     assert {name: back_edges(code) for name, code in programs.items()} == {name: [] for name in programs}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Hold: in a scope that holds, an exec that lacks nothing but an authorization is marked and stopped (SIGSTOP) inside
+ * of execve, and waits for the daemon's word. The daemon takes the mark away and continues it, or kills it.
+ *
+ * A stop is no enforcement: the owner may continue his process, a tracer may, a SIGCONT may come first. So two guards,
+ * attached while a scope holds, kill whoever comes to user space with the mark:
+ *
+ *   guard_return  raw_tp/x86_fpu_regs_activated   execve() throws the floating point registers away, so the first way
+ *                                                 back to user space loads them, after all signals were dealt with.
+ *                                                 Whatever memory is there already: this comes first.
+ *   guard_fault   raw_tp/page_fault_user          a fresh image faults in its first page. Not always: the kernel itself
+ *                                                 may have, for the end of a data segment or the arguments on the
+ *                                                 stack, and so has who reads /proc/PID/mem. The second line.
+ */
+
+#define EGS_SIGSTOP 19
+#define EGS_REASON_BIT(reason) (1ULL << (reason))
+
+/* Refusals that another artifact, or one more measurement, would cure. */
+#define EGS_CURABLE                                                                                                    \
+	(EGS_REASON_BIT(EGS_NO_GRANT) | EGS_REASON_BIT(EGS_FILE_CHANGED) | EGS_REASON_BIT(EGS_NOT_YET_VALID) |         \
+	 EGS_REASON_BIT(EGS_EXPIRED) | EGS_REASON_BIT(EGS_IDENTITY_MISMATCH) | EGS_REASON_BIT(EGS_CGROUP_MISMATCH) |   \
+	 EGS_REASON_BIT(EGS_USES_EXHAUSTED) | EGS_REASON_BIT(EGS_ARGV_MISMATCH))
+
+static __always_inline int is_held(u32 tgid)
+{
+	struct egs_task *task = tasks.lookup(&tgid);
+
+	return task && (task->flags & EGS_TASK_HELD);
+}
+
+/*
+ * Whether an exec that is refused for this reason waits instead, as far as its scope and the reason say. Who was armed
+ * never waits: it executes what it was armed for, or nothing.
+ */
+static __always_inline int may_hold(u32 scope, struct decision *decision)
+{
+	struct egs_scope *slot = scopes.lookup(&scope);
+
+	return slot && slot->mode == EGS_MODE_ENFORCE && slot->on_missing == EGS_MISSING_HOLD &&
+	       decision->kind != EGS_GRANT_ARMED && decision->reason < 64 &&
+	       (EGS_CURABLE & EGS_REASON_BIT(decision->reason & 63));
+}
+
+/* Mark and stop the current process, which is tracked. Any other outcome is a reason to kill it. */
+static __always_inline u32 hold(u32 pid)
+{
+	u32 zero = 0;
+	u64 *count = held_counts.lookup(&zero);
+	struct egs_task *task = tasks.lookup(&pid);
+
+	if (!task || !count)
+		return EGS_GATE_MISCONFIGURED;
+	if (__sync_fetch_and_add(count, 1) >= EGS_HELD_MAX) {
+		__sync_fetch_and_add(count, -1);
+		return EGS_HOLDS_FULL;
+	}
+	task->flags |= EGS_TASK_HELD; /* its own process alone does that, in its exec */
+	if (bpf_send_signal(EGS_SIGSTOP)) {
+		end_hold(task);
+		return EGS_GATE_MISCONFIGURED;
+	}
+	return EGS_AUTHORIZED;
+}
+
+/* What becomes of a refused exec whose event has its room: HOLD, or KILL with the reason that is nearest. */
+static __always_inline u32 refusal(struct decision *decision, struct exec_facts *facts, u32 scope)
+{
+	u32 reason = EGS_AUTHORIZED;
+
+	if (!may_hold(scope, decision))
+		return EGS_KILL;
+	/* Nobody could say what it is that waits, or no authorization cures it. */
+	if (!facts->argv_read)
+		reason = EGS_ARGV_UNREADABLE;
+	else if (facts->environment != EGS_AUTHORIZED)
+		reason = facts->environment;
+	else
+		reason = hold(facts->pid);
+	if (reason == EGS_AUTHORIZED)
+		return EGS_HOLD;
+	decision->reason = reason;
+	return EGS_KILL;
+}
+
+/* Somebody other than the daemon let it go. */
+static __always_inline int guard(void)
+{
+	u32 zero = 0;
+	u64 *count = held_counts.lookup(&zero);
+
+	if (count && !*count)
+		return 0;
+	if (!is_held(bpf_get_current_pid_tgid() >> 32))
+		return 0;
+	count_failure(EGS_FAIL_HOLD_BROKEN);
+	if (bpf_send_signal(EGS_SIGKILL))
+		count_failure(EGS_FAIL_KILL);
+	return 0;
+}
+
+int guard_return(struct bpf_raw_tracepoint_args *ctx)
+{
+	return guard();
+}
+
+int guard_fault(struct bpf_raw_tracepoint_args *ctx)
+{
+	return guard();
+}
+
+/*
+ * Run by the daemon: what is held runs as soon as it is continued. args[0]: its process id; args[1]: its execution;
+ * args[2]: the artifact that it runs under, the first 8 bytes of the id; args[3]: flags that it has from then on.
+ * 1 when it was held as that execution.
+ */
+int release_hold(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 pid = ctx->args[0];
+	struct egs_task *task = tasks.lookup(&pid);
+
+	if (!task || !(task->flags & EGS_TASK_HELD) || task->execution != ctx->args[1])
+		return 0;
+	task->artifact = ctx->args[2];
+	task->flags |= ctx->args[3] & EGS_TASK_REFUSE_ANONYMOUS_CODE;
+	return end_hold(task);
+}
