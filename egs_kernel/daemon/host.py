@@ -20,7 +20,7 @@ from egs_kernel.config import Config, load_config
 from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
-from egs_kernel.gate.pins import TRACEPOINTS
+from egs_kernel.gate.parts import TRACEPOINTS
 from egs_kernel.model import HostFacts, Posture, Reason
 from egs_kernel.ownership import read_private_file
 from egs_kernel.posture import host_id, policy_digest, read_posture

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.standing import Standing
-    from egs_kernel.gate.pins import Gate, GovernedTask
+    from egs_kernel.gate.pins import Gate
+    from egs_kernel.gate.views import GovernedTask
     from egs_kernel.paths import Paths
 
 

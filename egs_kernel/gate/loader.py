@@ -29,7 +29,8 @@ from egs_kernel.gate import abi, btf, libbpf, tiers
 from egs_kernel.gate.headers import write_headers
 from egs_kernel.gate.holds import GUARDS
 from egs_kernel.gate.libraries import apply_library_roots
-from egs_kernel.gate.pins import CALLED, HOOKS, LSM_MAPS, MAPS, SLEEPABLE, TRACEPOINTS, Gate
+from egs_kernel.gate.parts import CALLED, HOOKS, LSM_MAPS, MAPS, SLEEPABLE, TRACEPOINTS
+from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import prove_hold, run_self_test
 from egs_kernel.gate.source import gate_source, source_folder

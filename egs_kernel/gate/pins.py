@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-import msgspec
-
 from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
 from egs_kernel.gate.grants import raw_argv, raw_grant
 from egs_kernel.gate.holds import GUARDS, Holds
+from egs_kernel.gate.parts import MAPS, links_of, programs_of
 from egs_kernel.gate.ring import Ring
+from egs_kernel.gate.views import GateCounters, GovernedTask, Reading, ScopeState, StandingGrant
 from egs_kernel.model import (
     FileIdentity,
     GateEvent,
@@ -38,108 +38,8 @@ from egs_kernel.processes import start_ticks
 K = TypeVar("K")
 V = TypeVar("V")
 
-TRACEPOINTS: Final = {
-    "gate_exec": "sched_process_exec",
-    "gate_fork": "sched_process_fork",
-    "gate_exit": "sched_process_exit",
-    "gate_attach": "cgroup_attach_task",
-    "gate_mkdir": "cgroup_mkdir",
-    "gate_rmdir": "cgroup_rmdir",
-}
-"""Attached programs and where."""
-
-HOOKS: Final = {
-    "check_exec": "bprm_check_security",
-    "check_mapping": "mmap_file",
-    "check_protection": "file_mprotect",
-    "note_writer": "file_open",
-}
-"""Programs of the tier `lsm` and their hooks."""
-
-SLEEPABLE: Final = frozenset({"check_exec"})
-"""Those of them that may sleep, where the kernel hashes files for the gate."""
-
-CALLED: Final = ("read_file", "set_task", "release_hold")
-"""Programs that user space runs, never attached."""
-
-MAPS: Final = (
-    "gate_configs",
-    "heartbeats",
-    "scopes",
-    "scope_cgroups",
-    "scope_paths",
-    "scope_files",
-    "scope_entries",
-    "scope_users",
-    "tasks",
-    "task_counts",
-    "held_counts",
-    "standing_grants",
-    "armed_grants",
-    "grant_uses",
-    "grant_argvs",
-    "scratches",
-    "code_variables",
-    "decisions",
-    "failures",
-    "readings",
-    "subjects",
-    "measured_files",
-    "library_folders",
-    "events",
-)
-
-LSM_MAPS: Final = ("pending_execs", "blank_pendings")
-"""Of the tier `lsm`; user space reads them never."""
-
 _RELEASE: Final = 0xFFFFFFFF
 _UNLOAD_AND_LOAD: Final = "Run: egs gate unload && egs gate load"
-
-
-class GovernedTask(msgspec.Struct, frozen=True):
-    """A process that the gate tracks. `execution` 0: it has not executed anything since it is governed."""
-
-    pid: int
-    scope: str
-    execution: int
-    inherited: bool
-    held: bool = False
-
-
-class ScopeState(msgspec.Struct, frozen=True):
-    """A scope as the gate has it."""
-
-    slot: int
-    name: str
-    mode: Mode
-    cgroup: str | None
-
-
-class GateCounters(msgspec.Struct, frozen=True):
-    """Totals since the gate was loaded. Decisions by (verdict, reason, enforced)."""
-
-    decisions: dict[tuple[Verdict, Reason, bool], int]
-    failures: dict[str, int]
-    missed: int
-    """Times a program was skipped by the kernel because it was already running on that CPU."""
-
-
-class StandingGrant(msgspec.Struct, frozen=True):
-    """A standing grant as the gate has it."""
-
-    grant_id: int
-    artifact_id: str
-    scope: str
-    file: FileIdentity
-    uses_left: int | None
-
-
-class Reading(msgspec.Struct, frozen=True):
-    """What the gate sees of an open file: its identity and the folder entry it was opened by."""
-
-    identity: FileIdentity
-    folder_inode: int
-    name: bytes
 
 
 class Gate:
@@ -552,16 +452,6 @@ class Gate:
                 f"the gate has no room for another grant: {error}",
                 "Remove artifacts that are not needed.",
             ) from error
-
-
-def links_of(tier: Tier) -> dict[str, str]:
-    """Every program that is attached on a tier, and where."""
-    return {**TRACEPOINTS, **HOOKS} if tier is Tier.LSM else TRACEPOINTS
-
-
-def programs_of(tier: Tier) -> tuple[str, ...]:
-    """Every program of a tier."""
-    return (*links_of(tier), *CALLED)
 
 
 def _require_alive(task: TaskIdentity) -> None:

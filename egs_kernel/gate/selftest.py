@@ -30,7 +30,8 @@ from typing import Final, NoReturn, Self
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, move
-from egs_kernel.gate.pins import Gate, Reading
+from egs_kernel.gate.pins import Gate
+from egs_kernel.gate.views import Reading
 from egs_kernel.model import (
     ExecEvent,
     ExitEvent,

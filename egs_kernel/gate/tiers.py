@@ -22,7 +22,7 @@ from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.gate.libbpf import attach_lsm, libbpf, load_lsm
-from egs_kernel.gate.pins import TRACEPOINTS
+from egs_kernel.gate.parts import TRACEPOINTS
 from egs_kernel.model import Tier
 
 _MAP_TYPE_RINGBUF: Final = 27

@@ -16,7 +16,8 @@ import msgspec
 
 from egs_kernel.audit.anchor import read_head
 from egs_kernel.gate import libbpf
-from egs_kernel.gate.pins import TRACEPOINTS, Gate
+from egs_kernel.gate.parts import TRACEPOINTS
+from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Verdict
 from tests.harness import BIN, Instance
 

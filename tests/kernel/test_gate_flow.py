@@ -13,7 +13,7 @@ import pytest
 
 from egs_kernel.gate import loader
 from egs_kernel.gate.holds import GUARDS
-from egs_kernel.gate.pins import CALLED, TRACEPOINTS
+from egs_kernel.gate.parts import CALLED, TRACEPOINTS
 from egs_kernel.gate.source import source_folder
 
 pytestmark = pytest.mark.kernel

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from egs_kernel import config
-from egs_kernel.gate import abi, pins
+from egs_kernel.gate import abi, parts
 from egs_kernel.gate.holds import GUARDS
 from egs_kernel.gate.source import gate_source
 from egs_kernel.model import ARGV_MAX, LAST_GATE_REASON, GrantKind, Reason, Verdict
@@ -164,15 +164,15 @@ def test_the_daemon_opens_every_map_and_program_of_the_gate() -> None:
     declared = {
         name
         for line in re.findall(r"^BPF_\w+\(.*\);", GATE, re.MULTILINE)
-        for name in (*pins.MAPS, *pins.LSM_MAPS)
+        for name in (*parts.MAPS, *parts.LSM_MAPS)
         if name in line
     }
-    assert declared == {*pins.MAPS, *pins.LSM_MAPS}
+    assert declared == {*parts.MAPS, *parts.LSM_MAPS}
     assert len(maps) == len(declared)
     programs = re.findall(r"^int (\w+)\(struct bpf_raw_tracepoint_args", GATE, re.MULTILINE)
-    assert set(programs) == {*pins.TRACEPOINTS, *GUARDS, *pins.CALLED}
+    assert set(programs) == {*parts.TRACEPOINTS, *GUARDS, *parts.CALLED}
     hooks = re.findall(r"^int (\w+)\(u64 \*ctx\)", GATE, re.MULTILINE)
-    assert set(hooks) == set(pins.HOOKS)
+    assert set(hooks) == set(parts.HOOKS)
 
 
 def test_limits_that_are_said_twice_agree() -> None:

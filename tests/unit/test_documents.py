@@ -16,7 +16,7 @@ from egs_kernel.cli.main import _MODULES, _parser
 from egs_kernel.config import Config, MetricsConfig, ScopeConfig, parse_config
 from egs_kernel.errors import ExitCode
 from egs_kernel.filesystems import KNOWN, TRUSTED
-from egs_kernel.gate.pins import CALLED, HOOKS, LSM_MAPS, MAPS, TRACEPOINTS
+from egs_kernel.gate.parts import CALLED, HOOKS, LSM_MAPS, MAPS, TRACEPOINTS
 from egs_kernel.model import LAST_GATE_REASON, Reason
 from tests.unit.test_imports import LAYERS
 
