@@ -27,7 +27,7 @@ static __always_inline int read_task_facts(struct exec_facts *facts, u64 task, u
 			     OFF_task_struct_seccomp + OFF_seccomp_filter_count);
 	facts->start_ticks = start / EGS_TICK_NS;
 	facts->no_new_privs = atomic_flags & EGS_PFA_NO_NEW_PRIVS;
-	facts->opened = opened_since(&facts->file);
+	facts->opened = last_opened(&facts->file);
 	return failed;
 }
 
@@ -200,7 +200,7 @@ static __always_inline u32 script_permitted(u8 *artifact_id, struct exec_facts *
 
 	if (!subject || !same_file(&subject->file, &facts->script))
 		return EGS_SCRIPT_UNAUTHORIZED;
-	if (opened_since(&facts->script))
+	if (last_opened(&facts->script) >= subject->measured)
 		return EGS_FILE_OPENED;
 	if (facts->digests && !same_digest(subject->digest, facts->script_digest))
 		return EGS_DIGEST_DIFFERS;
@@ -222,7 +222,7 @@ static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_
 		return EGS_SUBJECT_MISMATCH;
 	if (!same_file(&grant->file, &facts->file))
 		return EGS_FILE_CHANGED;
-	if (facts->opened)
+	if (grant->measured && facts->opened >= grant->measured)
 		return EGS_FILE_OPENED;
 	if (facts->digests && !same_digest(grant->digest, facts->digest))
 		return EGS_DIGEST_DIFFERS;

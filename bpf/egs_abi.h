@@ -219,6 +219,7 @@ struct egs_subject_key {
 struct egs_subject {
 	struct egs_file_id file;
 	__u8 digest[32];
+	__u64 measured; /* as in egs_grant */
 };
 
 struct egs_grant {
@@ -231,6 +232,7 @@ struct egs_grant {
 	__u64 cgroup_id;
 	__u64 argv_hash;
 	__u64 start_ticks; /* armed only */
+	__u64 measured; /* CLOCK_BOOTTIME, ns: void once the file was opened for writing; 0: whatever happens to it */
 	__u32 argv_length;
 	__u32 pad;
 	__u32 flags;

@@ -60,7 +60,7 @@ BPF_PERCPU_ARRAY(decisions, u64, 8 * EGS_GATE_REASONS);
 BPF_PERCPU_ARRAY(failures, u64, EGS_FAILURES);
 BPF_ARRAY(readings, struct egs_reading, 1);
 BPF_HASH(subjects, struct egs_subject_key, struct egs_subject, EGS_SUBJECTS);
-BPF_HASH(measured_files, struct egs_file_key, u64, EGS_SUBJECTS); /* when it was opened for writing; 0: not yet */
+BPF_HASH(measured_files, struct egs_file_key, u64, EGS_SUBJECTS); /* when it may last have been opened for writing */
 BPF_HASH(library_folders, struct egs_file_key, u32, EGS_LIBRARY_FOLDERS);
 BPF_RINGBUF_OUTPUT(events, EGS_RING_PAGES);
 
@@ -68,6 +68,7 @@ BPF_RINGBUF_OUTPUT(events, EGS_RING_PAGES);
 struct exec_facts {
 	struct egs_file_id file;
 	u64 now;
+	u64 opened; /* for writing, the last time */
 	u64 cgroup_id;
 	u64 start_ticks;
 	u64 argv_start;
@@ -84,7 +85,6 @@ struct exec_facts {
 	u32 argv_read;
 	u32 environment; /* EGS_AUTHORIZED, or why it is refused */
 	u32 unreadable;  /* something above could not be read */
-	u32 opened;      /* for writing, since it was measured */
 	u64 environment_start;
 	u64 environment_end;
 	/* Known on the tier `lsm` alone, from its own hook (lsm.bpf.c). */
@@ -188,13 +188,16 @@ static __always_inline int same_digest(u8 *a, u8 *b)
 	return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]) | (left[3] ^ right[3]));
 }
 
-/* Whether somebody opened a measured file for writing since; the hook that sees it is on the tier `lsm`. */
-static __always_inline u32 opened_since(struct egs_file_id *id)
+/*
+ * When a file was last opened for writing, as the hook of the tier `lsm` notes for those that are measured; of any
+ * other file nobody knows, and so it may be right now.
+ */
+static __always_inline u64 last_opened(struct egs_file_id *id)
 {
 	struct egs_file_key key = { .inode = id->inode, .device = id->device };
 	u64 *opened = measured_files.lookup(&key);
 
-	return opened && *opened;
+	return opened ? *opened : ~0ULL;
 }
 
 static __always_inline u64 artifact_key(u8 *artifact_id)

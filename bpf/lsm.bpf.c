@@ -67,29 +67,24 @@ static __always_inline int take_digest(u8 *digest, u64 *ctx)
 #endif
 
 /* The file that the exec is at is a script: it is named by the artifact of its interpreter, or nobody runs it. */
-static __always_inline u32 note_script(struct pending *pending, u64 file, u64 *ctx)
+static __always_inline u32 note_script(struct pending *pending, u64 *ctx)
 {
 	if (pending->facts.script_seen)
 		return EGS_SCRIPT_UNAUTHORIZED; /* the interpreter of a script is a script */
-	if (read_file_id(&pending->facts.script, file)) {
-		count_failure(EGS_FAIL_STATE_READ);
+	if (pending->facts.unreadable)
 		return EGS_STATE_UNREADABLE;
-	}
+	pending->facts.script = pending->facts.file;
 	if (take_digest(pending->facts.script_digest, ctx))
 		return EGS_DIGEST_DIFFERS;
 	pending->facts.script_seen = 1;
 	return EGS_AUTHORIZED;
 }
 
-static __always_inline u32 judge_program(struct pending *pending, struct egs_config *config, u64 task, u64 file,
-					 u64 *ctx)
+static __always_inline u32 judge_program(struct pending *pending, struct egs_config *config, u64 *ctx)
 {
 	struct decision *decision = &pending->decision;
 
 	__builtin_memset(decision, 0, sizeof(*decision));
-	pending->facts.unreadable = read_task_facts(&pending->facts, task, file) != 0;
-	if (pending->facts.unreadable)
-		count_failure(EGS_FAIL_STATE_READ);
 #ifdef EGS_IMA
 	if (take_digest(pending->facts.digest, ctx))
 		return EGS_DIGEST_DIFFERS;
@@ -160,14 +155,17 @@ int check_exec(u64 *ctx)
 		return scope_mode(scope) == EGS_MODE_OBSERVE ? 0 : -EGS_EPERM;
 	}
 	mode = scope_mode(scope);
+	pending->facts.unreadable = read_task_facts(&pending->facts, task, file) != 0;
+	if (pending->facts.unreadable)
+		count_failure(EGS_FAIL_STATE_READ);
 	if (read_field(&head, sizeof(head), bprm, OFF_linux_binprm_buf))
 		reason = EGS_STATE_UNREADABLE;
 	else if (head == EGS_SHEBANG)
-		reason = note_script(pending, file, ctx);
+		reason = note_script(pending, ctx);
 	else if (mode == EGS_MODE_UNUSED)
 		reason = EGS_GATE_MISCONFIGURED;
 	else
-		reason = judge_program(pending, config, task, file, ctx);
+		reason = judge_program(pending, config, ctx);
 	if (reason == EGS_AUTHORIZED || mode == EGS_MODE_OBSERVE)
 		return 0;
 	return refuse_exec(pending, task, bprm, reason);
@@ -248,8 +246,10 @@ static __always_inline u32 judge_file(struct runner *runner, u64 file, struct eg
 	key.inode = id->inode;
 	key.device = id->device;
 	subject = subjects.lookup(&key);
+	if (subject && !same_file(&subject->file, id))
+		return EGS_FILE_CHANGED;
 	if (subject)
-		return same_file(&subject->file, id) && !opened_since(id) ? EGS_AUTHORIZED : EGS_FILE_CHANGED;
+		return last_opened(id) < subject->measured ? EGS_AUTHORIZED : EGS_FILE_OPENED;
 	return is_trusted_library(file, id) ? EGS_AUTHORIZED : EGS_CODE_UNTRUSTED;
 }
 

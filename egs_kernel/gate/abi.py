@@ -224,9 +224,10 @@ class SubjectKey(Structure):
 class Subject(Structure):
     """struct egs_subject."""
 
-    _fields_ = (("file", FileId), ("digest", c_uint8 * 32))
+    _fields_ = (("file", FileId), ("digest", c_uint8 * 32), ("measured", c_uint64))
     file: FileId
     digest: Array[c_uint8]
+    measured: int
 
 
 class Grant(Structure):
@@ -242,6 +243,7 @@ class Grant(Structure):
         ("cgroup_id", c_uint64),
         ("argv_hash", c_uint64),
         ("start_ticks", c_uint64),
+        ("measured", c_uint64),
         ("argv_length", c_uint32),
         ("pad", c_uint32),
         ("flags", c_uint32),
