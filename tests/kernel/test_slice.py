@@ -1,4 +1,4 @@
-"""Scopes on slices of systemd, without systemd (tests/vm/boot_units.py has it)."""
+"""Scopes on slices of systemd, without systemd (the case `boot` of scripts/test-vm has it)."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from tests.vm.image import base_disk
 from tests.vm.kernels import SUITES, kernel
 from tests.vm.machine import LSM
 from tests.vm.results import Results
+from tests.vm.system import system_disk
 
 FULL: Final = ("tests/kernel", "tests/adversarial")
 QUICK: Final = Path(__file__).parent / "quick.txt"
@@ -25,7 +26,7 @@ QUICK_SECONDS: Final = 900.0
 def main(words: list[str]) -> int:
     """Run the matrix; the exit code."""
     options = _parse(words)
-    tiers = options.tier or list(LSM)
+    cases, tiers = options.case or ["tests"], options.tier or list(LSM)
     selection = "given" if options.arguments else "quick" if options.quick else "full"
     chosen = {"given": tuple(options.arguments), "quick": quick_tests(), "full": FULL}[selection]
     plan = suite.Plan(
@@ -40,12 +41,18 @@ def main(words: list[str]) -> int:
         need_tools()
         with cache_lock():
             forget_the_unused()
-            disk, ready = base_disk(), [kernel(name) for name in options.kernel or SUITES]
+            ready = [kernel(name) for name in options.kernel or SUITES]
+            disks = {case: base_disk() if case == "tests" else system_disk(options.commit) for case in cases}
     except Lacking as lacking:
         say(f"test-vm: not run: {lacking}")
         return LACKS
     with ThreadPoolExecutor(options.jobs) as pool:
-        asked = [pool.submit(suite.run, disk, one, tier, plan) for one in ready for tier in tiers]
+        asked = [
+            pool.submit(suite.run, case, disks[case], one, tier, plan)
+            for case in cases
+            for one in ready
+            for tier in tiers
+        ]
         ran = [future.result() for future in asked]
     return summary(ran, plan.results)
 
@@ -58,11 +65,11 @@ def quick_tests() -> tuple[str, ...]:
 
 def summary(ran: list[Results], folder: Path) -> int:
     """Print a table; the exit code."""
-    say(f"\nkernel  tier        passed  failed  skipped  seconds   (results: {folder})")
+    say(f"\nkernel and tier           passed  failed  skipped  seconds   (results: {folder})")
     for one in ran:
         counts = one.counts
         say(
-            f"{one.kernel:7} {one.tier:11} {counts['passed']:6}  {counts['failed']:6}  {counts['skipped']:7}"
+            f"{one.name:24} {counts['passed']:6}  {counts['failed']:6}  {counts['skipped']:7}"
             f"  {one.seconds:7.0f}   {one.broken}"
         )
     for one in ran:
@@ -83,6 +90,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "--kernel", action="append", choices=list(SUITES), help="only this one; may be repeated"
     )
     parser.add_argument("--tier", action="append", choices=list(LSM), help="only this one; may be repeated")
+    parser.add_argument(
+        "--case", action="append", choices=list(suite.CASES), help="only this one; may be repeated"
+    )
     parser.add_argument("--quick", action="store_true", help="the selection of tests/vm/quick.txt, as in CI")
     parser.add_argument("--jobs", type=int, default=2, help="machines at a time (default: 2)")
     parser.add_argument("--commit", help="what to test (default: the working tree)")

@@ -16,7 +16,6 @@ CHECKOUT: Final = "/srv/egs-kernel"
 VENV: Final = "/opt/venv"
 """The checkout's .venv, at home: it is mounted at CHECKOUT/.venv, as scripts/setup makes it."""
 SYSTEM: Final = (
-    "busybox-static",
     "dbus",
     "iproute2",
     "kmod",
@@ -48,7 +47,7 @@ def base_disk() -> Path:
 
 def debian() -> Path:
     """A Debian 12 with systemd and what scripts/setup --dev installs, as a tar file; made once."""
-    wanted = ",".join(sorted({*SYSTEM, *_setup_list("runtime"), *_setup_list("development")}))
+    wanted = ",".join(sorted({*SYSTEM, *setup_list("runtime"), *setup_list("development")}))
     tar = CACHE / f"bookworm-{digest(wanted)}.tar"
     if not tar.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -133,7 +132,7 @@ def copy_checkout(folder: Path, commit: str | None = None) -> None:
     subprocess.run(("tar", "--extract", "--directory", str(folder)), check=True, input=archive)
 
 
-def _setup_list(name: str) -> tuple[str, ...]:
+def setup_list(name: str) -> tuple[str, ...]:
     """One of the package lists of scripts/setup."""
     found = re.search(rf"^{name}=\((.*)\)$", (REPOSITORY / "scripts/setup").read_text(), re.MULTILINE)
     if found is None:

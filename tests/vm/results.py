@@ -22,6 +22,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 class Results(msgspec.Struct):
     """Of one machine. `broken` says why it did not come to its end; empty when it did."""
 
+    case: str
     kernel: str
     tier: str
     selection: str
@@ -45,10 +46,15 @@ class Results(msgspec.Struct):
         """Whether everything that was collected ran, and nothing failed."""
         return not self.broken and not self.counts["failed"] and 0 < self.tests == len(self.outcomes)
 
+    @property
+    def name(self) -> str:
+        """Kernel, tier, and the case when it is not `tests`."""
+        return "-".join((self.kernel, self.tier, *(() if self.case == "tests" else (self.case,))))
+
     def save(self, folder: Path) -> Path:
         """Write it to its file."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.kernel}-{self.tier}.json"
+        path = folder / f"{self.name}.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
         return path
 

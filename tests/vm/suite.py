@@ -1,14 +1,19 @@
-"""Runs this repository's tests in one machine, and tells what comes of each as it comes."""
+"""One case in one machine: tells what comes of it as it comes, and saves it.
+
+The case `tests` runs this repository's tests; `boot` and `crash` boot a whole Debian with systemd and egs-kernel
+installed, in which an observer looks (guest/units.py, guest/crash.py).
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -18,15 +23,19 @@ from tests.vm.kernels import Kernel
 from tests.vm.machine import Hung, Machine
 from tests.vm.results import Outcome, Results
 
+CASES: Final = {"tests": "", "boot": "units", "crash": "crash"}
+"""And the module of its observer."""
 PATIENCE: Final = 8
 """How much longer than natively a test may wait for something: emulation is about ten times slower."""
 TEST_SECONDS: Final = 900
+EVERY: Final = 10
 MARKS: Final = {"passed": "ok", "failed": "FAILED", "skipped": "skipped", "xfailed": "known failure"}
+END, PULL_THE_PLUG, NOTHING = "end", "pull the plug", ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run in every machine."""
+    """What holds for every machine."""
 
     arguments: tuple[str, ...]
     selection: str
@@ -36,7 +45,42 @@ class Plan:
     verbose: bool = False
 
 
-def job_drive(path: Path, tier: str, plan: Plan) -> None:
+def run(case: str, disk: Path, kernel: Kernel, tier: str, plan: Plan) -> Results:
+    """Boot a machine, follow what it says to its end, and save what came of it."""
+    results = Results(
+        case=case,
+        kernel=kernel.name,
+        tier=tier,
+        selection=plan.selection if case == "tests" else case,
+        commit=plan.commit or "working tree",
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+    )
+    teller = _Teller(results, plan.verbose or case != "tests")
+    with workshop() as folder:
+        machine = _machine(case, disk, kernel, tier, plan, folder)
+        try:
+            ended = _follow(machine, teller, plan.seconds)
+        except Hung as hung:
+            results.broken, ended = str(hung), False
+        if not ended:
+            results.broken = results.broken or "the machine went off before it was done"
+            teller.say(f"BROKEN: {results.broken}; the console's end:\n{machine.tail()}")
+        results.seconds = round(teller.seconds, 1)
+        plan.results.mkdir(parents=True, exist_ok=True)
+        shutil.copy(machine.console, plan.results / f"{results.name}.console")
+    results.save(plan.results)
+    return results
+
+
+def _machine(case: str, disk: Path, kernel: Kernel, tier: str, plan: Plan, folder: Path) -> Machine:
+    if case == "tests":
+        _job_drive(folder / "job", tier, plan)
+        return Machine(disk, kernel, tier, folder, job=folder / "job", init="/srv/guest/init")
+    observer = f"systemd.wants=vm-observer@{CASES[case]}.service"
+    return Machine(disk, kernel, tier, folder, more=observer, processors=2, reboots=case == "crash")
+
+
+def _job_drive(path: Path, tier: str, plan: Plan) -> None:
     """A small file system with the checkout, and what to do with it; it is the machine's /srv."""
     with workshop() as tree:
         copy_checkout(tree / "egs-kernel", plan.commit)
@@ -49,66 +93,69 @@ def job_drive(path: Path, tier: str, plan: Plan) -> None:
         file_system(path, tree, "256M")
 
 
-def run(disk: Path, kernel: Kernel, tier: str, plan: Plan) -> Results:
-    """Boot a machine, have it run the plan's tests, and save what came of it."""
-    results = Results(
-        kernel=kernel.name,
-        tier=tier,
-        selection=plan.selection,
-        commit=plan.commit or "working tree",
-        date=f"{datetime.now(UTC):%Y-%m-%d}",
-    )
-    began = time.monotonic()
-    with workshop() as folder:
-        job_drive(folder / "job", tier, plan)
-        machine = Machine(disk, kernel, tier, folder, job=folder / "job", init="/srv/guest/init")
-        ended = False
-        try:
-            with machine.running(plan.seconds) as lines:
-                for line in lines:
-                    ended = _take(results, line, began, verbose=plan.verbose) or ended
-        except Hung as hung:
-            results.broken = str(hung)
-        if not ended:
-            results.broken = results.broken or "the machine went off before its tests were over"
-            _say(results, f"BROKEN: {results.broken}; the console's end:\n{machine.tail()}")
-        results.seconds = round(time.monotonic() - began, 1)
-        plan.results.mkdir(parents=True, exist_ok=True)
-        shutil.copy(machine.console, plan.results / f"{kernel.name}-{tier}.console")
-    results.save(plan.results)
-    return results
+def _follow(machine: Machine, teller: _Teller, seconds: float) -> bool:
+    """Boot, as often as the machine wants the plug pulled; whether it came to its end."""
+    deadline = time.monotonic() + seconds
+    word = PULL_THE_PLUG
+    while word == PULL_THE_PLUG:
+        with machine.running(deadline - time.monotonic()) as lines:
+            word = teller.take_all(lines)
+    return word == END
 
 
-def _take(results: Results, line: bytes, began: float, *, verbose: bool) -> bool:
-    """One line from the machine; whether it was the last one."""
-    seconds = time.monotonic() - began
-    try:
-        said = json.loads(line)
-    except ValueError:
-        _say(results, f"not understood: {line!r}")
-        return False
-    if "machine" in said:
-        results.machine = said["machine"]
-        results.release, results.lsm = said["machine"]["release"], said["machine"]["lsm"]
-        _say(results, f"Linux {results.release}, lsm={results.lsm}, after {seconds:.0f} s")
-    elif "tests" in said:
-        results.tests = said["tests"]
-        _say(results, f"{results.tests} tests, after {seconds:.0f} s")
-    elif "outcome" in said:
-        outcome = msgspec.convert(said, Outcome)
-        results.outcomes.append(outcome)
-        _tell(results, outcome, seconds, verbose=verbose)
-    return "end" in said
+class _Teller:
+    """Keeps what a machine says, and tells the person."""
 
+    def __init__(self, results: Results, verbose: bool) -> None:  # noqa: FBT001 - two values, and named by its only caller
+        self._results = results
+        self._verbose = verbose
+        self._began = time.monotonic()
 
-def _tell(results: Results, outcome: Outcome, seconds: float, *, verbose: bool) -> None:
-    done = f"{len(results.outcomes)}/{results.tests}"
-    reason = f" ({outcome.reason})" if outcome.reason else ""
-    detail = f"\n{outcome.detail}" if outcome.detail else ""
-    if verbose or outcome.outcome != "passed" or len(results.outcomes) % 10 == 0:
-        text = f"{seconds:5.0f} s {done} {MARKS[outcome.outcome]} {outcome.test}{reason} {outcome.seconds:.1f} s{detail}"
-        _say(results, text)
+    @property
+    def seconds(self) -> float:
+        """Since this machine was begun with."""
+        return time.monotonic() - self._began
 
+    def say(self, text: str) -> None:
+        """A line to the person."""
+        say(f"[{self._results.name}] {self.seconds:5.0f} s  {text}")
 
-def _say(results: Results, text: str) -> None:
-    say(f"[{results.kernel} {results.tier}] {text}")
+    def take_all(self, lines: Iterator[bytes]) -> str:
+        """Every line of a boot. What is to be done now: END, PULL_THE_PLUG, or NOTHING when it just went off."""
+        ended = NOTHING
+        for line in lines:
+            try:
+                said = json.loads(line)
+            except ValueError:
+                self.say(f"not understood: {line!r}")
+                continue
+            if "host" in said:
+                return PULL_THE_PLUG
+            self._take(said)
+            ended = END if "end" in said else ended
+        return ended
+
+    def _take(self, said: dict[str, Any]) -> None:
+        results = self._results
+        if "machine" in said:
+            results.machine = said["machine"]
+            results.release, results.lsm = said["machine"]["release"], said["machine"]["lsm"]
+            self.say(f"Linux {results.release}, lsm={results.lsm}")
+        elif "tests" in said:
+            results.tests = said["tests"]
+            self.say(f"{results.tests} tests")
+        elif "more_tests" in said:
+            results.tests += said["more_tests"]
+        elif "note" in said and self._verbose:
+            self.say(f"{said['note']}: {said['seen']}")
+        elif "outcome" in said:
+            outcome = msgspec.convert(said, Outcome)
+            results.outcomes.append(outcome)
+            if self._verbose or outcome.outcome != "passed" or len(results.outcomes) % EVERY == 0:
+                self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        done = f"{len(self._results.outcomes)}/{self._results.tests or '?'}"
+        reason = f" ({outcome.reason})" if outcome.reason else ""
+        detail = f"\n{outcome.detail}" if outcome.detail else ""
+        self.say(f"{done} {MARKS[outcome.outcome]} {outcome.test}{reason} {outcome.seconds:.1f} s{detail}")

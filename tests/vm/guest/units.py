@@ -1,8 +1,4 @@
-"""Runs inside the virtual machine of boot_units.py: looks at the units under a real systemd, one observation a line.
-
-Only Python's standard library: it is Debian's own python3, and no part of the product is imported. It writes
-tab-separated lines to a serial port: `pass|fail|note`, what, and what was seen; `end` is the last one.
-"""
+"""The case `boot`: looks at the units under a real systemd, one observation a line; see observing.py."""
 
 from __future__ import annotations
 
@@ -10,85 +6,29 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-import traceback
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
-EGS: Final = "/opt/egs/bin/egs"
+from tests.vm.guest.observing import (
+    EGS,
+    GATE_CAN_TAKE,
+    PATIENCE,
+    Guest,
+    egs,
+    issue,
+    journal,
+    observe,
+    run,
+    show,
+    until,
+    wait_for_the_gate,
+)
+
 UNITS: Final = ("egs-gate.service", "egsd.service", "egs-metrics.service")
-KEY: Final = "/root/issuer.key"
 USER: Final = "alice"
 METRICS: Final = "http://127.0.0.1:9731/metrics"
-GATE_CAN_TAKE: Final = 150.0
-"""Seconds; compiling the gate takes half a minute under emulation."""
-PATIENCE: Final = 60.0
-POLL: Final = 0.2
-
-
-class Guest:
-    """Does things in the machine and says what it saw."""
-
-    def __init__(self, channel: TextIO) -> None:
-        self._channel = channel
-
-    def say(self, kind: str, what: str, seen: object = "") -> None:
-        """Write one line to the host."""
-        self._channel.write(f"{kind}\t{what}\t{json.dumps(str(seen))}\n")
-        self._channel.flush()
-
-    def check(self, what: str, observed: bool, seen: object = "") -> None:  # noqa: FBT001 - the observation
-        """One observation."""
-        self.say("pass" if observed else "fail", what, seen)
-
-    def attempt(self, part: Callable[[Guest], None]) -> None:
-        """One part; the others go on when it breaks."""
-        try:
-            part(self)
-        except Exception:  # noqa: BLE001 - reported to the host, as a failure
-            self.say("fail", f"{part.__name__} broke off", traceback.format_exc())
-
-
-def run(*command: str, seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """Run a command; both streams in one text."""
-    return subprocess.run(
-        command,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=seconds,
-    )
-
-
-def egs(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run `egs` as root, outside every scope."""
-    return run(EGS, *words)
-
-
-def show(unit: str, *names: str) -> dict[str, str]:
-    """Properties of a unit."""
-    lines = run("systemctl", "show", unit, f"--property={','.join(names)}").stdout.splitlines()
-    return dict(line.partition("=")[::2] for line in lines)
-
-
-def until(reached: Callable[[], bool], seconds: float = PATIENCE) -> float | None:
-    """Seconds until it was reached; None when it was not in time."""
-    started = time.monotonic()
-    while not reached():
-        if time.monotonic() - started > seconds:
-            return None
-        time.sleep(POLL)
-    return time.monotonic() - started
-
-
-def journal(unit: str, *words: str) -> str:
-    """What the unit has said in this boot."""
-    return run("journalctl", "--boot", "--no-pager", "--output=cat", f"--unit={unit}", *words).stdout
 
 
 def start(unit: str) -> dict[str, str]:
@@ -116,27 +56,15 @@ def was_done(seen: dict[str, str]) -> bool:
     return (seen["Result"], seen["wrote"]) == ("success", "governed and running\n")
 
 
-def issue(name: str, program: str, *words: str) -> str:
-    """Have an artifact for the scope issued."""
-    file = f"/root/{name}.json"
-    done = egs("issue", "--key", KEY, "--scope", "agents", "--program", program, *words, "--out", file)
-    if done.returncode != 0:
-        raise RuntimeError(done.stdout)
-    return file
-
-
 # -- the parts -------------------------------------------------------------------------------------
 
 
 def boot(guest: Guest) -> None:
     """The three units, as they were enabled."""
-    until(
-        lambda: show("egs-gate.service", "ActiveState")["ActiveState"] in {"active", "failed"}, GATE_CAN_TAKE
-    )
+    wait_for_the_gate()
     until(lambda: show("vm-enabled.service", "ActiveState")["ActiveState"] in {"active", "failed"}, 40)
-    guest.say("note", "kernel", os.uname().release)
-    guest.say("note", "pid 1", Path("/proc/1/comm").read_text().strip())
-    guest.say("note", "cgroups", run("findmnt", "-n", "-t", "cgroup,cgroup2").stdout.strip())
+    guest.note("pid 1", Path("/proc/1/comm").read_text().strip())
+    guest.note("cgroups", run("findmnt", "-n", "-t", "cgroup,cgroup2").stdout.strip())
     for unit in UNITS:
         state = show(unit, "ActiveState", "SubState", "Type", "NRestarts", "Result")
         wanted = "exited" if unit == "egs-gate.service" else "running"
@@ -314,7 +242,7 @@ def commands(guest: Guest) -> None:
         done = egs(*words)
         guest.check(f"egs {' '.join(words)}", done.returncode == 0, done.stdout)
     answer: dict[str, Any] = json.loads(egs("status", "--json").stdout)
-    guest.say("note", "egs status --json", json.dumps(answer))
+    guest.note("egs status --json", json.dumps(answer))
     done = run("systemctl", "reload", "egsd.service")
     guest.check("systemctl reload egsd", done.returncode == 0, done.stdout)
 
@@ -398,23 +326,5 @@ PARTS: Final = (
 )
 
 
-def main() -> int:
-    """All parts; then the journal, and power off."""
-    with Path(sys.argv[1]).open("w", encoding="utf-8") as channel:
-        guest = Guest(channel)
-        try:
-            for part in PARTS:
-                began = time.monotonic()
-                guest.attempt(part)
-                guest.say("note", f"{part.__name__} took", f"{time.monotonic() - began:.1f} s")
-            for line in (
-                journal("egs*").splitlines() + run("systemctl", "--failed", "--no-legend").stdout.splitlines()
-            ):
-                guest.say("log", "journal", line)
-        finally:
-            guest.say("end", "")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    observe("boot", PARTS, UNITS)
