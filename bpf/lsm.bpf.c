@@ -166,7 +166,7 @@ int check_exec(u64 *ctx)
 		reason = EGS_GATE_MISCONFIGURED;
 	else
 		reason = judge_program(pending, config, ctx);
-	if (reason == EGS_AUTHORIZED || mode == EGS_MODE_OBSERVE)
+	if (reason == EGS_AUTHORIZED || mode == EGS_MODE_OBSERVE || may_hold(scope, &pending->decision))
 		return 0;
 	return refuse_exec(pending, task, bprm, reason);
 }
@@ -249,7 +249,7 @@ static __always_inline u32 judge_file(struct runner *runner, u64 file, struct eg
 	if (subject && !same_file(&subject->file, id))
 		return EGS_FILE_CHANGED;
 	if (subject)
-		return last_opened(id) < subject->measured ? EGS_AUTHORIZED : EGS_FILE_OPENED;
+		return opened_since(last_opened(id), subject->measured) ? EGS_FILE_OPENED : EGS_AUTHORIZED;
 	return is_trusted_library(file, id) ? EGS_AUTHORIZED : EGS_CODE_UNTRUSTED;
 }
 

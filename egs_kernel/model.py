@@ -172,10 +172,15 @@ class FileIdentity(msgspec.Struct, frozen=True):
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """What we hashed: the SHA-256 (hex) of a file's content and the identity it had all the while."""
+    """What we hashed: the SHA-256 (hex) of a file's content and the identity it had all the while.
+
+    `time` is when the hashing began, CLOCK_BOOTTIME nanoseconds: nobody had the file open for writing then. On the
+    tier `lsm` the gate refuses the file once somebody opened it for writing since. 0: whoever opens it.
+    """
 
     digest: str
     identity: FileIdentity
+    time: int = 0
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,13 +251,18 @@ class TaskIdentity(msgspec.Struct, frozen=True):
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate lets pass: derived from a verified artifact by `verify.py`, and by nothing else.
 
-    Times are CLOCK_BOOTTIME nanoseconds. `argv` None leaves the arguments free. `code_variables`: the artifact
-    signs values for variables that make programs load code; without it the gate refuses an exec that has one.
+    `file`, `digest` and `measured` are the program's measurement, `subjects` those of every file that the artifact
+    names, the program included. Times are CLOCK_BOOTTIME nanoseconds. `argv` None leaves the arguments free.
+    `code_variables`: the artifact signs values for variables that make programs load code; without it the gate
+    refuses an exec that has one. `refuse_anonymous_code`: no executable memory of no file (tier `lsm`).
     """
 
     artifact_id: str
     scope: str
     file: FileIdentity
+    digest: str
+    measured: int = 0
+    subjects: tuple[Measurement, ...] = ()
     not_before: int
     not_after: int
     uid: int | None = None
@@ -262,6 +272,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     no_new_privs: bool = False
     seccomp_filters: int | None = None
     code_variables: bool = False
+    refuse_anonymous_code: bool = False
 
 
 class ExecEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):
@@ -307,4 +318,21 @@ class ExitEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exit"):
     status: int
 
 
-GateEvent = ExecEvent | ExitEvent
+class CodeEvent(msgspec.Struct, frozen=True, kw_only=True, tag="code"):
+    """Code that a governed program asked for and was refused (tier `lsm`).
+
+    A mapping of a file, of which `name` is the folder entry that it was opened by; or memory of no file: then `file` is
+    None.
+    """
+
+    reason: Reason
+    enforced: bool
+    scope: str
+    time: int
+    execution: int
+    pid: int
+    file: FileIdentity | None
+    name: str
+
+
+GateEvent = ExecEvent | ExitEvent | CodeEvent

@@ -124,6 +124,7 @@ class Authorization:
 
     Attributes:
         artifact_id: the artifact's id.
+        digest: the authorized digest of the program.
         scope: the scope's name.
         uid: the user id it is for; None: any.
         argv: the exact arguments that the gate is to compare; None: any.
@@ -135,6 +136,7 @@ class Authorization:
     """
 
     artifact_id: str
+    digest: str
     scope: str
     uid: int | None
     argv: tuple[bytes, ...] | None
@@ -173,6 +175,7 @@ class Authorization:
             artifact_id=self.artifact_id,
             scope=self.scope,
             file=file,
+            digest=self.digest,
             not_before=max(not_before, 0),
             not_after=max(not_after, 0),
             uid=self.uid,
@@ -262,6 +265,7 @@ def authorize(
     _check_constraints(predicate.constraints, intent, host)
     return Authorization(
         artifact_id=artifact.id,
+        digest=intent.digest,
         scope=predicate.scope.name,
         uid=uid,
         argv=argv,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from typing import Final
 
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
 from egs_kernel.model import (
+    CodeEvent,
     ExecEvent,
     ExitEvent,
     FileIdentity,
@@ -19,6 +21,7 @@ from egs_kernel.model import (
 )
 
 _TYPE_BYTES = 4
+_NO_FILE: Final = FileIdentity(0, 0, 0, 0, 0, 0)
 
 
 def parse_event(data: bytes, scopes: Mapping[int, str], tier: Tier) -> GateEvent:
@@ -38,6 +41,8 @@ def parse_event(data: bytes, scopes: Mapping[int, str], tier: Tier) -> GateEvent
             return _exec(data, scopes, tier)
         if kind == abi.EventType.EXIT:
             return _exit(abi.ExitEvent.from_buffer_copy(data), scopes)
+        if kind == abi.EventType.CODE:
+            return _code(abi.CodeEvent.from_buffer_copy(data), scopes)
     except ValueError as error:
         raise _alien(str(error)) from error
     raise _alien(f"type {kind}")
@@ -105,6 +110,20 @@ def _exit(raw: abi.ExitEvent, scopes: Mapping[int, str]) -> ExitEvent:
         execution=raw.execution,
         pid=raw.pid,
         status=raw.status,
+    )
+
+
+def _code(raw: abi.CodeEvent, scopes: Mapping[int, str]) -> CodeEvent:
+    file = file_identity(raw.file)
+    return CodeEvent(
+        reason=Reason(raw.reason),
+        enforced=bool(raw.enforced),
+        scope=scopes.get(raw.scope, f"#{raw.scope}"),
+        time=raw.time,
+        execution=raw.execution,
+        pid=raw.pid,
+        file=None if file == _NO_FILE else file,
+        name=raw.name.decode("utf-8", "backslashreplace"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
-from egs_kernel.model import ARGV_MAX, Grant, Reason, TaskIdentity
+from egs_kernel.model import ARGV_MAX, FileIdentity, Grant, Measurement, Reason, TaskIdentity
 
 _HASH_FACTOR: Final = 0x9E3779B97F4A7C15
 """EGS_ARGV_HASH of bpf/gate.bpf.c."""
@@ -31,17 +31,13 @@ def raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None
     flags |= abi.GrantFlag.NEED_NO_NEW_PRIVS if grant.no_new_privs else 0
     flags |= abi.GrantFlag.NEED_SECCOMP if grant.seccomp_filters is not None else 0
     flags |= abi.GrantFlag.ALLOW_CODE_VARIABLES if grant.code_variables else 0
+    flags |= abi.GrantFlag.REFUSE_ANONYMOUS_CODE if grant.refuse_anonymous_code else 0
     return abi.Grant(
-        artifact_id=(ctypes.c_uint8 * 32)(*bytes.fromhex(grant.artifact_id)),
-        file=abi.FileId(
-            inode=grant.file.inode,
-            size=grant.file.size,
-            ctime_sec=grant.file.ctime_seconds,
-            ctime_nsec=grant.file.ctime_nanoseconds,
-            generation=grant.file.generation,
-            device=grant.file.device,
-        ),
+        artifact_id=raw_digest(grant.artifact_id),
+        digest=raw_digest(grant.digest),
+        file=raw_identity(grant.file),
         grant_id=grant_id,
+        measured=grant.measured,
         not_before=max(0, grant.not_before),
         not_after=max(0, grant.not_after),
         cgroup_id=grant.cgroup_id or 0,
@@ -53,6 +49,35 @@ def raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None
         uid=grant.uid or 0,
         seccomp_filters=grant.seccomp_filters or 0,
     )
+
+
+def raw_identity(file: FileIdentity) -> abi.FileId:
+    """A file's identity as the gate compares it."""
+    return abi.FileId(
+        inode=file.inode,
+        size=file.size,
+        ctime_sec=file.ctime_seconds,
+        ctime_nsec=file.ctime_nanoseconds,
+        generation=file.generation,
+        device=file.device,
+    )
+
+
+def raw_subject(measured: Measurement) -> abi.Subject:
+    """A file that an artifact names, as the gate compares it."""
+    return abi.Subject(
+        file=raw_identity(measured.identity), digest=raw_digest(measured.digest), measured=measured.time
+    )
+
+
+def raw_digest(digest: str) -> ctypes.Array[ctypes.c_uint8]:
+    """A SHA-256 of hex digits as bytes; "" is all zeros, which no file has."""
+    return (ctypes.c_uint8 * 32)(*bytes.fromhex(digest))
+
+
+def artifact_key(artifact_id: str) -> int:
+    """artifact_key() of bpf/gate.bpf.c: the first 8 bytes of an artifact's id."""
+    return int.from_bytes(bytes.fromhex(artifact_id)[:8], "little")
 
 
 def raw_argv(argv: tuple[bytes, ...]) -> abi.Argv:

@@ -284,6 +284,13 @@ class Gate:
                 "Stop some of them.",
             )
 
+    def assume_artifact(self, pid: int, artifact: int, flags: int) -> None:
+        """Treat a governed process as if it had executed under an artifact with that key; for the self-test."""
+        key = ctypes.c_uint32(pid)
+        task = self._tasks.get(key) or abi.Task()
+        task.artifact, task.flags = artifact, flags
+        self._tasks.put(key, task)
+
     def ungovern(self, pid: int, present: int) -> None:
         """Stop governing a process: its scope, which has the slot `present`, was removed from the configuration."""
         self.hand_over(pid, present, _RELEASE)

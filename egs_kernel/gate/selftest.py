@@ -23,36 +23,39 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NoReturn, Self
+from typing import Final
 
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, move
 from egs_kernel.gate.pins import Gate
-from egs_kernel.gate.views import Reading
+from egs_kernel.gate.selftest_lsm import check_lsm
+from egs_kernel.gate.specimen import (
+    ARGV,
+    ENVIRONMENT,
+    EXIT_CODE,
+    GRANTED,
+    PROGRAM,
+    REFUSED,
+    SHELL,
+    Child,
+    arm,
+    drain,
+    exec_event,
+    fail,
+    read_file,
+    same,
+)
 from egs_kernel.model import (
     ExecEvent,
     ExitEvent,
-    GateEvent,
-    Grant,
     Reason,
-    TaskIdentity,
+    Tier,
     Verdict,
 )
-from egs_kernel.processes import start_ticks
 
-_PROGRAM: Final = "/bin/echo"
-_ARGV: Final = ("egs self-test", "", "ümlaut", "x" * 600)
-"""An empty argument, one that is not ASCII, and more than fits a small event."""
-
-_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "EGS_SELF_TEST": "y" * 5000, "EMPTY": ""}
-"""One value longer than the gate looks at in one piece, and an empty one."""
-
-_SHELL: Final = "/bin/sh"
-_EXIT_CODE: Final = 7
-_GRANTED: Final = ("egs self-test", "-c", f"echo ran; exit {_EXIT_CODE}")
 _UID: Final = 61234
 _EUID: Final = 61235
 _GID: Final = 61236
@@ -70,7 +73,6 @@ _CLONE_ARGS: Final = 11
 """Fields of struct clone_args; the last is the cgroup."""
 
 _FS_IOC_GETVERSION: Final = 0x80087601
-_TIMEOUT_SECONDS: Final = 20
 
 
 def run_self_test(gate: Gate) -> tuple[str, ...]:
@@ -86,7 +88,9 @@ def run_self_test(gate: Gate) -> tuple[str, ...]:
         gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=mode, name=b"self-test"))
     gate.beat()
     try:
-        parts = (_check_fields, _check_promise, _check_kill, _check_grant, _check_environment, _check_cgroups)
+        parts = [_check_fields, _check_promise, _check_kill, _check_grant, _check_environment, _check_cgroups]
+        if gate.tier is Tier.LSM:
+            parts.append(check_lsm)
         checks = tuple(check for part in parts for check in part(gate))
     finally:
         for slot in (abi.SCOPE_SELF_TEST_OBSERVE, abi.SCOPE_SELF_TEST_ENFORCE):
@@ -111,18 +115,18 @@ def prove_hold(gate: Gate) -> str:
     gate.beat()
     gate.holds.attach_guards()
     try:
-        with _Child() as child:
+        with Child() as child:
             gate.govern_slot(child.pid, slot)
-            _same("stop of a held process", child.until_stopped(), signal.SIGSTOP)
+            same("stop of a held process", child.until_stopped(), signal.SIGSTOP)
             _read_executable_memory(child.pid)
             os.kill(child.pid, signal.SIGCONT)
             status, written = child.finish()
     finally:
         gate.holds.detach_guards()
         gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
-    event = _exec_event(gate, child.pid)
-    _same("verdict on a held process", (event.verdict, event.reason), (Verdict.HOLD, Reason.NO_GRANT))
-    _same("end of a held process that was let go", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
+    event = exec_event(gate, child.pid)
+    same("verdict on a held process", (event.verdict, event.reason), (Verdict.HOLD, Reason.NO_GRANT))
+    same("end of a held process that was let go", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
     return "a held process that its owner lets go dies and writes nothing"
 
 
@@ -137,100 +141,16 @@ def _read_executable_memory(pid: int) -> None:
                 memory.read(end - start)
 
 
-class _Child:
-    """A process that waits to be told to execute the known program."""
-
-    def __init__(
-        self,
-        prepare: Callable[[], object] = lambda: None,
-        before_exec: Callable[[], None] = lambda: None,
-        fork: Callable[[], int] = os.fork,
-        command: tuple[str, ...] = (_PROGRAM, *_ARGV),
-        environment: Mapping[str, str] = _ENVIRONMENT,
-    ) -> None:
-        ready_read, ready_write = os.pipe()
-        self._go_read, self._go_write = os.pipe()
-        self._output, output = os.pipe()
-        self._reaped = self._told = False
-        self.pid = fork()
-        if self.pid == 0:
-            self._execute(prepare, before_exec, command, environment, ready_write, output)
-        os.close(ready_write)
-        os.close(output)
-        os.close(self._go_read)
-        if os.read(ready_read, 1) != b"1":
-            _fail("the self-test's child did not start")
-        os.close(ready_read)
-
-    def _execute(  # noqa: PLR0913, PLR0917 - what __init__ was given
-        self,
-        prepare: Callable[[], object],
-        before_exec: Callable[[], None],
-        command: tuple[str, ...],
-        environment: Mapping[str, str],
-        ready: int,
-        output: int,
-    ) -> None:
-        try:
-            signal.alarm(_TIMEOUT_SECONDS)
-            os.close(self._go_write)
-            os.dup2(output, 1)
-            prepare()
-            os.write(ready, b"1")
-            os.read(self._go_read, 1)
-            before_exec()
-            os.execve(command[0], command[1:], environment)
-        finally:
-            os._exit(120)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave no process behind, whatever went wrong."""
-        os.close(self._go_write)
-        os.close(self._output)
-        if not self._reaped:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-
-    def _execute_now(self) -> None:
-        if not self._told:
-            os.write(self._go_write, b"1")
-        self._told = True
-
-    def until_stopped(self) -> int:
-        """Let it execute; the signal that stops it."""
-        self._execute_now()
-        _, status = os.waitpid(self.pid, os.WUNTRACED)
-        self._reaped = not os.WIFSTOPPED(status)
-        return os.WSTOPSIG(status) if os.WIFSTOPPED(status) else 0
-
-    def finish(self) -> tuple[int, bytes]:
-        """Let it execute, if it has not; its wait status and what it wrote."""
-        self._execute_now()
-        written = b""
-        while chunk := os.read(self._output, 4096):
-            written += chunk
-        _, status = os.waitpid(self.pid, 0)
-        self._reaped = True
-        return status, written
-
-    @property
-    def task(self) -> TaskIdentity:
-        return TaskIdentity(self.pid, start_ticks(self.pid))
-
-
 def _check_fields(gate: Gate) -> Iterator[str]:
-    with _Child(_become_somebody, before_exec=_live_through_a_thread) as child:
+    with Child(_become_somebody, before_exec=_live_through_a_thread) as child:
         task = child.task
         facts = _proc_status(child.pid)
         gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_OBSERVE)
         status, _ = child.finish()
-    event = _exec_event(gate, child.pid)
+    event = exec_event(gate, child.pid)
     _require_both_users(event)
-    file = Path(_PROGRAM).stat()
-    _same("wait status of the observed child", status, 0)
+    file = Path(PROGRAM).stat()
+    same("wait status of the observed child", status, 0)
     expected: tuple[tuple[str, object, object], ...] = (
         ("verdict", event.verdict, Verdict.KILL),
         ("reason", event.reason, Reason.NO_GRANT),
@@ -238,8 +158,8 @@ def _check_fields(gate: Gate) -> Iterator[str]:
         ("inode", event.file.inode, file.st_ino),
         ("size", event.file.size, file.st_size),
         ("change time", event.file.ctime_seconds * 10**9 + event.file.ctime_nanoseconds, file.st_ctime_ns),
-        ("arguments", event.argv, _ARGV),
-        ("file name", event.filename, _PROGRAM),
+        ("arguments", event.argv, ARGV),
+        ("file name", event.filename, PROGRAM),
         ("uid", event.uid, _UID),
         ("euid", event.euid, _EUID),
         ("gid", event.gid, _GID),
@@ -251,18 +171,18 @@ def _check_fields(gate: Gate) -> Iterator[str]:
         ("cgroup", event.cgroup_id, _own_cgroup()),
     )
     for what, seen, known in expected:
-        _same(what, seen, known)
+        same(what, seen, known)
         yield what
-    if event.file.device not in _devices(_PROGRAM):
-        _fail(f"device: the gate saw {event.file.device:#x}, user space knows {_devices(_PROGRAM)}")
+    if event.file.device not in _devices(PROGRAM):
+        fail(f"device: the gate saw {event.file.device:#x}, user space knows {_devices(PROGRAM)}")
     yield "device"
-    if (generation := _generation(_PROGRAM)) is not None:
-        _same("generation", event.file.generation, generation)
+    if (generation := _generation(PROGRAM)) is not None:
+        same("generation", event.file.generation, generation)
         yield "generation"
-    opened = _read_file(gate, _PROGRAM)
-    real = Path(_PROGRAM).resolve()
-    _same("identity of an open file", opened.identity, event.file)
-    _same("folder entry", (opened.folder_inode, opened.name), (real.parent.stat().st_ino, real.name.encode()))
+    opened = read_file(gate, PROGRAM)
+    real = Path(PROGRAM).resolve()
+    same("identity of an open file", opened.identity, event.file)
+    same("folder entry", (opened.folder_inode, opened.name), (real.parent.stat().st_ino, real.name.encode()))
     yield "identity and folder entry of an open file"
 
 
@@ -278,69 +198,57 @@ def _require_both_users(event: ExecEvent) -> None:
 
 def _check_promise(gate: Gate) -> Iterator[str]:
     """A process that sets no_new_privs, while the observed one above has what it was born with."""
-    with _Child(lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1)) as child:
+    with Child(lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1)) as child:
         gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_OBSERVE)
         child.finish()
-    _same("no_new_privs", _exec_event(gate, child.pid).no_new_privs, True)
+    same("no_new_privs", exec_event(gate, child.pid).no_new_privs, True)
     yield "no_new_privs, once set"
 
 
 def _check_kill(gate: Gate) -> Iterator[str]:
-    with _Child() as child:
+    """On the tier `lsm` it is refused, and lives."""
+    with Child() as child:
         gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
         status, written = child.finish()
-    event = _exec_event(gate, child.pid)
-    _same(
+    event = exec_event(gate, child.pid)
+    refused = gate.tier is Tier.LSM
+    same(
         "verdict without a grant",
         (event.verdict, event.reason, event.enforced),
-        (Verdict.KILL, Reason.NO_GRANT, True),
+        (Verdict.DENY if refused else Verdict.KILL, Reason.NO_GRANT, True),
     )
-    _same("end of a process without a grant", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
-    yield "a process without a grant dies and writes nothing"
+    end = REFUSED if refused else -signal.SIGKILL
+    same("end of a process without a grant", (os.waitstatus_to_exitcode(status), written), (end, b""))
+    yield "a process without a grant executes nothing, and writes nothing"
 
 
 def _check_environment(gate: Gate) -> Iterator[str]:
     """The same grant, and a variable that makes the dynamic loader load code, last of all."""
-    with _Child(command=(_SHELL, *_GRANTED), environment=_ENVIRONMENT | {"LD_EGS_SELF_TEST": "1"}) as child:
-        _arm(gate, child)
+    with Child(command=(SHELL, *GRANTED), environment=ENVIRONMENT | {"LD_EGS_SELF_TEST": "1"}) as child:
+        arm(gate, child)
         status, written = child.finish()
-    event = _exec_event(gate, child.pid)
+    event = exec_event(gate, child.pid)
     gate.forget(event.grant_id)
-    _same("reason under a loader variable", event.reason, Reason.ENVIRONMENT_REFUSED)
-    _same("end under a loader variable", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
+    same("reason under a loader variable", event.reason, Reason.ENVIRONMENT_REFUSED)
+    same("end under a loader variable", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
     yield "a loader variable is seen behind all others"
 
 
-def _arm(gate: Gate, child: _Child) -> None:
-    grant = Grant(
-        artifact_id="00" * 32,
-        scope="self-test",
-        file=_read_file(gate, _SHELL).identity,
-        not_before=0,
-        not_after=2**63,
-        argv=tuple(argument.encode() for argument in _GRANTED),
-    )
-    gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
-    gate.arm_slot(grant, child.task, abi.SCOPE_SELF_TEST_ENFORCE)
-
-
 def _check_grant(gate: Gate) -> Iterator[str]:
-    with _Child(command=(_SHELL, *_GRANTED)) as child:
-        _arm(gate, child)
+    with Child(command=(SHELL, *GRANTED)) as child:
+        arm(gate, child)
         status, written = child.finish()
-    events = _drain(gate)
+    events = drain(gate)
     executed = [event for event in events if isinstance(event, ExecEvent)]
     ended = [event for event in events if isinstance(event, ExitEvent)]
     gate.forget(executed[0].grant_id if executed else 0)
-    _same(
+    same(
         "verdicts with a grant",
         [(event.pid, event.verdict, event.reason) for event in executed],
         [(child.pid, Verdict.ALLOW, Reason.AUTHORIZED)],
     )
-    _same(
-        "end of a process with a grant", (os.waitstatus_to_exitcode(status), written), (_EXIT_CODE, b"ran\n")
-    )
-    _same(
+    same("end of a process with a grant", (os.waitstatus_to_exitcode(status), written), (EXIT_CODE, b"ran\n"))
+    same(
         "outcome",
         [(event.pid, event.status, event.execution) for event in ended],
         [(child.pid, status, executed[0].execution)],
@@ -362,32 +270,32 @@ def _check_cgroups(gate: Gate) -> Iterator[str]:
     try:
         nested.mkdir(parents=True)
         known = gate.scope_cgroups.get(ctypes.c_uint64(cgroup_id(folder)))
-        _same("scope of a created cgroup", known and known.value, scope.value)
+        same("scope of a created cgroup", known and known.value, scope.value)
         yield "a cgroup that is created at a scope's path is the scope"
-        starts: tuple[tuple[str, Callable[[], _Child]], ...] = (
+        starts: tuple[tuple[str, Callable[[], Child]], ...] = (
             ("a process that was moved below a scope", lambda: _moved(nested, root)),
             ("the child of such a process", lambda: _moved(nested, root, _go_on_in_a_child)),
-            ("a process born below a scope", lambda: _Child(fork=lambda: _fork_into(nested))),
+            ("a process born below a scope", lambda: Child(fork=lambda: _fork_into(nested))),
         )
         for what, start in starts:
             with start() as child:
-                _same(what, child.pid in {task.pid for task in gate.governed()}, True)
+                same(what, child.pid in {task.pid for task in gate.governed()}, True)
                 child.finish()
-            seen = [event.scope for event in _drain(gate) if isinstance(event, ExecEvent)]
-            _same(f"scopes of {what}", seen, ["self-test"])
+            seen = [event.scope for event in drain(gate) if isinstance(event, ExecEvent)]
+            same(f"scopes of {what}", seen, ["self-test"])
             yield f"{what} is governed"
     finally:
         gate.scope_paths.delete(path)
         for leftover in (nested, folder):
             with contextlib.suppress(FileNotFoundError):
                 leftover.rmdir()
-    _same("cgroups after removal", gate.scope_cgroups.keys(), [])
-    _same("processes after their end", gate.governed(), [])
+    same("cgroups after removal", gate.scope_cgroups.keys(), [])
+    same("processes after their end", gate.governed(), [])
 
 
-def _moved(into: Path, back: Path, before_exec: Callable[[], None] = lambda: None) -> _Child:
+def _moved(into: Path, back: Path, before_exec: Callable[[], None] = lambda: None) -> Child:
     """A child that was in the scope's cgroup and is there no more."""
-    child = _Child(before_exec=before_exec)
+    child = Child(before_exec=before_exec)
     move(child.pid, into)
     move(child.pid, back)
     return child
@@ -418,7 +326,7 @@ def _fork_into(folder: Path) -> int:
     pid = int(libc.syscall(ctypes.c_long(_SYS_CLONE3), arguments, ctypes.c_size_t(ctypes.sizeof(arguments))))
     os.close(descriptor)
     if pid < 0:
-        _fail(f"clone3: {os.strerror(ctypes.get_errno())}")
+        fail(f"clone3: {os.strerror(ctypes.get_errno())}")
     return pid
 
 
@@ -448,28 +356,6 @@ def _prctl(option: int, *values: int) -> int:
     if answer < 0:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
     return answer
-
-
-def _read_file(gate: Gate, path: str) -> Reading:
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        return gate.read_file(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _drain(gate: Gate) -> list[GateEvent]:
-    events: list[GateEvent] = []
-    gate.drain(events.append)
-    return events
-
-
-def _exec_event(gate: Gate, pid: int) -> ExecEvent:
-    executed = [event for event in _drain(gate) if isinstance(event, ExecEvent)]
-    if len(executed) != 1:
-        _fail(f"{len(executed)} events for one exec")
-    _same("process id", executed[0].pid, pid)
-    return executed[0]
 
 
 def _proc_status(pid: int) -> dict[str, str]:
@@ -516,16 +402,3 @@ def _generation(path: str) -> int | None:
 def _kernel_device(major: int, minor: int) -> int:
     """The kernel's own dev_t: 12 bits of major, 20 of minor."""
     return major << 20 | minor
-
-
-def _same(what: str, seen: object, known: object) -> None:
-    if seen != known:
-        _fail(f"{what}: the gate saw {seen!r}, user space knows {known!r}")
-
-
-def _fail(difference: str) -> NoReturn:
-    raise GateError(
-        Reason.SELF_TEST_FAILED,
-        f"the gate's self-test failed; nothing is enforced. {difference}",
-        "Do not enforce on this kernel. Report its version (uname -a) and this message.",
-    )

@@ -8,6 +8,7 @@ ran. The same function runs outside of the scope as the control, so an attack th
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import select
@@ -157,6 +158,7 @@ class Arena:
             artifact_id="ab" * 32,
             scope="test",
             file=self.identity(program),
+            digest=hashlib.sha256(program.read_bytes()).hexdigest(),
             not_before=0,
             not_after=_FOREVER,
             argv=tuple(os.fsencode(argument) for argument in argv) or None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import signal
@@ -52,7 +53,12 @@ def program(tmp_path: Path) -> Path:
 def grant(gate: Gate, program: Path) -> Grant:
     """What permits `program` in scope `test`, to anybody, with any arguments, for ever."""
     return Grant(
-        artifact_id="ab" * 32, scope="test", file=identity(gate, program), not_before=0, not_after=FOREVER
+        artifact_id="ab" * 32,
+        scope="test",
+        file=identity(gate, program),
+        digest=hashlib.sha256(program.read_bytes()).hexdigest(),
+        not_before=0,
+        not_after=FOREVER,
     )
 
 

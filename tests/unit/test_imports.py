@@ -101,7 +101,7 @@ def test_only_the_verifier_makes_grants() -> None:
         calls = (node.func for node in ast.walk(parse(source)) if isinstance(node, ast.Call))
         return any(ast.unparse(function) in {"Grant", "model.Grant"} for function in calls)
 
-    assert {str(source) for source in SOURCES if makes_grants(source)} == {"verify.py", "gate/selftest.py"}
+    assert {str(source) for source in SOURCES if makes_grants(source)} == {"verify.py", "gate/specimen.py"}
 
 
 @pytest.mark.parametrize(("name", "allowed"), LAUNCH_PATH.items(), ids=str)

@@ -491,6 +491,7 @@ def test_a_grant_says_what_was_authorized() -> None:
         artifact_id=found.id,
         scope="agents",
         file=FILE,
+        digest=found.statement.program.digest.sha256,
         not_before=start,
         not_after=end,
         uid=1000,
