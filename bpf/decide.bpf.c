@@ -200,7 +200,7 @@ static __always_inline u32 script_permitted(u8 *artifact_id, struct exec_facts *
 
 	if (!subject || !same_file(&subject->file, &facts->script))
 		return EGS_SCRIPT_UNAUTHORIZED;
-	if (last_opened(&facts->script) >= subject->measured)
+	if (opened_since(last_opened(&facts->script), subject->measured))
 		return EGS_FILE_OPENED;
 	if (facts->digests && !same_digest(subject->digest, facts->script_digest))
 		return EGS_DIGEST_DIFFERS;
@@ -222,7 +222,7 @@ static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_
 		return EGS_SUBJECT_MISMATCH;
 	if (!same_file(&grant->file, &facts->file))
 		return EGS_FILE_CHANGED;
-	if (grant->measured && facts->opened >= grant->measured)
+	if (opened_since(facts->opened, grant->measured))
 		return EGS_FILE_OPENED;
 	if (facts->digests && !same_digest(grant->digest, facts->digest))
 		return EGS_DIGEST_DIFFERS;

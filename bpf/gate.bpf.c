@@ -200,6 +200,12 @@ static __always_inline u64 last_opened(struct egs_file_id *id)
 	return opened ? *opened : ~0ULL;
 }
 
+/* Whether what was measured then is void; 0: it was measured to last, whatever happens to the file. */
+static __always_inline int opened_since(u64 opened, u64 measured)
+{
+	return measured && opened >= measured;
+}
+
 static __always_inline u64 artifact_key(u8 *artifact_id)
 {
 	return *(u64 *)artifact_id;

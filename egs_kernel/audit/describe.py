@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.audit.entries import (
     ArtifactChange,
+    Code,
     DaemonStarted,
     DaemonStopped,
     Decision,
@@ -23,7 +24,7 @@ from egs_kernel.audit.entries import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from egs_kernel.model import ExecEvent, ExitEvent
+    from egs_kernel.model import CodeEvent, ExecEvent, ExitEvent
 
 
 def describe(recorded: Recorded) -> str:
@@ -61,6 +62,8 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911 - one line a type
             return _exec(entry.event)
         case Outcome():
             return _outcome(entry.event)
+        case Code():
+            return _code(entry.event)
         case ArtifactChange():
             return f"{entry.action}{_id(entry.artifact_id)} {entry.source} {entry.detail}"
         case Gap():
@@ -73,7 +76,7 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911 - one line a type
 
 
 def _exec(event: ExecEvent) -> str:
-    observed = "" if event.enforced else " (observe mode: not enforced)"
+    observed = _observed(event)
     who = f"pid {event.pid} uid {event.uid}"
     command = _command(event.filename, event.argv)
     return f"{event.verdict.name} {event.reason.code}{observed} {event.scope}: {who}: {command}{_id(event.artifact_id)}"
@@ -83,6 +86,16 @@ def _outcome(event: ExitEvent) -> str:
     signal = event.status & 0x7F
     how = f"signal {signal}" if signal else f"exit {event.status >> 8 & 0xFF}"
     return f"{event.scope}: pid {event.pid} {how}"
+
+
+def _code(event: CodeEvent) -> str:
+    code = "memory of no file" if event.file is None else f"{event.name} (inode {event.file.inode})"
+    who = f"pid {event.pid} execution {event.execution}"
+    return f"DENY {event.reason.code}{_observed(event)} {event.scope}: {who}: {code}"
+
+
+def _observed(event: ExecEvent | CodeEvent) -> str:
+    return "" if event.enforced else " (observe mode: not enforced)"
 
 
 def _command(program: str, argv: Iterable[str] | None) -> str:

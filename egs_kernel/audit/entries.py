@@ -9,7 +9,17 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from egs_kernel.model import ExecEvent, ExitEvent, GrantKind, Intent, Posture, Reason, TaskIdentity, Verdict
+from egs_kernel.model import (
+    CodeEvent,
+    ExecEvent,
+    ExitEvent,
+    GrantKind,
+    Intent,
+    Posture,
+    Reason,
+    TaskIdentity,
+    Verdict,
+)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
@@ -103,6 +113,12 @@ class Outcome(Entry, frozen=True, kw_only=True, tag="outcome"):
     event: ExitEvent
 
 
+class Code(Entry, frozen=True, kw_only=True, tag="code"):
+    """A governed program was refused code: a mapping of a file, or memory of none."""
+
+    event: CodeEvent
+
+
 class ArtifactChange(Entry, frozen=True, kw_only=True, tag="artifact"):
     """A standing artifact came or went, or an artifact was revoked. `envelope` is its DSSE JSON text."""
 
@@ -142,6 +158,7 @@ EntryType = (
     | Decision
     | Exec
     | Outcome
+    | Code
     | ArtifactChange
     | Gap
     | PostureEntry

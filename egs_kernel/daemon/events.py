@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.audit.entries import Exec, Outcome
+from egs_kernel.audit.entries import Code, Exec, Outcome
 from egs_kernel.daemon.verdicts import use_until
-from egs_kernel.model import ExecEvent, ExitEvent, GateEvent, GrantKind, Reason, Verdict
+from egs_kernel.model import CodeEvent, ExecEvent, ExitEvent, GateEvent, GrantKind, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _FOREVER: Final = "9999-12-31T23:59:59Z"
 """Until when a use counts whose artifact is not in the folder any more: too many is on the safe side."""
+
+_STALE: Final = frozenset({Reason.FILE_CHANGED, Reason.FILE_OPENED})
+"""What a new measurement may cure."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Executions:
         """Take one more event into account."""
         if isinstance(event, ExitEvent):
             self._end(event.pid)
-        elif event.execution:
+        elif isinstance(event, ExecEvent) and event.execution:
             self._end(
                 event.pid
             )  # a process that executes once more ends an execution, and no exit tells of it
@@ -77,7 +80,7 @@ def _key(event: GateEvent) -> tuple[int, int, int]:
 
 def _events_of(entries: Iterable[EntryType]) -> Iterator[GateEvent]:
     for entry in entries:
-        if isinstance(entry, Exec | Outcome):
+        if isinstance(entry, Exec | Outcome | Code):
             yield entry.event
 
 
@@ -142,9 +145,11 @@ class Events:
         """Nobody waits for this process any more."""
         self._awaited.pop((pid, start_ticks), None)
 
-    def _entry(self, event: GateEvent) -> Exec | Outcome:
+    def _entry(self, event: GateEvent) -> Exec | Outcome | Code:
         if isinstance(event, ExitEvent):
             return Outcome(event=event)
+        if isinstance(event, CodeEvent):
+            return Code(event=event)
         standing = event.grant_kind is GrantKind.STANDING and event.verdict is Verdict.ALLOW
         return Exec(event=event, use_until=self._use_until(event.artifact_id) if standing else None)
 
@@ -158,5 +163,5 @@ class Events:
         waiting = self._awaited.pop((event.pid, event.start_ticks), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(event)
-        if event.reason is Reason.FILE_CHANGED:
+        if event.reason in _STALE:
             self.changed_files(event.artifact_id)
