@@ -23,6 +23,7 @@ from egs_kernel.gate.specimen import (
     REFUSED,
     SHELL,
     Child,
+    arm,
     drain,
     exec_event,
     fail,
