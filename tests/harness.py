@@ -80,11 +80,13 @@ class Instance:
         instance.configure(grace=grace, mode=mode)
         return instance
 
-    def configure(self, *, grace: str = "30s", mode: str = "enforce", more: str = "") -> None:
-        """Write egs.toml: one cgroup scope, and what `more` adds."""
+    def configure(
+        self, *, grace: str = "30s", mode: str = "enforce", more: str = "", scope: str = ""
+    ) -> None:
+        """Write egs.toml: one cgroup scope with what `scope` adds to it, and what `more` adds."""
         self.paths.config.write_text(
             f'daemon_grace = "{grace}"\nhost_id = "test-host"\n{more}\n'
-            f'[[scope]]\nname = "test"\ncgroup = "{self.cgroup.path}"\nmode = "{mode}"\n'
+            f'[[scope]]\nname = "test"\ncgroup = "{self.cgroup.path}"\nmode = "{mode}"\n{scope}\n'
         )
 
     @property

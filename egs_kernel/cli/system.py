@@ -152,6 +152,8 @@ def _check_config(options: argparse.Namespace) -> int:
     lines = [f"{path} is valid. daemon_grace {config.daemon_grace} s, {len(config.scopes)} scopes."]
     for scope in config.scopes:
         lines.append(f"  {scope.name}: {scope.mode.value}")
+        if scope.holds:
+            lines.append(f"  {scope.name} holds what is not authorized for {scope.hold_seconds} s")
         if scope.mode is Mode.OBSERVE:
             lines.append(f"  {scope.name} only observes: not EGS-001 compliant (clause 3.1)")
     print_lines(lines)

@@ -68,7 +68,7 @@ def process_lines(processes: Sequence[ProcessStatus]) -> list[str]:
         (
             str(process.pid),
             process.scope,
-            process.execution + (" (inherited)" if process.inherited else ""),
+            process.execution + (" (inherited)" if process.inherited else " (held)" if process.held else ""),
             process.artifact[:_SHORT_ID] or "-",
             _user(process.pid, process.uid),
             _age(now - process.started) if process.started else "-",

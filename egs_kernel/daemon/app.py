@@ -18,8 +18,10 @@ from egs_kernel.audit.record import Record
 from egs_kernel.daemon.control import Control
 from egs_kernel.daemon.events import Events
 from egs_kernel.daemon.heart import Heart
+from egs_kernel.daemon.holds import Holds
 from egs_kernel.daemon.host import Host, Settings
 from egs_kernel.daemon.journal import Journal
+from egs_kernel.daemon.judging import Judge
 from egs_kernel.daemon.launches import Launches
 from egs_kernel.daemon.programs import Surveyor
 from egs_kernel.daemon.reports import Reports
@@ -103,14 +105,24 @@ class _Daemon:
             drain=self._events.drain,
         )
         self._events.changed_files = self._standing.examine
-        self._launches = Launches(
-            gate=gate,
+        judge = Judge(
             host=self._host,
             journal=journal,
             surveyor=self._surveyor,
             standing=self._standing,
+            drain=self._events.drain,
+        )
+        self._launches = Launches(
+            gate=gate,
+            host=self._host,
+            journal=journal,
+            judge=judge,
             events=self._events,
         )
+        self._holds = Holds(gate=gate, host=self._host, journal=journal, judge=judge, events=self._events)
+        self._events.held = self._holds.take
+        self._events.ended = self._holds.ended
+        self._standing.examined = self._holds.look_for
         self._reports = Reports(
             paths, gate=gate, host=self._host, journal=journal, standing=self._standing, events=self._events
         )
@@ -121,6 +133,7 @@ class _Daemon:
             journal=journal,
             standing=self._standing,
             launches=self._launches,
+            holds=self._holds,
             reports=self._reports,
             reload=self.reload,
         )
@@ -142,7 +155,9 @@ class _Daemon:
         self._standing.open()
         self._disarm_leftovers()
         live = {task.execution for task in self._gate.governed()}
-        self._events.recall(await asyncio.to_thread(self._journal.recent), live)
+        recent = await asyncio.to_thread(self._journal.recent)
+        self._events.recall(recent, live)
+        self._holds.recall(recent)
         await self._journal.flush()
         withdrawn = self._standing.reconcile()
         if withdrawn:
@@ -295,6 +310,7 @@ class _Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._holds.close()
         asyncio.get_running_loop().remove_reader(self._watcher.fileno())
         self._watcher.close()
         self._surveyor.close()

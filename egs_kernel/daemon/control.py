@@ -22,6 +22,7 @@ from egs_kernel.model import Reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from egs_kernel.daemon.holds import Holds
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.launches import Launches
@@ -45,6 +46,7 @@ class Control:
         journal: Journal,
         standing: Standing,
         launches: Launches,
+        holds: Holds,
         reports: Reports,
         reload: Callable[[], Awaitable[None]],
     ) -> None:
@@ -53,6 +55,7 @@ class Control:
         self._journal = journal
         self._standing = standing
         self._launches = launches
+        self._holds = holds
         self._reports = reports
         self._reload = reload
 
@@ -79,6 +82,8 @@ class Control:
                 return self._reports.processes(None if peer.is_root else peer.uid)
             case protocol.ArtifactsRequest():
                 return protocol.ArtifactsAnswer(artifacts=self._standing.list())
+            case protocol.HoldsRequest(after=after):
+                return self._holds.page(after)
         return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
 
     async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:
@@ -89,6 +94,10 @@ class Control:
                 return await self._remove(beginning)
             case protocol.RevokeRequest(id=artifact_id):
                 return await self._revoke(artifact_id, peer)
+            case protocol.ApproveHoldRequest(id=hold_id, artifact=content):
+                return await self._holds.approve(hold_id, content, peer)
+            case protocol.DenyHoldRequest(id=hold_id, why=why):
+                return await self._holds.deny(hold_id, why, peer)
             case protocol.ReloadRequest():
                 await self._reload()
                 return protocol.Done(message="configuration, trust, policy and artifacts were read again")

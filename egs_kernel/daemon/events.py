@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.audit.entries import Code, Exec, Outcome
+from egs_kernel.audit.entries import Code, Decision, Exec, Outcome
 from egs_kernel.daemon.verdicts import use_until
 from egs_kernel.model import CodeEvent, ExecEvent, ExitEvent, GateEvent, GrantKind, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from egs_kernel import verify
     from egs_kernel.audit.entries import EntryType
@@ -52,12 +52,23 @@ class Executions:
                 event.pid
             )  # a process that executes once more ends an execution, and no exit tells of it
             self._of_process[event.pid] = event.execution
-            self._live[event.execution] = Execution(event.artifact_id, event.filename, event.uid, event.time)
+            self._live[event.execution] = Execution(
+                "" if event.verdict is Verdict.HOLD else event.artifact_id,
+                event.filename,
+                event.uid,
+                event.time,
+            )
 
     def _end(self, pid: int) -> None:
         execution = self._of_process.pop(pid, None)
         if execution is not None:
             del self._live[execution]
+
+    def authorized(self, execution: int, artifact_id: str) -> None:
+        """What was held runs under this artifact from now on."""
+        held = self._live.get(execution)
+        if held is not None:
+            self._live[execution] = replace(held, artifact_id=artifact_id)
 
     def get(self, execution: int) -> Execution | None:
         """What is known of an execution."""
@@ -99,8 +110,10 @@ class Events:
         self._intact = True
         self.executions = Executions()
         self.changed_files: Callable[[str], None] = lambda _artifact_id: None
+        self.held: Callable[[ExecEvent], None] = lambda _event: None
+        self.ended: Callable[[ExitEvent], None] = lambda _event: None
 
-    def recall(self, entries: Iterable[EntryType], live: Iterable[int]) -> None:
+    def recall(self, entries: Sequence[EntryType], live: Iterable[int]) -> None:
         """Before the first `drain`: pick up where the last daemon was.
 
         Args:
@@ -111,6 +124,16 @@ class Events:
         for event in _events_of(entries):
             recorded.add(_key(event))
             self.executions.take(event)
+        for decision in entries:
+            if (
+                isinstance(decision, Decision)
+                and decision.request is not None
+                and decision.request.isdecimal()
+            ):
+                allowed = decision.verdict is Verdict.ALLOW
+                self.executions.authorized(
+                    int(decision.request), decision.artifact_id or "" if allowed else ""
+                )
         self.executions.keep(live)
         events, position = self._gate.take_events()
         # The last daemon may have ended between recording them and freeing their room.
@@ -129,6 +152,8 @@ class Events:
             self.executions.take(event)
             if isinstance(event, ExecEvent):
                 self._tell(event)
+            elif isinstance(event, ExitEvent):
+                self.ended(event)
 
     def _free(self, position: int, durable: asyncio.Future[None]) -> None:
         self._intact = self._intact and not durable.cancelled() and durable.exception() is None
@@ -163,5 +188,7 @@ class Events:
         waiting = self._awaited.pop((event.pid, event.start_ticks), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(event)
+        if event.verdict is Verdict.HOLD:
+            self.held(event)
         if event.reason in _STALE:
             self.changed_files(event.artifact_id)

@@ -164,6 +164,8 @@ class Host:
         if found != self._pinned:
             return ("another gate was loaded: restart egsd",)
         missing = [name for name in TRACEPOINTS if not (self._pins / f"link_{name}").exists()]
+        if any(scope.holds for scope in self.settings.config.scopes):
+            missing += self._gate.holds.missing_guards()
         return tuple(f"gate program {name} is not attached" for name in missing)
 
 

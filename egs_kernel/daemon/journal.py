@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.audit.entries import Code, Exec, Outcome
+from egs_kernel.audit.entries import Code, Decision, Exec, Outcome
 from egs_kernel.audit.tally import Tally
 from egs_kernel.errors import EgsError, RecordError
 
@@ -84,10 +84,12 @@ class Journal:
         return self._record.degraded
 
     def recent(self) -> list[EntryType]:
-        """The last of what the gate did, the oldest first. Reads a disk: for a thread."""
+        """The last of what the gate and the daemon did, the oldest first. Reads a disk: for a thread."""
         since = max(0, self._record.size - _RECENT)
         return [
-            item.entry for item in self._record.read(since) if isinstance(item.entry, Exec | Outcome | Code)
+            item.entry
+            for item in self._record.read(since)
+            if isinstance(item.entry, Exec | Outcome | Code | Decision)
         ]
 
     def delay(self) -> float:

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
 
 from egs_kernel import verify
 from egs_kernel.audit.entries import Decision, Entry, Peer, Request
@@ -35,9 +32,9 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.events import Events
     from egs_kernel.daemon.host import Host, Settings
     from egs_kernel.daemon.journal import Journal
-    from egs_kernel.daemon.programs import Program, Surveyor
+    from egs_kernel.daemon.judging import Judge
+    from egs_kernel.daemon.programs import Program
     from egs_kernel.daemon.server import Connection
-    from egs_kernel.daemon.standing import Standing
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExecEvent, TaskIdentity
 
@@ -64,23 +61,20 @@ class _Decided:
 class Launches:
     """Serves launch requests. Everything here belongs to the event loop's thread."""
 
-    def __init__(  # noqa: PLR0913 - the composition root wires it, once
+    def __init__(
         self,
         *,
         gate: Gate,
         host: Host,
         journal: Journal,
-        surveyor: Surveyor,
-        standing: Standing,
+        judge: Judge,
         events: Events,
     ) -> None:
         self._gate = gate
         self._host = host
         self._journal = journal
-        self._surveyor = surveyor
-        self._standing = standing
+        self._judge = judge
         self._events = events
-        self._turns: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
         self._armed: dict[asyncio.Task[None], tuple[str, asyncio.Future[str]]] = {}
 
     async def serve(self, connection: Connection, request: protocol.LaunchRequest) -> None:
@@ -131,9 +125,9 @@ class Launches:
         intent = declared_intent(peer, request)
         trial, program, code = Trial(), None, None
         try:
-            program = await self._measure(descriptor, peer.uid)
+            program = await self._judge.measure(descriptor, peer.uid)
             intent = measured_intent(intent, program)
-            trial = await self._judge(request.artifact, intent)
+            trial = await self._judge.judge(request.artifact, intent)
             if trial.authorization is not None:
                 self._require_free(peer.task, trial.authorization.scope)
                 code = _compiled(trial.authorization)
@@ -182,12 +176,6 @@ class Launches:
             entered,
         )
 
-    async def _measure(self, descriptor: int, uid: int) -> Program:
-        """One at a time for a user: who has large files hashed keeps nobody waiting but themselves."""
-        turn = self._turns.setdefault(uid, asyncio.Lock())
-        async with turn:
-            return await self._surveyor.program_of(descriptor)
-
     async def _enter(self, task: TaskIdentity, config: Config, authorization: verify.Authorization) -> None:
         """Put the launcher under the scope, and into its cgroup, if it has one."""
         bound = authorization.cgroup
@@ -196,45 +184,6 @@ class Launches:
         if cgroup is not None:
             enter = partial(enter_cgroup, task, cgroup, exactly=bound is not None)
             await asyncio.get_running_loop().run_in_executor(None, enter)
-
-    async def _judge(self, content: bytes | None, intent: Intent) -> Trial:
-        """The trial of the artifact in the request, or of the best one in the folder."""
-        if content is not None:
-            trial = Trial()
-            trial.authenticate(content, self._host.settings.trust, now())
-            await self._try(trial, intent)
-            return trial
-        best = Trial()
-        best.error = Refused(
-            Reason.NO_GRANT,
-            f"no artifact in the daemon's folder is for {intent.program} as it is now",
-            "Name one (egs run --artifact FILE), or add one: egs artifacts add FILE",
-        )
-        for artifact in self._standing.artifacts(intent.digest):
-            trial = Trial(artifact)
-            await self._try(trial, intent)
-            if trial.error is None:
-                return trial
-            if trial.progress > best.progress:
-                best = trial
-        return best
-
-    async def _try(self, trial: Trial, intent: Intent) -> None:
-        artifact = trial.artifact
-        if artifact is None:
-            return
-        measured = await self._surveyor.subjects_of(artifact.statement)
-        intent = msgspec.structs.replace(intent, measured=measured)
-        self._authorize(trial, artifact, intent)
-        if trial.error is None and artifact.statement.predicate.uses is not None:
-            # Its standing grant counts for itself. It must not do so while we spend what it may have left.
-            self._standing.withdraw(artifact.id)
-            self._events.drain()
-            self._authorize(trial, artifact, intent)
-
-    def _authorize(self, trial: Trial, artifact: verify.Artifact, intent: Intent) -> None:
-        uses, revoked = self._journal.uses(), self._journal.revoked()
-        trial.authorize(intent, self._host.facts(artifact, uses=uses, revoked=revoked), now())
 
     def _require_free(self, task: TaskIdentity, scope: str) -> None:
         """A process of another scope cannot be launched into this one; asked before a use is spent."""

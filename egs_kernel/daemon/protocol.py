@@ -77,6 +77,26 @@ class ReloadRequest(_Request, frozen=True, kw_only=True, tag="reload"):
     """Read configuration, trust, policy and artifacts again. Root only."""
 
 
+class HoldsRequest(_Request, frozen=True, kw_only=True, tag="holds"):
+    """What is held? Root only. `after`: the last id of the answer before, when that was not all."""
+
+    after: str = ""
+
+
+class ApproveHoldRequest(_Request, frozen=True, kw_only=True, tag="hold_approve"):
+    """Let what is held run, by this artifact. Root only."""
+
+    id: str
+    artifact: bytes
+
+
+class DenyHoldRequest(_Request, frozen=True, kw_only=True, tag="hold_deny"):
+    """Kill what is held. Root only."""
+
+    id: str
+    why: str = ""
+
+
 Request = (
     LaunchRequest
     | ReadyRequest
@@ -87,6 +107,9 @@ Request = (
     | RemoveArtifactRequest
     | RevokeRequest
     | ReloadRequest
+    | HoldsRequest
+    | ApproveHoldRequest
+    | DenyHoldRequest
 )
 
 
@@ -184,13 +207,15 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One governed process.
 
     `execution` (a decimal string: JSON numbers end at 2^53) is "0" when it was governed before it executed
-    anything; `inherited`: it is its parent's, because it was forked and has not executed since.
+    anything; `inherited`: it is its parent's, because it was forked and has not executed since;
+    `held`: it executed without an authorization, and waits for one before its first instruction.
     """
 
     pid: int
     scope: str
     execution: str
     inherited: bool
+    held: bool = False
     artifact: str
     program: str
     uid: int
@@ -210,7 +235,37 @@ class ArtifactsAnswer(_Answer, frozen=True, kw_only=True, tag="artifacts"):
     artifacts: tuple[ArtifactStatus, ...]
 
 
-Answer = Failure | Go | InstallFilter | Done | StatusAnswer | ProcessesAnswer | ArtifactsAnswer
+class HoldStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One exec that is held.
+
+    `id` is the execution that it will be. `since` and `until` are seconds since the epoch. `reason` is why the gate
+    did not let it pass, `message` why no artifact has authorized it so far. `digest`, `kind` and `message` are "" until
+    it was looked at.
+    """
+
+    id: str
+    pid: int
+    parent_pid: int
+    scope: str
+    program: str
+    digest: str
+    kind: str
+    argv: tuple[str, ...]
+    uid: int
+    since: float
+    until: float
+    reason: str
+    message: str
+
+
+class HoldsAnswer(_Answer, frozen=True, kw_only=True, tag="holds"):
+    """What is held, the oldest first. `more`: ask again for what comes after the last of these."""
+
+    holds: tuple[HoldStatus, ...]
+    more: bool = False
+
+
+Answer = Failure | Go | InstallFilter | Done | StatusAnswer | ProcessesAnswer | ArtifactsAnswer | HoldsAnswer
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

@@ -155,6 +155,7 @@ class Reports:
             scope=task.scope,
             execution=str(task.execution),
             inherited=task.inherited,
+            held=task.held,
             artifact=known.artifact_id if known else "",
             program=known.program if known else "",
             uid=owner,

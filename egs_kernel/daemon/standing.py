@@ -72,6 +72,7 @@ class Standing:
         self._dirty: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
+        self.examined: Callable[[verify.Artifact], None] = lambda _artifact: None
 
     # -- the folder ------------------------------------------------------------------------------
 
@@ -257,6 +258,8 @@ class Standing:
             await self._journal.append(*news)
         if candidate.trial.error is None and candidate.generation == generation:
             self._install(candidate)
+        if news and candidate.artifact is not None:
+            self.examined(candidate.artifact)
 
     def _read(self, name: str) -> None:
         """Take in the file's content. A file that is unsafe or no artifact is a refused candidate."""

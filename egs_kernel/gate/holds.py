@@ -7,21 +7,21 @@ import ctypes
 import errno
 import os
 import signal
-import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate import abi, libbpf
+from egs_kernel.gate.grants import artifact_key
+from egs_kernel.gate.parts import GUARDS
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-GUARDS: Final = {"guard_return": "x86_fpu_regs_activated", "guard_fault": "page_fault_user"}
-"""Programs that are attached while a scope holds, and where."""
+    from egs_kernel.model import Grant
 
 
 class HeldTask(msgspec.Struct, frozen=True):
@@ -32,8 +32,8 @@ class HeldTask(msgspec.Struct, frozen=True):
     slot: int
 
 
-class Holds:
-    """What the gate holds. `Gate.holds` is the one instance for its pins.
+class HeldTasks:
+    """What the gate holds; `Gate.holds` is the one instance.
 
     Args:
         pins: the gate's folder of pins, for the guards' links.
@@ -107,16 +107,16 @@ class Holds:
         task = self._tasks.get(ctypes.c_uint32(pid))
         return task is not None and bool(task.flags & abi.TaskFlag.HELD) and task.execution == execution
 
-    def let_go(self, pid: int, execution: int, artifact_id: str) -> bool:
+    def let_go(self, pid: int, execution: int, grant: Grant) -> bool:
         """Take the mark away and continue the process; False when it is not held as that execution (any more).
 
         Args:
             pid: the process.
             execution: what it is from now on.
-            artifact_id: what authorizes that.
+            grant: what permits it.
         """
-        artifact = int.from_bytes(bytes.fromhex(artifact_id)[:8], sys.byteorder)
-        arguments = (pid, execution, artifact, 0)
+        flags = abi.TaskFlag.REFUSE_ANONYMOUS_CODE if grant.refuse_anonymous_code else 0
+        arguments = (pid, execution, artifact_key(grant.artifact_id), int(flags))
         with self._same_process(pid, execution) as pidfd:
             if pidfd is None or not libbpf.run_program(self._programs["release_hold"], arguments):
                 return False

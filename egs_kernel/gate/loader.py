@@ -27,9 +27,8 @@ from egs_kernel.config import Config
 from egs_kernel.errors import EgsError, GateError, HostLacks
 from egs_kernel.gate import abi, btf, libbpf, tiers
 from egs_kernel.gate.headers import write_headers
-from egs_kernel.gate.holds import GUARDS
 from egs_kernel.gate.libraries import apply_library_roots
-from egs_kernel.gate.parts import CALLED, HOOKS, LSM_MAPS, MAPS, SLEEPABLE, TRACEPOINTS
+from egs_kernel.gate.parts import CALLED, GUARDS, HOOKS, LSM_MAPS, MAPS, SLEEPABLE, TRACEPOINTS
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import prove_hold, run_self_test
@@ -96,9 +95,21 @@ def unload_gate(paths: Paths) -> bool:
     staging = paths.pins.with_name(paths.pins.name + "-loading")
     _discard(staging)
     found = paths.pins.is_dir()
+    _end_held(paths.pins)
     _discard(paths.pins)
     paths.gate_manifest.unlink(missing_ok=True)
     return found
+
+
+def _end_held(pins: Path) -> None:
+    """What waits for an authorization must not be anybody's to continue once the guards are gone."""
+    try:
+        gate = Gate.open(pins)
+    except GateError:
+        return  # no gate, or a broken or foreign one: it has to go all the same
+    for task in gate.holds.held():
+        gate.holds.end(task.pid, task.execution)
+    gate.close()
 
 
 def _update(paths: Paths, config: Config) -> Loaded:

@@ -27,6 +27,9 @@ HOOKS: Final = {
 SLEEPABLE: Final = frozenset({"check_exec"})
 """Those of them that may sleep, where the kernel hashes files for the gate."""
 
+GUARDS: Final = {"guard_return": "x86_fpu_regs_activated", "guard_fault": "page_fault_user"}
+"""Programs that are attached while a scope holds, and where."""
+
 CALLED: Final = ("read_file", "set_task", "release_hold")
 """Programs that user space runs, never attached."""
 

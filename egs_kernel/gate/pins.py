@@ -19,8 +19,8 @@ from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
 from egs_kernel.gate.grants import raw_argv, raw_grant
-from egs_kernel.gate.holds import GUARDS, Holds
-from egs_kernel.gate.parts import MAPS, links_of, programs_of
+from egs_kernel.gate.holds import HeldTasks
+from egs_kernel.gate.parts import GUARDS, MAPS, links_of, programs_of
 from egs_kernel.gate.ring import Ring
 from egs_kernel.gate.views import GateCounters, GovernedTask, Reading, ScopeState, StandingGrant
 from egs_kernel.model import (
@@ -66,7 +66,7 @@ class Gate:
         self.scope_entries = libbpf.Map(fds["scope_entries"], abi.EntryKey, u32)
         self.scope_users = libbpf.Map(fds["scope_users"], u32, u32)
         self._tasks = libbpf.Map(fds["tasks"], u32, abi.Task)
-        self.holds = Holds(pins, self._programs, self._tasks)
+        self.holds = HeldTasks(pins, self._programs, self._tasks)
         self._standing = libbpf.Map(fds["standing_grants"], abi.StandingKey, abi.Grant)
         self._armed = libbpf.Map(fds["armed_grants"], u32, abi.Grant)
         self._uses = libbpf.Map(fds["grant_uses"], u64, u64)

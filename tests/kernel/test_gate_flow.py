@@ -12,8 +12,7 @@ from typing import Final
 import pytest
 
 from egs_kernel.gate import loader
-from egs_kernel.gate.holds import GUARDS
-from egs_kernel.gate.parts import CALLED, TRACEPOINTS
+from egs_kernel.gate.parts import CALLED, GUARDS, TRACEPOINTS
 from egs_kernel.gate.source import source_folder
 
 pytestmark = pytest.mark.kernel

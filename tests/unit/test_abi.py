@@ -13,7 +13,7 @@ import pytest
 
 from egs_kernel import config
 from egs_kernel.gate import abi, parts
-from egs_kernel.gate.holds import GUARDS
+from egs_kernel.gate.parts import GUARDS
 from egs_kernel.gate.source import gate_source
 from egs_kernel.model import ARGV_MAX, LAST_GATE_REASON, GrantKind, Reason, Verdict
 

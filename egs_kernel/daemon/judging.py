@@ -1,0 +1,110 @@
+"""Which artifact authorizes what somebody wants to execute now: a launch, or an exec that is held."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from egs_kernel.daemon.host import now
+from egs_kernel.daemon.verdicts import Trial
+from egs_kernel.errors import EgsError, Refused
+from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from egs_kernel import verify
+    from egs_kernel.daemon.host import Host
+    from egs_kernel.daemon.journal import Journal
+    from egs_kernel.daemon.programs import Program, Surveyor
+    from egs_kernel.daemon.standing import Standing
+    from egs_kernel.model import Intent
+
+
+class Judge:
+    """Measures programs, and puts artifacts on trial. Belongs to the event loop's thread.
+
+    Args:
+        host: what the verifier is told.
+        journal: which uses are spent, and what is revoked.
+        surveyor: measures programs.
+        standing: the artifacts of the daemon's folder.
+        drain: takes in what the gate has to say, so that uses are counted.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        journal: Journal,
+        surveyor: Surveyor,
+        standing: Standing,
+        drain: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._journal = journal
+        self._surveyor = surveyor
+        self._standing = standing
+        self._drain = drain
+        self._turns: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def measure(self, descriptor: int, uid: int) -> Program:
+        """Measure a program. One at a time for a user: who has large files hashed keeps nobody waiting but themselves."""
+        turn = self._turns.setdefault(uid, asyncio.Lock())
+        async with turn:
+            return await self._surveyor.program_of(descriptor)
+
+    async def judge(
+        self, content: bytes | None, intent: Intent, require: Callable[[Trial], None] = lambda _trial: None
+    ) -> Trial:
+        """The trial of this artifact, or of the best one in the folder.
+
+        `require` raises EgsError for what the verifier authorizes and the caller cannot use.
+
+        No waiting lies between its verdict and its return: whoever hands in the decision at once spends a use that
+        nobody else has.
+        """
+        if content is not None:
+            trial = Trial()
+            trial.authenticate(content, self._host.settings.trust, now())
+            await self._try(trial, intent, require)
+            return trial
+        best = Trial()
+        best.error = Refused(
+            Reason.NO_GRANT,
+            f"no artifact in the daemon's folder is for {intent.program} as it is now",
+            "Name one (egs run --artifact FILE), or add one: egs artifacts add FILE",
+        )
+        for artifact in self._standing.artifacts(intent.digest):
+            trial = Trial(artifact)
+            await self._try(trial, intent, require)
+            if trial.error is None:
+                return trial
+            if trial.progress > best.progress:
+                best = trial
+        return best
+
+    async def _try(self, trial: Trial, intent: Intent, require: Callable[[Trial], None]) -> None:
+        artifact = trial.artifact
+        if artifact is None:
+            return
+        measured = await self._surveyor.subjects_of(artifact.statement)
+        intent = msgspec.structs.replace(intent, measured=measured)
+        self._authorize(trial, artifact, intent)
+        if trial.error is None:
+            try:
+                require(trial)
+            except EgsError as error:
+                trial.error = error
+        if trial.error is None and artifact.statement.predicate.uses is not None:
+            # Its standing grant counts for itself. It must not do so while we spend what it may have left.
+            self._standing.withdraw(artifact.id)
+            self._drain()
+            self._authorize(trial, artifact, intent)
+
+    def _authorize(self, trial: Trial, artifact: verify.Artifact, intent: Intent) -> None:
+        uses, revoked = self._journal.uses(), self._journal.revoked()
+        trial.authorize(intent, self._host.facts(artifact, uses=uses, revoked=revoked), now())
