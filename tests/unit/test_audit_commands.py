@@ -15,6 +15,7 @@ from egs_kernel.audit import anchor
 from egs_kernel.audit.describe import describe
 from egs_kernel.audit.entries import (
     ArtifactChange,
+    Code,
     DaemonStarted,
     DaemonStopped,
     Decision,
@@ -22,6 +23,7 @@ from egs_kernel.audit.entries import (
     Gap,
     Outcome,
     Peer,
+    Recorded,
     Request,
     Step,
     Verification,
@@ -31,6 +33,7 @@ from egs_kernel.audit.reader import RECORD_FILE, read
 from egs_kernel.audit.record import Record
 from egs_kernel.cli.main import run
 from egs_kernel.model import (
+    CodeEvent,
     ExecEvent,
     ExitEvent,
     FileIdentity,
@@ -322,3 +325,29 @@ def test_every_type_has_a_description(folder: Path) -> None:
     assert [fields[2] for fields in shown] == [entry.__struct_config__.tag for entry in ENTRIES]
     assert all(fields[3] for fields in shown)
     assert "signal 9" in shown[7][3]
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "enforced", "said"),
+    [
+        (None, "", True, "DENY code_untrusted agents: pid 77 execution 5: memory of no file"),
+        (
+            FileIdentity(1, 2, 3, 4, 5, 6),
+            "x\x1b.so",
+            False,
+            r"DENY code_untrusted (observe mode: not enforced) agents: pid 77 execution 5: x\x1b.so (inode 2)",
+        ),
+    ],
+)
+def test_refused_code_is_described(file: FileIdentity | None, name: str, enforced: bool, said: str) -> None:  # noqa: FBT001 - a parameter of the test
+    event = CodeEvent(
+        reason=Reason.CODE_UNTRUSTED,
+        enforced=enforced,
+        scope="agents",
+        time=2,
+        execution=5,
+        pid=77,
+        file=file,
+        name=name,
+    )
+    assert describe(Recorded(7, "", "T", Code(event=event), "")) == f"7 T code {said}"
