@@ -27,7 +27,6 @@ CASES: Final = {"tests": "", "boot": "units", "crash": "crash"}
 """And the module of its observer."""
 PATIENCE: Final = 8
 """How much longer than natively a test may wait for something: emulation is about ten times slower."""
-TEST_SECONDS: Final = 900
 EVERY: Final = 10
 MARKS: Final = {"passed": "ok", "failed": "FAILED", "skipped": "skipped", "xfailed": "known failure"}
 END, PULL_THE_PLUG, NOTHING = "end", "pull the plug", ""
@@ -87,7 +86,7 @@ def _job_drive(path: Path, tier: str, plan: Plan) -> None:
         (tree / "environment").write_text(
             f"export EGS_REQUIRE_KERNEL=1 EGS_TEST_TIER={tier} EGS_TEST_PATIENCE={PATIENCE}\n"
         )
-        options = ("-o", f"timeout={TEST_SECONDS}", "-p", "no:cacheprovider")
+        options = ("-p", "no:cacheprovider")
         (tree / "arguments").write_text("".join(f"{word}\n" for word in (*options, *plan.arguments)))
         shutil.copytree(Path(__file__).parent / "guest", tree / "guest")
         file_system(path, tree, "256M")

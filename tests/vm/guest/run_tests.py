@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 CHANNEL: Final = 3
+TEST_SECONDS: Final = 900
 ARGUMENTS: Final = Path("/srv/arguments")
 MOST_DETAIL: Final = 12_000
 """Characters of a failure that are sent; the rest is on the console."""
@@ -58,6 +59,12 @@ class Outcomes:
         """A file that cannot be collected is a failure of its own."""
         if report.failed:
             tell(test=report.nodeid, outcome="failed", seconds=0, detail=report.longreprtext[-MOST_DETAIL:])
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """No time limit of a test holds here: emulation is about ten times slower."""
+        for item in items:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS), append=False)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Say how many tests there will be."""
