@@ -7,7 +7,8 @@ only when
 - the change time was clearly older than the hashing (git's "racily clean" rule), so that a later write
   cannot have the same one;
 - nobody had the file open for writing meanwhile, mappings included: a read lease says so;
-- the gate's view of the file was the same before and after.
+- the gate's view of the file was the same before and after, and so was, where the gate notes it, the time when
+  somebody last opened it for writing.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _CHUNK: Final = 1024 * 1024
 
 Identify = Callable[[int], FileIdentity]
 """The gate's own view of an open file (`Gate.identify`)."""
+Opened = Callable[[FileIdentity], int]
+"""When a file may last have been opened for writing, CLOCK_BOOTTIME nanoseconds (`Openings.last`)."""
 Clock = Callable[[], int]
 """CLOCK_REALTIME_COARSE in nanoseconds."""
 Wait = Callable[[float], None]
@@ -52,8 +55,17 @@ def coarse_clock() -> int:
     return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
+def _unnoted(_file: FileIdentity) -> int:
+    return 0
+
+
 def measure(
-    fd: int, identify: Identify, *, clock: Clock = coarse_clock, wait: Wait = time.sleep
+    fd: int,
+    identify: Identify,
+    *,
+    opened: Opened = _unnoted,
+    clock: Clock = coarse_clock,
+    wait: Wait = time.sleep,
 ) -> Measurement:
     """Hash an open file, with the identity under which the gate will recognize exactly this content.
 
@@ -63,6 +75,7 @@ def measure(
         fd: the file, open for reading only. Its offset is not used. The caller needs to own the file, or
             CAP_LEASE.
         identify: the gate's view of the file.
+        opened: what the gate notes of it; asked before the hashing, so that it notes what happens meanwhile.
         clock: what the file system stamps files from.
         wait: how to let time pass.
 
@@ -82,10 +95,12 @@ def measure(
             problem = "its change time is not older than the hashing"
             wait((MARGIN - age) / 1e9 + 0.001)
             continue
+        opened(before)
+        began = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         with _no_writers(fd) as alone:
             digest = _sha256(fd) if alone else None
-            if digest is not None and identify(fd) == before:
-                return Measurement(digest, before)
+            if digest is not None and identify(fd) == before and opened(before) < began:
+                return Measurement(digest, before, began)
         problem = "it changed meanwhile" if alone else "another process has it open for writing"
         wait(MARGIN / 1e9)
     raise Refused(

@@ -76,7 +76,7 @@ def raw_digest(digest: str) -> ctypes.Array[ctypes.c_uint8]:
 
 
 def artifact_key(artifact_id: str) -> int:
-    """artifact_key() of bpf/gate.bpf.c: the first 8 bytes of an artifact's id."""
+    """What the gate knows an artifact by: the first 8 bytes of its id (artifact_key of bpf/gate.bpf.c)."""
     return int.from_bytes(bytes.fromhex(artifact_id)[:8], "little")
 
 

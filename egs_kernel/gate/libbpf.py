@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 BPF_ANY: Final = 0
+BPF_NOEXIST: Final = 1
+
+_BATCH: Final = 1024
 
 _c_callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
@@ -122,6 +125,7 @@ def _library() -> ctypes.CDLL:
         ("bpf_map_update_elem", ctypes.c_int, (ctypes.c_int, void, void, ctypes.c_uint64)),
         ("bpf_map_delete_elem", ctypes.c_int, (ctypes.c_int, void)),
         ("bpf_map_get_next_key", ctypes.c_int, (ctypes.c_int, void, void)),
+        ("bpf_map_lookup_batch", ctypes.c_int, (ctypes.c_int, void, void, void, void, void, void)),
         ("bpf_obj_get_info_by_fd", ctypes.c_int, (ctypes.c_int, void, void)),
         ("bpf_prog_test_run_opts", ctypes.c_int, (ctypes.c_int, void)),
         ("bpf_raw_tracepoint_open", ctypes.c_int, (ctypes.c_char_p, ctypes.c_int)),
@@ -269,6 +273,16 @@ def map_info(descriptor: int) -> MapInfo:
     return info
 
 
+def object_id(descriptor: int) -> int:
+    """The kernel's number of a map, program or link, among those of its kind."""
+    info = (ctypes.c_uint32 * 4)()  # struct bpf_map_info, bpf_prog_info and bpf_link_info begin alike: type, id
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    _checked(
+        libbpf.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(length)), "object info"
+    )
+    return int(info[1])
+
+
 def run_program(descriptor: int, arguments: tuple[int, ...]) -> int:
     """Run a raw tracepoint program once, in this task, with these tracepoint arguments; its return value."""
     context = (ctypes.c_uint64 * len(arguments))(*arguments)
@@ -340,6 +354,33 @@ class Map(Generic[K, V]):
         """Every pair, with the limits of `keys`."""
         pairs = ((key, self.get(key)) for key in self.keys())
         return [(key, value) for key, value in pairs if value is not None]
+
+    def walk(self) -> list[tuple[K, V]]:
+        """Every pair of a hash map that is there all the while, however many others come and go meanwhile."""
+        pairs: list[tuple[K, V]] = []
+        place, room = None, _BATCH
+        while True:
+            keys, values = (self._key * room)(), (self._value * room)()  # type: ignore[operator]  # ctypes' own
+            count, following = ctypes.c_uint32(room), ctypes.c_uint32()
+            result = libbpf.bpf_map_lookup_batch(
+                self.descriptor, _address(place), _address(following), keys, values, _address(count), None
+            )
+            error = ctypes.get_errno() if result < 0 else 0
+            if error == errno.ENOSPC:  # one bucket has more
+                room *= 2
+                continue
+            if error not in (0, errno.ENOENT):
+                _checked(result, "map walk")
+            found = range(count.value)
+            pairs += [(_copy(self._key, keys[i]), _copy(self._value, values[i])) for i in found]
+            if error:
+                return pairs
+            place = following
+
+
+def _copy(kind: Any, item: Any) -> Any:
+    """An element of an array, without the array; simple C types come out of it as numbers."""
+    return kind(item) if isinstance(item, int) else kind.from_buffer_copy(item)
 
 
 class CounterMap:

@@ -18,10 +18,12 @@ from typing import Final, TypeVar
 from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
-from egs_kernel.gate.grants import raw_argv, raw_grant
+from egs_kernel.gate.grants import artifact_key, raw_argv, raw_grant
 from egs_kernel.gate.holds import HeldTasks
 from egs_kernel.gate.parts import GUARDS, MAPS, links_of, programs_of
 from egs_kernel.gate.ring import Ring
+from egs_kernel.gate.seal import Seal, sealed_error
+from egs_kernel.gate.subjects import Openings, Subjects
 from egs_kernel.gate.views import GateCounters, GovernedTask, Reading, ScopeState, StandingGrant
 from egs_kernel.model import (
     FileIdentity,
@@ -67,15 +69,19 @@ class Gate:
         self.scope_users = libbpf.Map(fds["scope_users"], u32, u32)
         self._tasks = libbpf.Map(fds["tasks"], u32, abi.Task)
         self.holds = HeldTasks(pins, self._programs, self._tasks)
+        self.seal = Seal(pins, self._programs) if self.tier is Tier.LSM else None
         self._standing = libbpf.Map(fds["standing_grants"], abi.StandingKey, abi.Grant)
         self._armed = libbpf.Map(fds["armed_grants"], u32, abi.Grant)
         self._uses = libbpf.Map(fds["grant_uses"], u64, u64)
         self._argvs = libbpf.Map(fds["grant_argvs"], u64, abi.Argv)
+        self._named = Subjects(self.subjects, self._artifacts_in_use)
+        self.openings = Openings(self.measured_files, self._named.files)
         self._variables = libbpf.Map(fds["code_variables"], u32, abi.Variables)
         self._readings = libbpf.Map(fds["readings"], u32, abi.Reading)
         self._decisions = libbpf.CounterMap(fds["decisions"])
         self._failures = libbpf.CounterMap(fds["failures"])
         self._fds = (*self._programs.values(), *fds.values())
+        self._fds += self.seal.descriptors if self.seal else ()
         self._ring = Ring(fds["events"], libbpf.map_info(fds["events"]).max_entries)
         self._names: dict[int, str] = {}
         self._armed_ids: dict[int, int] = {}
@@ -100,6 +106,8 @@ class Gate:
         except OSError as error:
             if error.errno in (errno.EPROTO, errno.ENOENT):
                 raise _other_version(pins, str(error)) from error
+            if error.errno == errno.EPERM and os.geteuid() == 0:
+                raise sealed_error("only its daemon opens it; ask it (egs status)") from error
             raise GateError(
                 Reason.GATE_FAILED, f"cannot open the gate: {error}", "Run it as root."
             ) from error
@@ -178,6 +186,7 @@ class Gate:
         scope = self.scope_slot(grant.scope)
         key, present = self._place(grant, scope)
         grant_id = present.grant_id if present else self._new_id()
+        self._named.name(grant)
         self._bind(grant, grant_id, renewed=present is not None)
         self._write(self._standing, key, raw_grant(grant, grant_id, scope, None))
         return grant_id
@@ -213,6 +222,7 @@ class Gate:
     def arm_slot(self, grant: Grant, task: TaskIdentity, scope: int) -> int:
         """As `arm`, in the scope of that slot."""
         self.disarm(task.pid)
+        self._named.name(grant)
         grant_id = self._new_id()
         self._bind(grant, grant_id, renewed=False)
         self._armed_ids[task.pid] = grant_id
@@ -233,6 +243,7 @@ class Gate:
         for key in (*self._argvs.keys(), *self._uses.keys()):
             if key.value not in live:
                 self._unbind(key.value)
+        self._named.sweep()
 
     def forget(self, grant_id: int) -> None:
         """Free what belongs to an armed grant that an exec has consumed."""
@@ -442,6 +453,12 @@ class Gate:
     def _unbind(self, grant_id: int) -> None:
         self._argvs.delete(ctypes.c_uint64(grant_id))
         self._uses.delete(ctypes.c_uint64(grant_id))
+
+    def _artifacts_in_use(self) -> set[int]:
+        """Keys of the artifacts of all grants, and of what runs: in this order, an exec turns one into the other."""
+        granted = [raw for _, raw in (*self._standing.walk(), *self._armed.walk())]
+        keys = {artifact_key(bytes(raw.artifact_id).hex()) for raw in granted}
+        return keys | {task.artifact for _, task in self._tasks.walk()}
 
     def _uses_left(self, raw: abi.Grant) -> int | None:
         if not raw.flags & abi.GrantFlag.BIND_USES:
