@@ -224,8 +224,6 @@ static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_
 		return EGS_FILE_CHANGED;
 	if (opened_since(facts->opened, grant->measured))
 		return EGS_FILE_OPENED;
-	if (facts->digests && !same_digest(grant->digest, facts->digest))
-		return EGS_DIGEST_DIFFERS;
 	if (facts->now < grant->not_before)
 		return EGS_NOT_YET_VALID;
 	if (facts->now >= grant->not_after)
@@ -274,6 +272,7 @@ static __always_inline void cite(struct decision *decision, struct egs_grant *gr
 	decision->grant_id = grant->grant_id;
 	decision->flags = grant->flags;
 	__builtin_memcpy(decision->artifact_id, grant->artifact_id, sizeof(grant->artifact_id));
+	__builtin_memcpy(decision->digest, grant->digest, sizeof(grant->digest));
 }
 
 static __always_inline void consult_grants(struct decision *decision, struct exec_facts *facts, u32 scope,
@@ -332,6 +331,9 @@ static __always_inline void settle(struct scratch *scratch)
 		decision->reason = argv_permitted(decision->grant_id, &scratch->facts, &scratch->argv);
 	if (decision->reason == EGS_AUTHORIZED && scratch->facts.script_seen)
 		decision->reason = script_permitted(decision->artifact_id, &scratch->facts);
+	if (decision->reason == EGS_AUTHORIZED && scratch->facts.digests &&
+	    !same_digest(decision->digest, scratch->facts.digest))
+		decision->reason = EGS_DIGEST_DIFFERS;
 	if (decision->reason == EGS_AUTHORIZED && (decision->flags & EGS_BIND_USES)) {
 		decision->reason = take_use(decision->grant_id);
 		decision->spent = decision->reason == EGS_AUTHORIZED;

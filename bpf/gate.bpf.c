@@ -103,6 +103,7 @@ struct decision {
 	u32 flags; /* of the grant */
 	u32 spent; /* one use of it was taken */
 	u8 artifact_id[32];
+	u8 digest[EGS_DIGEST]; /* that the grant is for */
 };
 
 /*

@@ -32,18 +32,14 @@ BPF_ARRAY(blank_pendings, struct pending, 1);
 /* ---- exec ------------------------------------------------------------------------------------- */
 
 /* An exec begins: whatever this thread left behind is gone. */
-static __always_inline struct pending *begin_pending(u64 task, int scope)
+static __always_inline struct pending *begin_pending(u64 task)
 {
 	u32 zero = 0;
 	struct pending *blank = blank_pendings.lookup(&zero);
-	struct pending *pending;
 
 	if (!blank || pending_execs.update(&task, blank))
 		return 0;
-	pending = pending_execs.lookup(&task);
-	if (pending)
-		pending->scope = scope;
-	return pending;
+	return pending_execs.lookup(&task);
 }
 
 #ifdef EGS_IMA
@@ -85,12 +81,15 @@ static __always_inline u32 judge_program(struct pending *pending, struct egs_con
 	struct decision *decision = &pending->decision;
 
 	__builtin_memset(decision, 0, sizeof(*decision));
-#ifdef EGS_IMA
-	if (take_digest(pending->facts.digest, ctx))
-		return EGS_DIGEST_DIFFERS;
-	pending->facts.digests = 1;
-#endif
 	decide(decision, &pending->facts, config, pending->scope, 1);
+#ifdef EGS_IMA
+	/* Last, as it reads the whole file. */
+	if (decision->reason == EGS_AUTHORIZED) {
+		pending->facts.digests = 1;
+		if (take_digest(pending->facts.digest, ctx) || !same_digest(decision->digest, pending->facts.digest))
+			decision->reason = EGS_DIGEST_DIFFERS;
+	}
+#endif
 	return decision->reason;
 }
 
@@ -120,6 +119,17 @@ static __always_inline int refuse_exec(struct pending *pending, u64 task, u64 bp
 	return -EGS_EPERM;
 }
 
+/* By which scope an exec is judged; a script may be in none, and its interpreter in one. */
+static __always_inline int scope_of_exec(struct egs_config *config, struct egs_task *governed,
+					 struct pending *pending, u64 file)
+{
+	if (governed)
+		return governed->scope;
+	if (pending && pending->scope >= 0)
+		return pending->scope;
+	return scope_of_newcomer(config, bpf_get_current_task(), file);
+}
+
 int check_exec(u64 *ctx)
 {
 	u64 bprm = ctx[0];
@@ -128,37 +138,36 @@ int check_exec(u64 *ctx)
 	u32 zero = 0, reason, mode;
 	struct egs_config *config = gate_configs.lookup(&zero);
 	struct egs_task *governed = tasks.lookup(&pid);
-	struct pending *pending;
+	struct pending *pending = 0;
 	u64 file = read_pointer(bprm, OFF_linux_binprm_file);
 	u16 head = 0;
-	int scope, first;
+	int scope, unread;
 
 	if (!config) /* an array of one: cannot miss */
 		return 0;
 	if (!governed && !(config->scope_kinds & (EGS_SCOPE_BINARY | EGS_SCOPE_USER)) && !has_overflowed())
 		return 0;
-	/* The kernel gives an exec another name for its interpreter once it has found one. */
-	first = read_pointer(bprm, OFF_linux_binprm_interp) == read_pointer(bprm, OFF_linux_binprm_filename);
-	if (governed)
-		scope = governed->scope;
-	else if (first || (scope = pending_scope(task)) < 0)
-		scope = scope_of_newcomer(config, task, file);
-	if (scope < 0) {
+	/* The kernel gives an exec another name for its interpreter once it has found one: until then it begins. */
+	if (read_pointer(bprm, OFF_linux_binprm_interp) != read_pointer(bprm, OFF_linux_binprm_filename))
+		pending = pending_execs.lookup(&task);
+	unread = read_field(&head, sizeof(head), bprm, OFF_linux_binprm_buf);
+	scope = scope_of_exec(config, governed, pending, file);
+	if (scope < 0 && head != EGS_SHEBANG) {
 		forget_pending(task);
 		return 0;
 	}
-	pending = first ? begin_pending(task, scope) : pending_execs.lookup(&task);
-	if (!pending && !first)
-		pending = begin_pending(task, scope); /* governed only now, by what the script's interpreter is */
+	if (!pending)
+		pending = begin_pending(task);
+	mode = scope < 0 ? EGS_MODE_OBSERVE : scope_mode(scope);
 	if (!pending) {
 		count_failure(EGS_FAIL_PENDING);
-		return scope_mode(scope) == EGS_MODE_OBSERVE ? 0 : -EGS_EPERM;
+		return mode == EGS_MODE_OBSERVE ? 0 : -EGS_EPERM;
 	}
-	mode = scope_mode(scope);
+	pending->scope = scope;
 	pending->facts.unreadable = read_task_facts(&pending->facts, task, file) != 0;
 	if (pending->facts.unreadable)
 		count_failure(EGS_FAIL_STATE_READ);
-	if (read_field(&head, sizeof(head), bprm, OFF_linux_binprm_buf))
+	if (unread)
 		reason = EGS_STATE_UNREADABLE;
 	else if (head == EGS_SHEBANG)
 		reason = note_script(pending, ctx);
