@@ -27,6 +27,11 @@
 #define EGS_FOLDER_DEPTH 64     /* folders above a library that are looked at */
 #define EGS_PENDING_EXECS 8192  /* execs under way at once */
 #define EGS_CODE_EVENTS 16      /* refused code that is reported, of one execution; the rest is counted */
+#define EGS_PROTECTED_FILES 16384 /* files and folders that a sealed gate keeps */
+#define EGS_OWN_OBJECTS 256       /* maps, programs and links of the gate */
+#define EGS_APPLICANTS 1024       /* programs that may turn out to be the daemon, while it is gone */
+#define EGS_ATTEMPTS 16           /* refused attempts that are reported in one second; the rest is counted */
+#define EGS_HARMLESS_NAME 32
 #define EGS_ARGV_MAX 4096
 #define EGS_ARGV_SMALL 256
 #define EGS_FILENAME_MAX 256
@@ -131,6 +136,7 @@ enum egs_event_type {
 	EGS_EVENT_EXEC = 1,
 	EGS_EVENT_EXIT = 2,
 	EGS_EVENT_CODE = 3,
+	EGS_EVENT_ATTEMPT = 4,
 };
 
 enum egs_failure {
@@ -147,7 +153,44 @@ enum egs_failure {
 	EGS_FAIL_PENDING = 10,       /* no room for one more exec under way: refused */
 	EGS_FAIL_DIGEST = 11,        /* the kernel could not hash a file: refused */
 	EGS_FAIL_HOLD_BROKEN = 12,   /* a held process was let go by somebody else than the daemon: killed */
+	EGS_FAIL_ATTEMPT_EVENT = 13, /* an attempt on a sealed gate that was not reported; it was refused */
 	EGS_FAILURES = 16,
+};
+
+/* What a sealed gate refuses everybody but the daemon. */
+enum egs_attempt {
+	EGS_ATTEMPT_SIGNAL = 1,   /* `number`: which */
+	EGS_ATTEMPT_TRACE = 2,    /* ptrace(2), /proc/PID/mem, process_vm_writev(2), pidfd_getfd(2) */
+	EGS_ATTEMPT_LIMIT = 3,    /* resource limits; `number`: which */
+	EGS_ATTEMPT_SCHEDULE = 4, /* scheduler, nice value */
+	EGS_ATTEMPT_BPF = 5,      /* the gate's maps, programs and links; `number`: the bpf(2) command, or 0 */
+	EGS_ATTEMPT_WRITE = 6,
+	EGS_ATTEMPT_CREATE = 7,
+	EGS_ATTEMPT_REMOVE = 8,
+	EGS_ATTEMPT_RENAME = 9,
+	EGS_ATTEMPT_LINK = 10,
+	EGS_ATTEMPT_ATTRIBUTES = 11,
+	EGS_ATTEMPT_MOUNT = 12,
+	EGS_ATTEMPT_UNMOUNT = 13,
+	EGS_ATTEMPT_BECOME = 14, /* the daemon's program, but it opened what is not kept: it is not the daemon */
+};
+
+enum egs_protection {
+	EGS_PROTECT_CONTENT = 1, /* the file, or everything below the folder: nobody changes it */
+	EGS_PROTECT_PLACE = 2,   /* the folder stays where it is: on the way to something that is kept */
+};
+
+enum egs_object_kind {
+	EGS_OBJECT_MAP = 1,
+	EGS_OBJECT_PROGRAM = 2,
+	EGS_OBJECT_LINK = 3,
+};
+
+/* How far a program that may be the daemon has come. */
+enum egs_applicant_stage {
+	EGS_APPLICANT_EXECUTES = 1, /* the daemon's interpreter, in an exec that is not done */
+	EGS_APPLICANT_APPLIES = 2,  /* and its arguments, environment and user */
+	EGS_APPLICANT_TAINTED = 3,  /* it opened something that is not kept */
 };
 
 struct egs_config {
@@ -302,6 +345,41 @@ struct egs_exec_event {
 	char argv[EGS_ARGV_SMALL]; /* EGS_ARGV_MAX bytes in a large event */
 };
 
+struct egs_seal {
+	__u64 lifted_until; /* CLOCK_BOOTTIME, ns: until then the seal is there and refuses nothing */
+	__u32 sealed;
+	__u32 namespace;    /* the mount namespace of the host, by its inode number */
+};
+
+/* The daemon that a sealed gate protects. What it is written once, when the gate is sealed; who it is changes. */
+struct egs_daemon {
+	__u64 program_inode;
+	__u64 pid; /* 0: it is gone */
+	__u32 program_device;
+	__u32 namespace; /* its mount namespace */
+};
+
+struct egs_applicant {
+	__u32 stage;
+	__u32 namespace;
+};
+
+struct egs_object_key {
+	__u32 kind;
+	__u32 id;
+};
+
+/* A file of procfs, sysfs or cgroupfs that a starting daemon may read: what is in it nobody can choose. */
+struct egs_harmless_key {
+	char name[EGS_HARMLESS_NAME];
+};
+
+struct egs_attempt_rate {
+	__u64 second;
+	__u32 count;
+	__u32 pad;
+};
+
 /* Code that a governed program was refused: a mapping of a file, or memory of none. */
 struct egs_code_event {
 	__u32 type;
@@ -314,6 +392,20 @@ struct egs_code_event {
 	__u32 pid;
 	__u32 pad;
 	char name[EGS_ENTRY_NAME]; /* the folder entry that it was opened by */
+};
+
+/* Somebody tried what a sealed gate refuses. */
+struct egs_attempt_event {
+	__u32 type;
+	__u32 what;
+	__u64 time;
+	__u64 inode; /* of what it was tried on; 0: no file */
+	__u32 device;
+	__u32 number;
+	__u32 pid;
+	__u32 uid;
+	char comm[EGS_COMM];
+	char name[EGS_ENTRY_NAME];
 };
 
 struct egs_exit_event {

@@ -137,6 +137,7 @@ class Reason(IntEnum):
     HOLD_DENIED = 81  # somebody said that what is held shall not run
     HOLD_EXPIRED = 82  # nobody authorized it within the scope's hold_timeout
     HOLD_LOST = 83  # what was held ended, or was let go by somebody else and therefore killed
+    SEALED = 84  # the gate is sealed: only a maintenance artifact lifts that
 
     @property
     def code(self) -> str:
@@ -147,6 +148,25 @@ class Reason(IntEnum):
 LAST_GATE_REASON: Final = 31
 ARGV_MAX: Final = 4096
 """Bytes of a bound argv, NULs included: what the gate compares (bpf/egs_abi.h EGS_ARGV_MAX)."""
+
+
+class Attempt(IntEnum):
+    """What a sealed gate refuses everybody but the daemon. Numbers are part of the record format."""
+
+    SIGNAL = 1
+    TRACE = 2
+    LIMIT = 3
+    SCHEDULE = 4
+    BPF = 5
+    WRITE = 6
+    CREATE = 7
+    REMOVE = 8
+    RENAME = 9
+    LINK = 10
+    ATTRIBUTES = 11
+    MOUNT = 12
+    UNMOUNT = 13
+    BECOME = 14
 
 
 class ProgramKind(Enum):
@@ -223,8 +243,8 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the verifier knows of this host when it authorizes. Collected by the daemon, passed in.
 
-    `uses` and `revoked` are keyed by artifact id. `enforceable` names the constraint words (design
-    section 7: "syscalls", ...) that this host can enforce. `boot_offset` is CLOCK_REALTIME minus
+    `uses` and `revoked` are keyed by artifact id. `enforceable` names what this host can
+    enforce of the constraints (`Constraints.needs`: "syscalls", ...). `boot_offset` is CLOCK_REALTIME minus
     CLOCK_BOOTTIME in nanoseconds. `users` and `group_ids` resolve the names that artifacts may use.
     """
 

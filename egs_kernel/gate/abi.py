@@ -24,6 +24,11 @@ GRANTS_PER_FILE: Final = 8
 SUBJECTS: Final = 16384
 LIBRARY_FOLDERS: Final = 64
 CODE_EVENTS: Final = 16
+PROTECTED_FILES: Final = 16384
+OWN_OBJECTS: Final = 256
+APPLICANTS: Final = 1024
+ATTEMPTS: Final = 16
+HARMLESS_NAME: Final = 32
 ARGV_MAX: Final = 4096
 ARGV_SMALL: Final = 256
 FILENAME_MAX: Final = 256
@@ -93,6 +98,7 @@ class EventType(IntEnum):
     EXEC = 1
     EXIT = 2
     CODE = 3
+    ATTEMPT = 4
 
 
 class Failure(IntEnum):
@@ -111,6 +117,30 @@ class Failure(IntEnum):
     PENDING = 10
     DIGEST = 11
     HOLD_BROKEN = 12
+    ATTEMPT_EVENT = 13
+
+
+class Protection(IntFlag):
+    """enum egs_protection."""
+
+    CONTENT = 1
+    PLACE = 2
+
+
+class ObjectKind(IntEnum):
+    """enum egs_object_kind."""
+
+    MAP = 1
+    PROGRAM = 2
+    LINK = 3
+
+
+class ApplicantStage(IntEnum):
+    """enum egs_applicant_stage."""
+
+    EXECUTES = 1
+    APPLIES = 2
+    TAINTED = 3
 
 
 class Config(Structure):
@@ -361,6 +391,58 @@ class ExecEvent(Structure):
     filename: bytes
 
 
+class Seal(Structure):
+    """struct egs_seal."""
+
+    _fields_ = (("lifted_until", c_uint64), ("sealed", c_uint32), ("namespace", c_uint32))
+    lifted_until: int
+    sealed: int
+    namespace: int
+
+
+class Daemon(Structure):
+    """struct egs_daemon."""
+
+    _fields_ = (
+        ("program_inode", c_uint64),
+        ("pid", c_uint64),
+        ("program_device", c_uint32),
+        ("namespace", c_uint32),
+    )
+    program_inode: int
+    pid: int
+    program_device: int
+    namespace: int
+
+
+class Applicant(Structure):
+    """struct egs_applicant."""
+
+    _fields_ = (("stage", c_uint32), ("namespace", c_uint32))
+    stage: int
+
+
+class ObjectKey(Structure):
+    """struct egs_object_key."""
+
+    _fields_ = (("kind", c_uint32), ("id", c_uint32))
+    kind: int
+    id: int
+
+
+class HarmlessKey(Structure):
+    """struct egs_harmless_key."""
+
+    _fields_ = (("name", c_char * HARMLESS_NAME),)
+    name: bytes
+
+
+class AttemptRate(Structure):
+    """struct egs_attempt_rate."""
+
+    _fields_ = (("second", c_uint64), ("count", c_uint32), ("pad", c_uint32))
+
+
 class CodeEvent(Structure):
     """struct egs_code_event."""
 
@@ -383,6 +465,32 @@ class CodeEvent(Structure):
     reason: int
     enforced: int
     pid: int
+    name: bytes
+
+
+class AttemptEvent(Structure):
+    """struct egs_attempt_event."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("what", c_uint32),
+        ("time", c_uint64),
+        ("inode", c_uint64),
+        ("device", c_uint32),
+        ("number", c_uint32),
+        ("pid", c_uint32),
+        ("uid", c_uint32),
+        ("comm", c_char * COMM),
+        ("name", c_char * ENTRY_NAME),
+    )
+    what: int
+    time: int
+    inode: int
+    device: int
+    number: int
+    pid: int
+    uid: int
+    comm: bytes
     name: bytes
 
 

@@ -17,6 +17,7 @@ from egs_kernel.model import Reason
 _KIND_STRUCT: Final = 4
 _KIND_UNION: Final = 5
 _KIND_TYPEDEF: Final = 8
+_KIND_FUNC: Final = 12
 _KIND_FLAG: Final = 1 << 31
 
 FIELDS: Final = (
@@ -72,11 +73,29 @@ FIELDS: Final = (
 )
 
 LSM_FIELDS: Final = (
+    "bpf_link.id",
+    "bpf_map.id",
+    "bpf_prog.aux",
+    "bpf_prog_aux.id",
+    "dentry.d_sb",
     "file.f_mode",
+    "file.private_data",
     "inode.i_mode",
     "inode.i_uid",
     "linux_binprm.buf",
     "linux_binprm.interp",
+    "mnt_namespace.ns",
+    "mount.mnt",
+    "mount.mnt_ns",
+    "mount.mnt_share",
+    "mount.mnt_slave_list",
+    "ns_common.inum",
+    "nsproxy.mnt_ns",
+    "path.mnt",
+    "super_block.s_magic",
+    "task_struct.nsproxy",
+    "task_struct.ptrace",
+    "vfsmount.mnt_root",
     "vm_area_struct.anon_vma",
     "vm_area_struct.vm_file",
 )
@@ -142,6 +161,15 @@ class KernelTypes:
         """Whether this kernel has a raw tracepoint of that name."""
         return bool(libbpf.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _KIND_TYPEDEF) > 0)
 
+    def arguments(self, hook: str) -> int | None:
+        """How many arguments an LSM hook has here; None when there is no such hook for BPF."""
+        type_id = libbpf.btf__find_by_name_kind(self._btf, f"bpf_lsm_{hook}".encode(), _KIND_FUNC)
+        if type_id < 0:
+            return None
+        function = _Type.from_address(libbpf.btf__type_by_id(self._btf, type_id))
+        prototype = _Type.from_address(libbpf.btf__type_by_id(self._btf, function.size))
+        return int(prototype.info & 0xFFFF)
+
     def _member_offset(self, type_id: int, wanted: bytes) -> int | None:
         address = libbpf.btf__type_by_id(self._btf, type_id)
         if not address:
@@ -169,7 +197,9 @@ def gate_offsets(types: KernelTypes) -> dict[str, int]:
         GateError: a field is missing.
     """
     offsets = {f"OFF_{field.replace('.', '_')}": types.offset(field) for field in (*FIELDS, *LSM_FIELDS)}
-    return offsets | _ctime_offsets(types)
+    # inode_setattr got the mount's idmap before its two arguments (Linux 6.9).
+    arguments = {"ARG_inode_setattr_dentry": (types.arguments("inode_setattr") or 2) - 2}
+    return offsets | _ctime_offsets(types) | arguments
 
 
 def _ctime_offsets(types: KernelTypes) -> dict[str, int]:

@@ -275,7 +275,8 @@ def map_info(descriptor: int) -> MapInfo:
 
 def object_id(descriptor: int) -> int:
     """The kernel's number of a map, program or link, among those of its kind."""
-    info = (ctypes.c_uint32 * 4)()  # struct bpf_map_info, bpf_prog_info and bpf_link_info begin alike: type, id
+    # struct bpf_map_info, bpf_prog_info and bpf_link_info begin alike: type, id
+    info = (ctypes.c_uint32 * 4)()
     length = ctypes.c_uint32(ctypes.sizeof(info))
     _checked(
         libbpf.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(length)), "object info"

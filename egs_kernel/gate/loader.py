@@ -28,7 +28,16 @@ from egs_kernel.errors import EgsError, GateError, HostLacks
 from egs_kernel.gate import abi, btf, libbpf, tiers
 from egs_kernel.gate.headers import write_headers
 from egs_kernel.gate.libraries import apply_library_roots
-from egs_kernel.gate.parts import CALLED, GUARDS, HOOKS, LSM_MAPS, MAPS, SLEEPABLE, TRACEPOINTS
+from egs_kernel.gate.parts import (
+    GUARDS,
+    HOOKS,
+    LSM_MAPS,
+    MAPS,
+    SLEEPABLE,
+    called_of,
+    function_of,
+    tracepoints_of,
+)
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import prove_hold, run_self_test
@@ -208,11 +217,12 @@ def _compile_and_pin(staging: Path, plan: Plan) -> None:
     module = _compile(source_folder(), plan)
     for name in (*MAPS, *(LSM_MAPS if plan.tier is Tier.LSM else ())):
         libbpf.pin(module[name.encode()].map_fd, staging / name)
-    for name in (*TRACEPOINTS, *GUARDS, *CALLED):
+    tracepoints = tracepoints_of(plan.tier)
+    for name in (*tracepoints, *GUARDS, *called_of(plan.tier)):
         program = _load_program(module, name)
         libbpf.pin(program, staging / name)
-        if name in TRACEPOINTS:
-            link = libbpf.attach_raw_tracepoint(TRACEPOINTS[name], program)
+        if name in tracepoints:
+            link = libbpf.attach_raw_tracepoint(tracepoints[name], program)
             libbpf.pin(link, staging / f"link_{name}")
             os.close(link)
     if plan.tier is Tier.LSM:
@@ -224,8 +234,9 @@ def _compile_and_pin(staging: Path, plan: Plan) -> None:
 def _attach_hooks(module: BPF, staging: Path, plan: Plan) -> None:
     for name, hook in HOOKS.items():
         sleepable = plan.digests and name in SLEEPABLE
+        code = module.dump_func(function_of(name).encode())
         try:
-            program = libbpf.load_lsm(name, hook, module.dump_func(name.encode()), sleepable=sleepable)
+            program = libbpf.load_lsm(name, hook, code, sleepable=sleepable)
             libbpf.pin(program, staging / name)
             link = libbpf.attach_lsm(program)
         except OSError as error:

@@ -21,8 +21,48 @@ HOOKS: Final = {
     "check_mapping": "mmap_file",
     "check_protection": "file_mprotect",
     "note_writer": "file_open",
+    "keep_signal": "task_kill",
+    "keep_sigio": "file_send_sigiotask",
+    "keep_trace": "ptrace_access_check",
+    "keep_limits": "task_setrlimit",
+    "keep_schedule": "task_setscheduler",
+    "keep_nice": "task_setnice",
+    "keep_bpf": "bpf",
+    "keep_map": "bpf_map",
+    "keep_prog": "bpf_prog",
+    "keep_open": "file_open",
+    "keep_create": "inode_create",
+    "keep_symlink": "inode_symlink",
+    "keep_mkdir": "inode_mkdir",
+    "keep_mknod": "inode_mknod",
+    "keep_unlink": "inode_unlink",
+    "keep_rmdir": "inode_rmdir",
+    "keep_link": "inode_link",
+    "keep_rename": "inode_rename",
+    "keep_attributes": "inode_setattr",
+    "keep_setxattr": "inode_setxattr",
+    "keep_removexattr": "inode_removexattr",
+    "keep_mount": "sb_mount",
+    "keep_move": "move_mount",
+    "keep_umount": "sb_umount",
+    "keep_pivot": "sb_pivotroot",
+    "see_program": "bprm_check_security",
+    "see_code": "mmap_file",
 }
 """Programs of the tier `lsm` and their hooks."""
+
+SHARED: Final = {
+    "keep_nice": "keep_schedule",
+    "keep_symlink": "keep_create",
+    "keep_mkdir": "keep_create",
+    "keep_mknod": "keep_create",
+    "keep_rmdir": "keep_unlink",
+    "keep_removexattr": "keep_setxattr",
+}
+"""Those of them that are the same function as another one: it takes LLVM a while to compile each."""
+
+LSM_TRACEPOINTS: Final = {"see_exec": "sched_process_exec", "see_exit": "sched_process_exit"}
+"""Attached programs of the tier `lsm` besides, and where."""
 
 SLEEPABLE: Final = frozenset({"check_exec"})
 """Those of them that may sleep, where the kernel hashes files for the gate."""
@@ -32,6 +72,9 @@ GUARDS: Final = {"guard_return": "x86_fpu_regs_activated", "guard_fault": "page_
 
 CALLED: Final = ("read_file", "set_task", "release_hold")
 """Programs that user space runs, never attached."""
+
+LSM_CALLED: Final = ("read_protection",)
+"""As `CALLED`, of the tier `lsm` besides."""
 
 MAPS: Final = (
     "gate_configs",
@@ -60,15 +103,40 @@ MAPS: Final = (
     "events",
 )
 
-LSM_MAPS: Final = ("pending_execs", "blank_pendings")
-"""Of the tier `lsm`; user space reads them never."""
+SEAL_MAPS: Final = (
+    "seals",
+    "daemons",
+    "daemon_argvs",
+    "protected_files",
+    "own_objects",
+    "harmless_names",
+)
+"""Of the tier `lsm`: what a sealed gate keeps (gate/seal.py)."""
+
+LSM_MAPS: Final = (*SEAL_MAPS, "pending_execs", "blank_pendings", "applicants", "attempt_rates")
+"""Of the tier `lsm`; what is not a seal's, user space reads never."""
+
+
+def tracepoints_of(tier: Tier) -> dict[str, str]:
+    """Every program of a tier that is attached to a raw tracepoint, and to which."""
+    return {**TRACEPOINTS, **LSM_TRACEPOINTS} if tier is Tier.LSM else TRACEPOINTS
 
 
 def links_of(tier: Tier) -> dict[str, str]:
     """Every program that is attached on a tier, and where."""
-    return {**TRACEPOINTS, **HOOKS} if tier is Tier.LSM else TRACEPOINTS
+    return {**tracepoints_of(tier), **HOOKS} if tier is Tier.LSM else TRACEPOINTS
+
+
+def called_of(tier: Tier) -> tuple[str, ...]:
+    """Every program of a tier that user space runs."""
+    return (*CALLED, *LSM_CALLED) if tier is Tier.LSM else CALLED
+
+
+def function_of(program: str) -> str:
+    """The C function that a program is."""
+    return SHARED.get(program, program)
 
 
 def programs_of(tier: Tier) -> tuple[str, ...]:
     """Every program of a tier."""
-    return (*links_of(tier), *CALLED)
+    return (*links_of(tier), *called_of(tier))

@@ -13,6 +13,7 @@ PARTS: Final = (
     "hold.bpf.c",
     "exec.bpf.c",
     "lsm.bpf.c",
+    "protect.bpf.c",
     "follow.bpf.c",
     "called.bpf.c",
 )

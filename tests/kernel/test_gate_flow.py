@@ -12,8 +12,9 @@ from typing import Final
 import pytest
 
 from egs_kernel.gate import loader
-from egs_kernel.gate.parts import CALLED, GUARDS, TRACEPOINTS
+from egs_kernel.gate.parts import GUARDS, function_of, programs_of
 from egs_kernel.gate.source import source_folder
+from egs_kernel.model import Tier
 
 pytestmark = pytest.mark.kernel
 
@@ -76,10 +77,16 @@ def test_the_walk_knows_good_from_bad() -> None:
     assert back_edges(jump_forward + add + conditional + EXIT_PROGRAM) == [(1, 2)]
 
 
-def test_no_loop_of_the_gate_falls_into_its_own_head() -> None:
-    module = loader._compile(source_folder())
+@pytest.mark.parametrize(
+    "plan",
+    [loader.TRACEPOINT_PLAN, loader.Plan(Tier.LSM, digests=False), loader.Plan(Tier.LSM, digests=True)],
+    ids=("tracepoint", "lsm", "lsm with digests"),
+)
+def test_no_loop_of_the_gate_falls_into_its_own_head(plan: loader.Plan) -> None:
+    module = loader._compile(source_folder(), plan)
     try:
-        programs = {name: module.dump_func(name.encode()) for name in (*TRACEPOINTS, *GUARDS, *CALLED)}
+        names = (*programs_of(plan.tier), *GUARDS)
+        programs = {name: module.dump_func(function_of(name).encode()) for name in names}
     finally:
         module.cleanup()
     assert {name: back_edges(code) for name, code in programs.items()} == {name: [] for name in programs}

@@ -15,7 +15,7 @@ from egs_kernel import config
 from egs_kernel.gate import abi, parts
 from egs_kernel.gate.parts import GUARDS
 from egs_kernel.gate.source import gate_source
-from egs_kernel.model import ARGV_MAX, LAST_GATE_REASON, GrantKind, Reason, Verdict
+from egs_kernel.model import ARGV_MAX, LAST_GATE_REASON, Attempt, GrantKind, Reason, Verdict
 
 BPF: Final = Path(__file__).parents[2] / "bpf"
 HEADER: Final = (BPF / "egs_abi.h").read_text()
@@ -42,7 +42,14 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "egs_variables": abi.Variables,
     "egs_reading": abi.Reading,
     "egs_exec_event": abi.ExecEvent,
+    "egs_seal": abi.Seal,
+    "egs_daemon": abi.Daemon,
+    "egs_applicant": abi.Applicant,
+    "egs_object_key": abi.ObjectKey,
+    "egs_harmless_key": abi.HarmlessKey,
+    "egs_attempt_rate": abi.AttemptRate,
     "egs_code_event": abi.CodeEvent,
+    "egs_attempt_event": abi.AttemptEvent,
     "egs_exit_event": abi.ExitEvent,
 }
 ENUMS: Final[dict[str, tuple[str, type[IntEnum | IntFlag]]]] = {
@@ -57,6 +64,10 @@ ENUMS: Final[dict[str, tuple[str, type[IntEnum | IntFlag]]]] = {
     "egs_grant_flag": ("EGS_", abi.GrantFlag),
     "egs_event_type": ("EGS_EVENT_", abi.EventType),
     "egs_failure": ("EGS_FAIL_", abi.Failure),
+    "egs_attempt": ("EGS_ATTEMPT_", Attempt),
+    "egs_protection": ("EGS_PROTECT_", abi.Protection),
+    "egs_object_kind": ("EGS_OBJECT_", abi.ObjectKind),
+    "egs_applicant_stage": ("EGS_APPLICANT_", abi.ApplicantStage),
 }
 NUMBERS: Final = {
     "EGS_ABI_VERSION": abi.ABI_VERSION,
@@ -72,6 +83,11 @@ NUMBERS: Final = {
     "EGS_SUBJECTS": abi.SUBJECTS,
     "EGS_LIBRARY_FOLDERS": abi.LIBRARY_FOLDERS,
     "EGS_CODE_EVENTS": abi.CODE_EVENTS,
+    "EGS_PROTECTED_FILES": abi.PROTECTED_FILES,
+    "EGS_OWN_OBJECTS": abi.OWN_OBJECTS,
+    "EGS_APPLICANTS": abi.APPLICANTS,
+    "EGS_ATTEMPTS": abi.ATTEMPTS,
+    "EGS_HARMLESS_NAME": abi.HARMLESS_NAME,
     "EGS_ARGV_MAX": ARGV_MAX,
     "EGS_ARGV_SMALL": abi.ARGV_SMALL,
     "EGS_FILENAME_MAX": abi.FILENAME_MAX,
@@ -170,9 +186,15 @@ def test_the_daemon_opens_every_map_and_program_of_the_gate() -> None:
     assert declared == {*parts.MAPS, *parts.LSM_MAPS}
     assert len(maps) == len(declared)
     programs = re.findall(r"^int (\w+)\(struct bpf_raw_tracepoint_args", GATE, re.MULTILINE)
-    assert set(programs) == {*parts.TRACEPOINTS, *GUARDS, *parts.CALLED}
+    assert set(programs) == {
+        *parts.TRACEPOINTS,
+        *parts.LSM_TRACEPOINTS,
+        *GUARDS,
+        *parts.CALLED,
+        *parts.LSM_CALLED,
+    }
     hooks = re.findall(r"^int (\w+)\(u64 \*ctx\)", GATE, re.MULTILINE)
-    assert set(hooks) == set(parts.HOOKS)
+    assert set(hooks) == set(parts.HOOKS) - set(parts.SHARED)
 
 
 def test_limits_that_are_said_twice_agree() -> None:
