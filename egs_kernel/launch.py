@@ -39,6 +39,7 @@ MAX_FRAME = 1024 * 1024
 ANSWER_SECONDS = 120  # hashing a very large program takes a while
 
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
+_EPERM = 1
 _GO = b'{"type":"go"}'
 _FILTER = b'{"type":"filter",'
 _READY = b'{"op":"ready"}'
@@ -188,7 +189,7 @@ def _launch(command: Command) -> NoReturn:
         answer = _receive(daemon.fileno())
         if answer != _GO:
             raise _refusal(answer)
-    _execute(program, command.argv)
+    _execute(program, command.argv, daemon.fileno())
 
 
 def _open_program(program: str) -> int:
@@ -327,9 +328,24 @@ def _restore_signals() -> None:
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
 
 
-def _execute(program: str, argv: list[str]) -> NoReturn:
+def _execute(program: str, argv: list[str], daemon: int) -> NoReturn:
     try:
         os.execv(program, argv)
     except OSError as error:
+        if error.errno == _EPERM:
+            _refused_by_the_gate(daemon)
         code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_REFUSED
         raise Stop(code, f"{program}: {error.strerror}") from error
+
+
+def _refused_by_the_gate(daemon: int) -> None:
+    """Say why, if it was the gate: the daemon tells, as soon as it has heard of it.
+
+    Raises:
+        Stop: with the gate's reason.
+    """
+    try:
+        answer = _receive(daemon)
+    except Stop:
+        return  # it was somebody else: the daemon has nothing to say
+    raise _refusal(answer)

@@ -29,7 +29,7 @@ for the gate is made by `Authorization.grant`, and nowhere else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -52,7 +52,7 @@ from egs_kernel.checks.launch import launch_required
 from egs_kernel.checks.signers import check_signatures, check_signers
 from egs_kernel.checks.subjects import check_bound, check_digest, check_measured
 from egs_kernel.errors import Refused
-from egs_kernel.model import FileIdentity, Grant, HostFacts, Intent, Reason
+from egs_kernel.model import Grant, HostFacts, Intent, Measurement, Reason
 
 if TYPE_CHECKING:
     from securesystemslib.dsse import Envelope
@@ -102,6 +102,12 @@ STEPS: Final = {
 Reached = Callable[[Step], None]
 """Called as each step begins, so that a caller can show how far a refused artifact came."""
 
+_TAKES: Final = {
+    "syscalls": "seccomp filters that can be read back",
+    "code.anonymous": "the tier lsm",
+}
+"""What a host must have for each thing that constraints need."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -125,6 +131,7 @@ class Authorization:
     Attributes:
         artifact_id: the artifact's id.
         digest: the authorized digest of the program.
+        named: those of the scripts and libraries that belong to it.
         scope: the scope's name.
         uid: the user id it is for; None: any.
         argv: the exact arguments that the gate is to compare; None: any.
@@ -137,6 +144,7 @@ class Authorization:
 
     artifact_id: str
     digest: str
+    named: frozenset[str]
     scope: str
     uid: int | None
     argv: tuple[bytes, ...] | None
@@ -147,24 +155,35 @@ class Authorization:
     code_variables: bool
 
     def grant(
-        self, file: FileIdentity, *, boot_offset: int, cgroup_id: int | None, seccomp_filters: int | None
+        self,
+        program: Measurement,
+        named: Collection[Measurement] = (),
+        *,
+        boot_offset: int,
+        cgroup_id: int | None,
+        seccomp_filters: int | None,
     ) -> Grant:
         """The gate's record of this authorization: the only place where one is made.
 
         Args:
-            file: the measured program as the gate sees it.
+            program: the measured program as the gate sees it.
+            named: the same of every script and library that belongs to it.
             boot_offset: CLOCK_REALTIME minus CLOCK_BOOTTIME, nanoseconds.
             cgroup_id: id of `cgroup`; required when the authorization names one.
-            seccomp_filters: attested filters of the task; required when it has constraints.
+            seccomp_filters: attested filters of the task; required when it constrains system calls.
 
         Raises:
-            Refused: CGROUP_MISMATCH or CONSTRAINT_NOT_ATTESTED, when what is required is missing.
+            Refused: CGROUP_MISMATCH or CONSTRAINT_NOT_ATTESTED, when what is required is missing; DIGEST_MISMATCH,
+                when other files were measured than those that are authorized.
         """
+        if program.digest != self.digest or {file.digest for file in named} != self.named:
+            raise Refused(Reason.DIGEST_MISMATCH, "the files measured are not those authorized", "Try again.")
         if self.cgroup is not None and cgroup_id is None:
             raise Refused(
                 Reason.CGROUP_MISMATCH, f"the cgroup {self.cgroup} does not exist", "Create it, or run in it."
             )
-        if self.constraints is not None and not seccomp_filters:
+        filtered = self.constraints is not None and self.constraints.syscalls is not None
+        if filtered and not seccomp_filters:
             raise Refused(
                 Reason.CONSTRAINT_NOT_ATTESTED,
                 "the system call filter was not attested",
@@ -174,17 +193,20 @@ class Authorization:
         return Grant(
             artifact_id=self.artifact_id,
             scope=self.scope,
-            file=file,
+            file=program.identity,
             digest=self.digest,
+            measured=program.time,
+            subjects=(program, *named),
             not_before=max(not_before, 0),
             not_after=max(not_after, 0),
             uid=self.uid,
             cgroup_id=cgroup_id,
             argv=self.argv,
             uses=self.uses_left,
-            no_new_privs=self.constraints is not None,
+            no_new_privs=filtered,
             seccomp_filters=seccomp_filters,
             code_variables=self.code_variables,
+            refuse_anonymous_code=self.constraints is not None and self.constraints.refuses_anonymous_code,
         )
 
 
@@ -266,6 +288,7 @@ def authorize(
     return Authorization(
         artifact_id=artifact.id,
         digest=intent.digest,
+        named=frozenset(subject.digest.sha256 for subject in artifact.statement.code),
         scope=predicate.scope.name,
         uid=uid,
         argv=argv,
@@ -349,14 +372,11 @@ def _check_uses(artifact: Artifact, host: HostFacts) -> int | None:
 def _check_constraints(constraints: Constraints | None, intent: Intent, host: HostFacts) -> None:
     if constraints is None:
         return
-    if missing := set(constraints.words) - host.enforceable:
-        raise Refused(
-            Reason.CONSTRAINT_UNENFORCEABLE,
-            f"this host cannot enforce {', '.join(sorted(missing))}",
-            "Run: egs doctor",
-        )
-    if intent.argv is None:
-        raise launch_required("constraints are applied at a launch")
+    if missing := sorted(set(constraints.needs) - host.enforceable):
+        what = ", ".join(f"{word}, which takes {_TAKES[word]}" for word in missing)
+        raise Refused(Reason.CONSTRAINT_UNENFORCEABLE, f"this host cannot enforce {what}", "Run: egs doctor")
+    if intent.argv is None and constraints.syscalls is not None:
+        raise launch_required("system calls are constrained at a launch")
 
 
 def _nanoseconds(time: datetime) -> int:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Final
 
-from egs_kernel.model import ProgramKind
+from egs_kernel.errors import Refused
+from egs_kernel.model import ProgramKind, Reason
 
 ReadAt = Callable[[int, int], bytes]
 """`read(length, offset)` of the program's file; `functools.partial(os.pread, fd)` is one."""
@@ -36,6 +37,9 @@ _INTERPRETERS: Final = re.compile(
 _LOADER: Final = re.compile(
     r"ld(?:-linux|-musl|64|-uClibc|-android)?[\w.-]*\.so(?:\.\d+)*|ld-2\.\d+\.so|linker(?:64)?"
 )
+
+SCRIPT_HEAD: Final = 256
+"""Bytes of a script that the kernel looks for its interpreter in (BINPRM_BUF_SIZE)."""
 
 _ELF = b"\x7fELF"
 _ET_DYN = 3
@@ -64,6 +68,31 @@ def program_kind(name: str, read_at: ReadAt) -> ProgramKind:
     if not head.startswith(_ELF):
         return ProgramKind.INTERPRETER  # binfmt_misc hands it to an interpreter, or nothing runs it
     return ProgramKind.INTERPRETER if _is_loader(head, read_at) else ProgramKind.NATIVE
+
+
+def script_interpreter(head: bytes) -> tuple[str, ...]:
+    """What the kernel puts before a script's name: the interpreter of its first line, and the line's argument, if any.
+
+    Args:
+        head: the first `SCRIPT_HEAD` bytes of the script.
+
+    Raises:
+        Refused: PROGRAM_UNBOUND; the line names no interpreter by an absolute path.
+    """
+    line, newline, _ = head[:SCRIPT_HEAD].partition(b"\n")
+    words = re.split(rb"[ \t]+", line.removeprefix(b"#!").strip(b" \t"), maxsplit=1)
+    whole = newline or len(head) < SCRIPT_HEAD  # else the kernel cuts it off
+    try:
+        found = tuple(word.decode() for word in words)
+    except UnicodeDecodeError:
+        found = ("",)
+    if not head.startswith(b"#!") or not whole or not found[0].startswith("/") or "\0" in "".join(found):
+        raise Refused(
+            Reason.PROGRAM_UNBOUND,
+            "the script's first line names no interpreter by an absolute path",
+            f"Begin it with #!/path/of/the/interpreter, in at most {SCRIPT_HEAD} bytes.",
+        )
+    return found
 
 
 def is_interpreter_name(name: str) -> bool:

@@ -154,10 +154,17 @@ class SyscallConstraint(_Struct, frozen=True):
             raise ValueError(f"syscalls both allows and denies {', '.join(sorted(both))}")
 
 
+class CodeConstraint(_Struct, frozen=True):
+    """Which code the program may run. `anonymous`: executable memory of no file, such as a compiler at run time makes."""
+
+    anonymous: Literal["allowed", "refused"]
+
+
 class Constraints(_Struct, frozen=True):
     """What holds while it runs. A word that this version does not know is refused."""
 
     syscalls: SyscallConstraint | None = None
+    code: CodeConstraint | None = None
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -166,7 +173,18 @@ class Constraints(_Struct, frozen=True):
     @property
     def words(self) -> tuple[str, ...]:
         """The constraint words in use."""
-        return () if self.syscalls is None else ("syscalls",)
+        return tuple(word for word in self.__struct_fields__ if getattr(self, word) is not None)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a host must be able to enforce: constraint words, or the part of one that takes something."""
+        syscalls = () if self.syscalls is None else ("syscalls",)
+        return (*syscalls, "code.anonymous") if self.refuses_anonymous_code else syscalls
+
+    @property
+    def refuses_anonymous_code(self) -> bool:
+        """Whether executable memory of no file is refused."""
+        return self.code is not None and self.code.anonymous == "refused"
 
 
 class Lineage(_Struct, frozen=True):
@@ -240,6 +258,11 @@ class Statement(_Struct, frozen=True):
         """The program that is authorized."""
         return self.subject[0]
 
+    @property
+    def code(self) -> tuple[Subject, ...]:
+        """The scripts and libraries that belong to it."""
+        return tuple(item for item in self.subject if item.role in (SubjectRole.SCRIPT, SubjectRole.LIBRARY))
+
 
 _DECODER = msgspec.json.Decoder(Statement)
 _ENCODER = msgspec.json.Encoder(order="sorted")
@@ -274,7 +297,7 @@ def parse_statement(payload: bytes) -> Statement:
     return statement
 
 
-def encode_statement(statement: Statement) -> bytes:
+def encode_statement(statement: msgspec.Struct) -> bytes:
     """The canonical payload of a statement.
 
     All its keys are ASCII and it holds no floats, so sorted keys are RFC 8785; `parse_statement`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from egs_kernel.artifact.interpreters import is_interpreter_name
-from egs_kernel.artifact.statement import ANY, Statement, Subject, SubjectRole
+from egs_kernel.artifact.statement import ANY, Statement, Subject
 from egs_kernel.errors import Refused
 from egs_kernel.model import Intent, ProgramKind, Reason
 
@@ -34,7 +34,7 @@ def check_bound(statement: Statement, kind: ProgramKind) -> None:
         raise Refused(
             Reason.PROGRAM_UNBOUND,
             f"{name} is a script: the kernel executes its interpreter",
-            "Issue for the interpreter as --program, with --script and the whole --argv.",
+            "Have an artifact issued for it: egs issue names its interpreter.",
         )
     declared = statement.predicate.intent
     argv = declared.argv if declared is not None else None
@@ -55,9 +55,7 @@ def check_bound(statement: Statement, kind: ProgramKind) -> None:
 def check_measured(statement: Statement, intent: Intent) -> None:
     """Raise unless each script and library was measured and is the signed one."""
     measured = dict(intent.measured)
-    for subject in statement.subject:
-        if subject.role not in (SubjectRole.SCRIPT, SubjectRole.LIBRARY):
-            continue
+    for subject in statement.code:
         if subject.name not in measured:
             raise Refused(
                 Reason.DIGEST_MISMATCH,
@@ -77,8 +75,4 @@ def _require_digest(subject: Subject, digest: str) -> None:
 
 
 def _signed_code_names(statement: Statement) -> set[str]:
-    return {
-        subject.name
-        for subject in statement.subject
-        if subject.role in (SubjectRole.SCRIPT, SubjectRole.LIBRARY)
-    }
+    return {subject.name for subject in statement.code}

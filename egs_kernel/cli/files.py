@@ -62,6 +62,19 @@ def inspect_program(path: Path) -> Program:
     return Program(resolved, digest, kind)
 
 
+def read_head(path: Path, length: int) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(length)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file whole or not at all.
 

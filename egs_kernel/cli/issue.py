@@ -12,8 +12,9 @@ import msgspec
 
 from egs_kernel.artifact import statement as st
 from egs_kernel.artifact.envelope import parse_envelope, sign, sign_also
+from egs_kernel.artifact.interpreters import SCRIPT_HEAD, script_interpreter
 from egs_kernel.checks.subjects import check_bound
-from egs_kernel.cli.files import inspect_program, read_artifact, replace_file
+from egs_kernel.cli.files import inspect_program, read_artifact, read_head, replace_file
 from egs_kernel.cli.output import print_json, print_lines
 from egs_kernel.config import parse_duration
 from egs_kernel.constraints import seccomp
@@ -39,12 +40,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class _Files:
-    """The measured subjects."""
+    """The measured subjects, and the arguments as the program gets them; None: any."""
 
     program: Program
     scripts: tuple[Program, ...]
     libraries: tuple[Program, ...]
     children: tuple[Program, ...]
+    argv: tuple[str, ...] | None
 
 
 def add_commands(commands: Commands) -> None:
@@ -78,7 +80,9 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--program", required=True, type=Path, metavar="PATH", help="the executable")
+    group.add_argument(
+        "--program", required=True, type=Path, metavar="PATH", help="the executable, or a script"
+    )
     group.add_argument(
         "--argv",
         action="append",
@@ -188,11 +192,35 @@ def _report(options: argparse.Namespace, content: bytes) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> _Files:
-    others = (
+    scripts, libraries, children = (
         tuple(inspect_program(path) for path in paths)
         for paths in (options.script, options.library, options.child)
     )
-    return _Files(inspect_program(options.program), *others)
+    program = inspect_program(options.program)
+    argv = None if options.argv is None else tuple(options.argv)
+    if program.kind is ProgramKind.SCRIPT:
+        scripts = (program, *(script for script in scripts if script.path != program.path))
+        program, argv = _executed_for(program, argv)
+    return _Files(program, scripts, libraries, children, argv)
+
+
+def _executed_for(script: Program, argv: tuple[str, ...] | None) -> tuple[Program, tuple[str, ...]]:
+    """What the kernel executes for a script, and the arguments that it gets."""
+    if argv is None:
+        raise Refused(
+            Reason.PROGRAM_UNBOUND,
+            f"{script.path} is a script: its interpreter takes its arguments, and they are not bound",
+            f"Bind its whole command line: --argv {script.path} --argv …",
+        )
+    words = script_interpreter(read_head(script.path, SCRIPT_HEAD))
+    interpreter = inspect_program(Path(words[0]))
+    if interpreter.kind is ProgramKind.SCRIPT or interpreter.path.name == "env":
+        raise Refused(
+            Reason.PROGRAM_UNBOUND,
+            f"{script.path} names {words[0]}, which executes another program by an authorization of its own",
+            "Write the path of the interpreter itself into its first line.",
+        )
+    return interpreter, (*words, str(script.path), *argv[1:])
 
 
 def _statement(options: argparse.Namespace, files: _Files, now: datetime) -> st.Statement:
@@ -212,7 +240,7 @@ def _statement(options: argparse.Namespace, files: _Files, now: datetime) -> st.
             not_after=st.format_time(end),
             scope=st.Scope(name=options.scope, policy_digest=options.policy_digest),
             identity=_present(_identity(options)),
-            intent=_present(_intent(options)),
+            intent=_present(_intent(options, files.argv)),
             constraints=_constraints(options.constraints),
             uses=options.max_uses,
             lineage=_present(
@@ -253,9 +281,9 @@ def _identity(options: argparse.Namespace) -> st.Identity:
     )
 
 
-def _intent(options: argparse.Namespace) -> st.DeclaredIntent:
+def _intent(options: argparse.Namespace, argv: tuple[str, ...] | None) -> st.DeclaredIntent:
     return st.DeclaredIntent(
-        argv=None if options.argv is None else tuple(options.argv),
+        argv=argv,
         cwd=options.cwd,
         environment=_environment(options.env),
         purpose=options.purpose,

@@ -93,7 +93,9 @@ class _Daemon:
         self._journal = journal
         self._host = Host(paths, gate, settings)
         self._events = Events(gate, journal, self._find)
-        self._surveyor = Surveyor(gate.identify, lambda: self._host.settings.config.trusted_filesystems)
+        self._surveyor = Surveyor(
+            gate.identify, gate.openings.last, lambda: self._host.settings.config.trusted_filesystems
+        )
         self._watcher = Watcher(self._changes_lost)
         self._standing = Standing(
             paths.artifacts,

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.verdicts import Trial
     from egs_kernel.daemon.watch import Listener, Watcher
-    from egs_kernel.model import FileIdentity
+    from egs_kernel.model import Measurement
 
 _STATES = {Reason.LAUNCH_REQUIRED: "launch", Reason.REVOKED: "revoked"}
 
 
 @dataclass(eq=False)
 class Candidate:
-    """A file of the folder. `grant_id` is what it has in the gate, `identity` its program's, `origin` where it came from.
+    """A file of the folder. `grant_id` is what it has in the gate, `program` its program as measured, `origin` where it came from.
 
     `generation` counts what may have changed the outcome since: an examination that finds it changed starts over.
     """
@@ -36,7 +36,7 @@ class Candidate:
     content: bytes
     trial: Trial
     generation: int = 0
-    identity: FileIdentity | None = None
+    program: Measurement | None = None
     grant_id: int | None = None
     watches: list[tuple[int, Listener]] = field(default_factory=list)
     origin: str = ""
@@ -97,7 +97,8 @@ class Candidate:
         """The entries that record this examination; none when the last one came to the same."""
         trial = self.trial
         digest = trial.intent.digest if trial.intent is not None else ""
-        outcome = (trial.artifact_id, trial.reason, digest, self.identity, host.posture_digest)
+        identity = None if self.program is None else self.program.identity
+        outcome = (trial.artifact_id, trial.reason, digest, identity, host.posture_digest)
         if outcome == self._recorded:
             return []
         known = self._recorded[:1] == (trial.artifact_id,)

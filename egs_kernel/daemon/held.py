@@ -15,7 +15,7 @@ from egs_kernel.gate.events import split_argv
 from egs_kernel.model import ARGV_MAX, Intent, Reason, TaskIdentity
 
 if TYPE_CHECKING:
-    from egs_kernel.model import ExecEvent, Grant
+    from egs_kernel.model import ExecEvent, Grant, Measurement
 
 MAX_ENVIRONMENT: Final = 1024 * 1024
 """Bytes of environment of what is held."""
@@ -28,6 +28,7 @@ class Hold:
     event: ExecEvent
     until: int
     intent: Intent | None = None
+    program: Measurement | None = None
     problem: EgsError | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     timer: asyncio.TimerHandle | None = None

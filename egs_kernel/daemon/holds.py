@@ -191,7 +191,7 @@ class Holds:
                 raise trial.error or Refused(Reason.NO_GRANT, "nothing was authorized")
             try:
                 self._require_still(hold, trial, trial.artifact, settings)
-                self._let_go(hold, self._grant(hold, trial.authorization))
+                self._let_go(hold, self._grant(hold, trial))
             except EgsError as error:
                 self._record_end(hold.id, hold.task, hold.event.scope, error, trial.artifact.id)
                 raise
@@ -221,6 +221,7 @@ class Holds:
             os.close(descriptor)
         if program.measurement.identity != hold.event.file:
             raise _changed(hold)
+        hold.program = program.measurement
         intent = measured_intent(await asyncio.to_thread(held_intent, hold.event), program)
         self._require_held(hold)  # what was read of the process was of this one
         if hold.intent is None:
@@ -229,17 +230,22 @@ class Holds:
         hold.intent = msgspec.structs.replace(intent, environment=None)
         return intent
 
-    def _grant(self, hold: Hold, authorization: verify.Authorization) -> Grant:
+    def _grant(self, hold: Hold, trial: Trial) -> Grant:
         """What the gate would have needed to let it pass."""
-        cgroup = cgroup_number(authorization.cgroup)
-        return authorization.grant(
-            hold.event.file, boot_offset=self._host.clock_offset, cgroup_id=cgroup, seccomp_filters=None
+        if hold.program is None or trial.authorization is None:
+            raise Refused(Reason.NO_GRANT, "nothing was authorized")
+        return trial.authorization.grant(
+            hold.program,
+            trial.named,
+            boot_offset=self._host.clock_offset,
+            cgroup_id=cgroup_number(trial.authorization.cgroup),
+            seccomp_filters=None,
         )
 
     def _require_usable(self, hold: Hold, trial: Trial) -> None:
         """What the verifier authorizes must be what the gate would have let pass, and still be what is held."""
         if trial.authorization is not None:
-            require_conditions(self._grant(hold, trial.authorization), hold.event)
+            require_conditions(self._grant(hold, trial), hold.event)
         self._require_unchanged(hold)
 
     def _require_still(self, hold: Hold, trial: Trial, artifact: verify.Artifact, settings: Settings) -> None:
@@ -285,6 +291,7 @@ class Holds:
 
     def _let_go(self, hold: Hold, grant: Grant) -> None:
         event = hold.event
+        self._gate.named.name(grant)
         if not self._gate.holds.let_go(event.pid, event.execution, grant):
             raise gone(event)
         self._close(hold)

@@ -21,7 +21,7 @@ from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
 from egs_kernel.gate.parts import TRACEPOINTS
-from egs_kernel.model import HostFacts, Posture, Reason
+from egs_kernel.model import HostFacts, Posture, Reason, Tier
 from egs_kernel.ownership import read_private_file
 from egs_kernel.posture import host_id, policy_digest, read_posture
 from egs_kernel.trust.store import TrustStore
@@ -90,7 +90,7 @@ class Host:
         self._expected = expected_programs(paths.gate_manifest)
         self.settings = settings
         self.clock_offset = clock_offset()
-        self.enforceable, self.lacks = _enforceable()
+        self.enforceable, self.lacks = _enforceable(gate.tier)
         self.posture = self._read_posture()
 
     @property
@@ -186,13 +186,14 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def _enforceable() -> tuple[frozenset[str], str]:
-    """The constraint words that this host can enforce, and in words what it lacks for the others."""
+def _enforceable(tier: Tier) -> tuple[frozenset[str], str]:
+    """What this host can enforce of the constraints, and in words why it cannot attest any system call filter."""
+    by_gate = frozenset({"code.anonymous"}) if tier is Tier.LSM else frozenset()
     try:
         require_attestation()
     except HostLacks as error:
-        return frozenset(), error.message
-    return frozenset({"syscalls"}), ""
+        return by_gate, error.message
+    return by_gate | {"syscalls"}, ""
 
 
 def _user_id(name: str) -> int | None:

@@ -55,6 +55,17 @@ def measured_intent(intent: Intent, program: Program) -> Intent:
     )
 
 
+def interpreted_intent(intent: Intent, words: tuple[str, ...]) -> Intent:
+    """The intent to execute a script, as the kernel makes it the intent to execute its interpreter.
+
+    Args:
+        intent: as it was declared: by the script's name.
+        words: what the kernel puts before that name.
+    """
+    arguments = (intent.argv or ())[1:]
+    return msgspec.structs.replace(intent, argv=(*words, intent.program, *arguments))
+
+
 def recorded_intent(intent: Intent, artifact: verify.Artifact | None) -> Intent:
     """The intent as the record has it: of the environment only what the artifact fixes, as it holds secrets."""
     declared = artifact.statement.predicate.intent if artifact is not None else None

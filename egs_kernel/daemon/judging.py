@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from egs_kernel.daemon.host import now
+from egs_kernel.daemon.programs import digests_of
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import Reason
@@ -57,6 +58,12 @@ class Judge:
         async with turn:
             return await self._surveyor.program_of(descriptor)
 
+    async def measure_interpreter(self, descriptor: int, uid: int) -> tuple[Program, tuple[str, ...]]:
+        """As `measure`, of what the kernel executes for a script, and what it puts before the script's name."""
+        turn = self._turns.setdefault(uid, asyncio.Lock())
+        async with turn:
+            return await self._surveyor.interpreter_of(descriptor)
+
     async def judge(
         self, content: bytes | None, intent: Intent, require: Callable[[Trial], None] = lambda _trial: None
     ) -> Trial:
@@ -92,7 +99,8 @@ class Judge:
         if artifact is None:
             return
         measured = await self._surveyor.subjects_of(artifact.statement)
-        intent = msgspec.structs.replace(intent, measured=measured)
+        trial.named = tuple(measured.values())
+        intent = msgspec.structs.replace(intent, measured=digests_of(measured))
         self._authorize(trial, artifact, intent)
         if trial.error is None:
             try:

@@ -20,12 +20,17 @@ from egs_kernel.constraints.attest import attest, seccomp_count
 from egs_kernel.constraints.seccomp import compile_filter
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import cgroup_number, now
-from egs_kernel.daemon.intents import declared_intent, measured_intent, recorded_intent
+from egs_kernel.daemon.intents import (
+    declared_intent,
+    interpreted_intent,
+    measured_intent,
+    recorded_intent,
+)
 from egs_kernel.daemon.scoping import announce, enter_cgroup, target_cgroup
 from egs_kernel.daemon.server import wait_readable
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
-from egs_kernel.model import GrantKind, Intent, Reason, Verdict
+from egs_kernel.model import GrantKind, Intent, ProgramKind, Reason, Tier, Verdict
 
 if TYPE_CHECKING:
     from egs_kernel.config import Config
@@ -75,7 +80,7 @@ class Launches:
         self._journal = journal
         self._judge = judge
         self._events = events
-        self._armed: dict[asyncio.Task[None], tuple[str, asyncio.Future[str]]] = {}
+        self._armed: dict[asyncio.Task[ExecEvent | None], tuple[str, asyncio.Future[str]]] = {}
 
     async def serve(self, connection: Connection, request: protocol.LaunchRequest) -> None:
         """Decide, attest, arm, and let the launcher go.
@@ -95,11 +100,13 @@ class Launches:
         try:
             filters = await self._constrain(connection, decided)
             await decided.entered
-            await self._arm(connection, decided, filters)
+            watcher = await self._arm(connection, decided, filters)
         except EgsError as error:
             await asyncio.gather(decided.entered, return_exceptions=True)
             await self._record_end(decided, error)
             raise
+        if self._gate.tier is Tier.LSM:
+            await self._tell_refusal(watcher)
 
     async def take_back(self, why: str, artifact_id: str | None = None) -> None:
         """Disarm what was not used yet: of one artifact, or all. Returns when that is in the record."""
@@ -126,6 +133,9 @@ class Launches:
         trial, program, code = Trial(), None, None
         try:
             program = await self._judge.measure(descriptor, peer.uid)
+            if program.kind is ProgramKind.SCRIPT:
+                program, words = await self._judge.measure_interpreter(descriptor, peer.uid)
+                intent = interpreted_intent(intent, words)
             intent = measured_intent(intent, program)
             trial = await self._judge.judge(request.artifact, intent)
             if trial.authorization is not None:
@@ -214,11 +224,15 @@ class Launches:
 
     # -- arming ----------------------------------------------------------------------------------
 
-    async def _arm(self, connection: Connection, decided: _Decided, filters: int | None) -> None:
+    async def _arm(
+        self, connection: Connection, decided: _Decided, filters: int | None
+    ) -> asyncio.Task[ExecEvent | None]:
+        """Arm it and let it go; the task is done when its exec is decided, or will not come."""
         self._require_still(decided)
         task = decided.task
         grant = decided.authorization.grant(
-            decided.program.measurement.identity,
+            decided.program.measurement,
+            decided.trial.named,
             boot_offset=self._host.clock_offset,
             cgroup_id=cgroup_number(decided.authorization.cgroup),
             seccomp_filters=filters,
@@ -233,6 +247,21 @@ class Launches:
         self._armed[watcher] = decided.artifact.id, stop
         watcher.add_done_callback(self._armed.pop)
         await connection.send(protocol.Go())
+        return watcher
+
+    async def _tell_refusal(self, watcher: asyncio.Task[ExecEvent | None]) -> None:
+        """Say why to a launcher whose exec fails; one that executed something else by then does not listen.
+
+        Raises:
+            Refused: for that reason.
+        """
+        event = await asyncio.shield(watcher)
+        if event is not None and event.verdict is Verdict.DENY:
+            raise Refused(
+                event.reason,
+                "the gate refused the exec",
+                f"Look at what it was: egs audit query --type exec --pid {event.pid}",
+            )
 
     def _require_still(self, decided: _Decided) -> None:
         """What was decided before the waiting must hold after it."""
@@ -255,8 +284,8 @@ class Launches:
         executed: asyncio.Future[ExecEvent],
         stop: asyncio.Future[str],
         pidfd: int,
-    ) -> None:
-        """Wait until the gate has decided the exec; take the grant back when it does not come."""
+    ) -> ExecEvent | None:
+        """Wait until the gate has decided the exec; take the grant back when it does not come, or was refused."""
         task = decided.task
         gone = asyncio.ensure_future(wait_readable(pidfd))
         waited: set[asyncio.Future[Any]] = {executed, gone, stop}
@@ -273,8 +302,13 @@ class Launches:
             self._gate.disarm(task.pid)
             self._events.drain()  # the exec may have been faster than the disarming: then it is in here
         self._events.forget(task.pid, task.start_ticks)
-        if not executed.done():
-            await self._record_end(decided, Refused(Reason.LAUNCHER_LOST, f"the launcher was lost: {why}"))
+        if executed.done():
+            event = executed.result()
+            if event.verdict is Verdict.DENY:  # by what it would execute first: a script
+                self._gate.disarm(task.pid)
+            return event
+        await self._record_end(decided, Refused(Reason.LAUNCHER_LOST, f"the launcher was lost: {why}"))
+        return None
 
     async def _record_end(self, decided: _Decided, error: EgsError) -> None:
         """An authorized launch did not come about."""

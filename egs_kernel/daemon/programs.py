@@ -7,18 +7,17 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from egs_kernel.artifact.interpreters import program_kind
-from egs_kernel.artifact.statement import SubjectRole
+from egs_kernel.artifact.interpreters import SCRIPT_HEAD, program_kind, script_interpreter
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.filesystems import require_tracked
-from egs_kernel.measure import measure
+from egs_kernel.measure import Opened, measure
 from egs_kernel.model import FileIdentity, Measurement, ProgramKind, Reason
 
 if TYPE_CHECKING:
@@ -46,17 +45,20 @@ class Program:
 
 
 class Surveyor:
-    """Measures files, and remembers the digest of a file as long as it is untouched.
+    """Measures files, and remembers the measurement of a file as long as it is untouched.
 
-    "Untouched" is exactly what the gate compares at the exec, so a remembered digest is as good as a new one.
+    "Untouched" is exactly what the gate compares at the exec, so a remembered measurement is as good as a new one.
     """
 
-    def __init__(self, identify: Identify, trusted_filesystems: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self, identify: Identify, opened: Opened, trusted_filesystems: Callable[[], frozenset[str]]
+    ) -> None:
         self._identify = identify
+        self._opened = opened
         self._trusted = trusted_filesystems
         self._asked = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="egs-measure")
         self._standing = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="egs-standing")
-        self._digests: dict[FileIdentity, str] = {}
+        self._remembered: dict[FileIdentity, Measurement] = {}
         self._lock = threading.Lock()
 
     async def program_at(self, path: str) -> Program:
@@ -75,14 +77,18 @@ class Surveyor:
         """
         return await self._in_thread(self._asked, self._program_of, descriptor)
 
-    async def subjects_of(self, statement: Statement) -> tuple[tuple[str, str], ...]:
-        """The (path, SHA-256) of the scripts and libraries of an artifact, as far as they are there."""
-        names = [
-            subject.name
-            for subject in statement.subject
-            if subject.role in (SubjectRole.SCRIPT, SubjectRole.LIBRARY)
-        ]
-        return await self._in_thread(self._standing, self._digests_at, names) if names else ()
+    async def interpreter_of(self, descriptor: int) -> tuple[Program, tuple[str, ...]]:
+        """What the kernel executes for the script behind a descriptor, and what it puts before the script's name.
+
+        Raises:
+            EgsError: the script names no interpreter, or one that cannot be measured.
+        """
+        return await self._in_thread(self._asked, self._interpreter_of, descriptor)
+
+    async def subjects_of(self, statement: Statement) -> dict[str, Measurement]:
+        """What the scripts and libraries of an artifact were measured as, by path, as far as they are there."""
+        names = [subject.name for subject in statement.code]
+        return await self._in_thread(self._standing, self._measure_all, names) if names else {}
 
     def close(self) -> None:
         """Wait for measurements under way and end the threads."""
@@ -102,6 +108,12 @@ class Surveyor:
 
     def _program_of(self, descriptor: int) -> Program:
         path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode) and not mode & 0o111:  # else anyone could have us hash what they may not read
+            raise Refused(Reason.NOT_PERMITTED, f"{path} is not executable", f"Run: chmod +x {path}")
+        return self._survey(descriptor, path)
+
+    def _survey(self, descriptor: int, path: str) -> Program:
         reading = _open_for_reading(descriptor, path)
         try:
             require_tracked(reading, path, self._trusted())
@@ -116,25 +128,48 @@ class Surveyor:
             os.close(reading)
         return Program(path, measurement, kind)
 
-    def _digests_at(self, names: list[str]) -> tuple[tuple[str, str], ...]:
+    def _interpreter_of(self, descriptor: int) -> tuple[Program, tuple[str, ...]]:
+        reading = _open_for_reading(descriptor, "the script")
+        try:
+            words = script_interpreter(os.pread(reading, SCRIPT_HEAD, 0))
+        except OSError as error:
+            raise Refused(Reason.NOT_FOUND, f"the script cannot be read: {error.strerror}") from error
+        finally:
+            os.close(reading)
+        return self._program_at(words[0]), words
+
+    def _measure_all(self, names: list[str]) -> dict[str, Measurement]:
         """What cannot be measured is left out: the verifier refuses an artifact that names it."""
-        found = []
+        found = {}
         for name in names:
             with contextlib.suppress(EgsError):
-                found.append((name, self._program_at(name).measurement.digest))
-        return tuple(found)
+                found[name] = self._code_at(name)
+        return found
+
+    def _code_at(self, path: str) -> Measurement:
+        """Whoever signed named it: it need not be executable."""
+        descriptor = _open_path(path)
+        try:
+            return self._survey(descriptor, path).measurement
+        finally:
+            os.close(descriptor)
 
     def _measure(self, reading: int) -> Measurement:
         identity = self._identify(reading)
-        digest = self._digests.get(identity)
-        if digest is not None:
-            return Measurement(digest, identity)
-        measurement = measure(reading, self._identify)
+        known = self._remembered.get(identity)
+        if known is not None and self._opened(identity) < known.time:
+            return known
+        measurement = measure(reading, self._identify, opened=self._opened)
         with self._lock:
-            while len(self._digests) >= _REMEMBERED:
-                del self._digests[next(iter(self._digests))]
-            self._digests[measurement.identity] = measurement.digest
+            while len(self._remembered) >= _REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+            self._remembered[measurement.identity] = measurement
         return measurement
+
+
+def digests_of(measured: Mapping[str, Measurement]) -> tuple[tuple[str, str], ...]:
+    """The (path, SHA-256) of measured files: what an intent says of them."""
+    return tuple((path, file.digest) for path, file in measured.items())
 
 
 def _require_small(reading: int, path: str) -> None:
@@ -160,11 +195,8 @@ def _open_path(path: str) -> int:
 
 def _open_for_reading(descriptor: int, path: str) -> int:
     """Open what an O_PATH descriptor refers to. Only then: opening a device or a pipe can do things."""
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise Refused(Reason.NOT_FOUND, f"{path} is not a regular file", "Name a program.")
-    if not mode & 0o111:  # else anyone could have us hash files that they may not read
-        raise Refused(Reason.NOT_PERMITTED, f"{path} is not executable", f"Run: chmod +x {path}")
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -18,6 +18,7 @@ from egs_kernel.artifact.envelope import MAX_ARTIFACT
 from egs_kernel.audit.entries import ArtifactChange
 from egs_kernel.daemon.candidate import Candidate
 from egs_kernel.daemon.host import cgroup_number, now
+from egs_kernel.daemon.programs import digests_of
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.daemon.watch import FOLDER
 from egs_kernel.errors import EgsError, Refused, UsageError
@@ -309,12 +310,13 @@ class Standing:
             return
         if artifact.statement.predicate.uses is not None:
             self._drain()  # what was executed is counted before what is left is computed
-        candidate.identity = program.measurement.identity
+        candidate.program = program.measurement
+        trial.named = tuple(measured.values())
         intent = Intent(
             program=program.path,
             digest=program.measurement.digest,
             program_kind=program.kind,
-            measured=measured,
+            measured=digests_of(measured),
         )
         facts = self._host.facts(artifact, uses=self._journal.uses(), revoked=self._journal.revoked())
         trial.authorize(intent, facts, now())
@@ -326,12 +328,13 @@ class Standing:
 
     def _install(self, candidate: Candidate) -> None:
         """Put the grant into the gate. The old one goes after the new one is there."""
-        authorization, identity = candidate.trial.authorization, candidate.identity
-        if authorization is None or identity is None:
+        authorization, program = candidate.trial.authorization, candidate.program
+        if authorization is None or program is None:
             return
         try:
             grant = authorization.grant(
-                identity,
+                program,
+                candidate.trial.named,
                 boot_offset=self._host.clock_offset,
                 cgroup_id=cgroup_number(authorization.cgroup),
                 seccomp_filters=None,

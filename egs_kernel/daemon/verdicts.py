@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from egs_kernel.daemon.host import Host
-    from egs_kernel.model import HostFacts, Intent
+    from egs_kernel.model import HostFacts, Intent, Measurement
     from egs_kernel.trust.store import TrustStore
 
 
@@ -23,6 +23,7 @@ class Trial:
     Attributes:
         artifact: set once it authenticated.
         intent: what was to be executed, once it was measured.
+        named: what the scripts and libraries of the artifact were measured as.
         authorization: set when it authorizes that.
         error: set when it does not.
     """
@@ -30,6 +31,7 @@ class Trial:
     def __init__(self, artifact: verify.Artifact | None = None) -> None:
         self.artifact = artifact
         self.intent: Intent | None = None
+        self.named: tuple[Measurement, ...] = ()
         self.authorization: verify.Authorization | None = None
         self.error: EgsError | None = None
         self._reached: list[verify.Step] = []

@@ -74,8 +74,8 @@ class Gate:
         self._armed = libbpf.Map(fds["armed_grants"], u32, abi.Grant)
         self._uses = libbpf.Map(fds["grant_uses"], u64, u64)
         self._argvs = libbpf.Map(fds["grant_argvs"], u64, abi.Argv)
-        self._named = Subjects(self.subjects, self._artifacts_in_use)
-        self.openings = Openings(self.measured_files, self._named.files)
+        self.named = Subjects(self.subjects, self._artifacts_in_use)
+        self.openings = Openings(self.measured_files, self.named.files)
         self._variables = libbpf.Map(fds["code_variables"], u32, abi.Variables)
         self._readings = libbpf.Map(fds["readings"], u32, abi.Reading)
         self._decisions = libbpf.CounterMap(fds["decisions"])
@@ -186,7 +186,7 @@ class Gate:
         scope = self.scope_slot(grant.scope)
         key, present = self._place(grant, scope)
         grant_id = present.grant_id if present else self._new_id()
-        self._named.name(grant)
+        self.named.name(grant)
         self._bind(grant, grant_id, renewed=present is not None)
         self._write(self._standing, key, raw_grant(grant, grant_id, scope, None))
         return grant_id
@@ -222,7 +222,7 @@ class Gate:
     def arm_slot(self, grant: Grant, task: TaskIdentity, scope: int) -> int:
         """As `arm`, in the scope of that slot."""
         self.disarm(task.pid)
-        self._named.name(grant)
+        self.named.name(grant)
         grant_id = self._new_id()
         self._bind(grant, grant_id, renewed=False)
         self._armed_ids[task.pid] = grant_id
@@ -243,7 +243,7 @@ class Gate:
         for key in (*self._argvs.keys(), *self._uses.keys()):
             if key.value not in live:
                 self._unbind(key.value)
-        self._named.sweep()
+        self.named.sweep()
 
     def forget(self, grant_id: int) -> None:
         """Free what belongs to an armed grant that an exec has consumed."""

@@ -253,6 +253,8 @@ WRONG: list[tuple[str, Any]] = [
     ("predicate.intent.environment.set", {"A": "b\0c"}),
     ("predicate.intent.environment.set", {"A B": "c"}),
     ("predicate.constraints", {}),
+    ("predicate.constraints.code", {}),
+    ("predicate.constraints.code", {"anonymous": "maybe"}),
     ("predicate.constraints.syscalls", {}),
     ("predicate.constraints.syscalls", {"action": "kill"}),
     ("predicate.constraints.syscalls", {"profile": "x", "action": "log"}),

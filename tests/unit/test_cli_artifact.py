@@ -350,8 +350,35 @@ def test_programs_that_take_code_must_be_bound(egs: Egs, tmp_path: Path) -> None
     assert egs.issue_refused(program=shell, code=1) == unbound
     assert egs.issue_refused("--argv", "sh", "--argv", "*", program=shell, code=1) == unbound
     assert egs.issue_refused("--argv", "sh", "--argv", script, program=shell, code=1) == unbound
-    assert egs.issue_refused("--argv", script, program=script, code=1) == unbound
+    assert egs.issue_refused(program=script, code=1) == unbound
     egs.issue("--argv", "sh", "--argv", script, "--script", script, program=shell)
+
+
+def test_a_script_is_issued_as_what_the_kernel_executes_for_it(egs: Egs, tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text("#! /bin/sh -eu\n")
+    link = tmp_path / "link"
+    link.symlink_to(script)
+    issued = egs.issue("--argv", "job", "--argv", "now", program=link)
+    value = egs.json("show", issued)["statement"]
+    named = [(item["name"], item["annotations"]["role"]) for item in value["subject"]]
+    assert named == [(str(Path("/bin/sh").resolve()), "program"), (str(script.resolve()), "script")]
+    assert value["predicate"]["intent"]["argv"] == ["/bin/sh", "-eu", str(script.resolve()), "now"]
+
+
+@pytest.mark.parametrize("line", ["#!", "#!sh", "#!/usr/bin/env sh", "#!/" + "x" * 300])
+def test_a_script_that_cannot_be_bound_is_not_issued(line: str, egs: Egs, tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text(f"{line}\n")
+    refused = egs.issue_refused("--argv", script, program=script, code=1)
+    assert refused == Reason.PROGRAM_UNBOUND.code
+
+
+def test_a_script_of_a_script_is_not_issued(egs: Egs, tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    inner.write_text("#!/bin/sh\n")
+    outer.write_text(f"#!{inner}\n")
+    assert egs.issue_refused("--argv", outer, program=outer, code=1) == Reason.PROGRAM_UNBOUND.code
 
 
 def test_an_expired_window_is_not_issued(egs: Egs) -> None:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egs_kernel.artifact.interpreters import program_kind
-from egs_kernel.model import ProgramKind
+from egs_kernel.artifact.interpreters import program_kind, script_interpreter
+from egs_kernel.errors import Refused
+from egs_kernel.model import ProgramKind, Reason
 
 EXEC_HEADER = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00" + bytes(46)  # ELFCLASS64, ET_EXEC
 
@@ -107,3 +108,28 @@ def test_headers_that_point_outside_the_file_count_as_a_loader(offset: int, tmp_
     program = tmp_path / "program"
     program.write_bytes(header)
     assert kind_of(program) is ProgramKind.INTERPRETER
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"#!/bin/sh\n", ("/bin/sh",)),
+        (b"#! \t/bin/sh \t\necho", ("/bin/sh",)),
+        (b"#!/bin/sh -e  -u \n", ("/bin/sh", "-e  -u")),
+        (b"#!/bin/sh", ("/bin/sh",)),
+        (b"#!/bin/sh\r\n", ("/bin/sh\r",)),
+    ],
+)
+def test_what_a_script_is_executed_by(head: bytes, words: tuple[str, ...]) -> None:
+    assert script_interpreter(head) == words
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"/bin/sh\n", b"#!\n", b"#! \n", b"#!sh\n", b"#!/\xff\n", b"#!/bin\0/sh\n", b"#!/" + b"x" * 253],
+)
+def test_a_script_that_names_no_interpreter(head: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        script_interpreter(head)
+    assert caught.value.reason is Reason.PROGRAM_UNBOUND
+    assert caught.value.next_step

@@ -298,3 +298,27 @@ def test_offline_digest_of_a_file_that_grows_meanwhile(tmp_path: Path) -> None:
         measure.digest_file(path)
     assert caught.value.reason is Reason.MEASUREMENT_RACED
     assert time.monotonic() - before < 60
+
+
+def test_what_is_opened_for_writing_meanwhile_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    path.write_bytes(b"x")
+    clock = Clock(path, ahead=measure.MARGIN + 1)
+    openings = iter([0, 2**62, 0])  # before the first hashing and after it, before the second
+
+    def noted(_file: FileIdentity) -> int:
+        return next(openings, 1)
+
+    with opened(path) as fd:
+        found = measure.measure(fd, identify, opened=noted, clock=clock, wait=clock.wait)
+    assert len(clock.waits) == 1
+    assert 1 < found.time <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def test_what_is_opened_for_writing_all_the_time_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    path.write_bytes(b"x")
+    clock = Clock(path, ahead=measure.MARGIN + 1)
+    with opened(path) as fd, pytest.raises(Refused) as caught:
+        measure.measure(fd, identify, opened=lambda _file: 2**62, clock=clock, wait=clock.wait)
+    assert caught.value.reason is Reason.MEASUREMENT_RACED

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from egs_kernel import verify
 from egs_kernel.artifact import canonical
 from egs_kernel.errors import Refused
-from egs_kernel.model import FileIdentity, Grant, HostFacts, Intent, ProgramKind, Reason
+from egs_kernel.model import FileIdentity, Grant, HostFacts, Intent, Measurement, ProgramKind, Reason
 from egs_kernel.trust.store import Role
 from egs_kernel.verify import STEPS, Artifact, Step, authenticate, authorize
 from tests.unit.issuing import (
@@ -38,6 +38,7 @@ from tests.unit.issuing import (
 )
 
 FILE = FileIdentity(device=1, inode=2, generation=3, size=4, ctime_seconds=5, ctime_nanoseconds=6)
+MEASURED = Measurement(PROGRAM_DIGEST, FILE, 99)
 HOUR = timedelta(hours=1)
 STANDING: dict[str, Any] = {
     "argv": None,
@@ -281,6 +282,7 @@ def declares(**words: Any) -> dict[str, Any]:
 
 ENV = (("HOME", "/srv"), ("PATH", "/usr/bin"))
 RULES = {"environment": EVERY_FIELD["intent"]["environment"]}
+NO_ANONYMOUS = {"constraints": {"code": {"anonymous": "refused"}}}
 CONSTRAINED = {"constraints": EVERY_FIELD["constraints"]}
 
 AUTHORIZATION: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], Step, Reason]] = [
@@ -317,6 +319,8 @@ AUTHORIZATION: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], S
     ("policy", {"scope": {"name": "agents", "policyDigest": POLICY_DIGEST}}, {}, {"policy_digest": "00" * 32}, Step.POLICY, Reason.POLICY_MISMATCH),
     ("posture", {}, {}, {"posture": msgspec.structs.replace(host().posture, problems=("gate changed",))}, Step.POSTURE, Reason.POSTURE_FAILED),
     ("host's constraints", CONSTRAINED, {}, {"enforceable": frozenset()}, Step.CONSTRAINTS, Reason.CONSTRAINT_UNENFORCEABLE),
+    ("no tier for its code", NO_ANONYMOUS, {}, {}, Step.CONSTRAINTS, Reason.CONSTRAINT_UNENFORCEABLE),
+    ("standing, no tier for its code", NO_ANONYMOUS, STANDING, {}, Step.CONSTRAINTS, Reason.CONSTRAINT_UNENFORCEABLE),
     ("standing, groups", {"identity": {"groups": [50]}}, STANDING, {}, Step.IDENTITY, Reason.LAUNCH_REQUIRED),
     ("standing, SPIFFE", {"identity": {"spiffeId": "spiffe://a/b"}}, STANDING, {}, Step.IDENTITY, Reason.LAUNCH_REQUIRED),
     ("standing, directory", declares(cwd="/srv"), STANDING, {}, Step.INTENT, Reason.LAUNCH_REQUIRED),
@@ -485,13 +489,15 @@ def test_a_grant_says_what_was_authorized() -> None:
     found = artifact(EVERY_FIELD)
     authorization = authorize(found, intent(), host(), NOW)
     offset = 1_700_000_000_000_000_000
-    grant = authorization.grant(FILE, boot_offset=offset, cgroup_id=9, seccomp_filters=1)
+    grant = authorization.grant(MEASURED, boot_offset=offset, cgroup_id=9, seccomp_filters=1)
     start, end = (int(time.timestamp()) * 10**9 - offset for time in found.statement.predicate.window)
     assert grant == Grant(
         artifact_id=found.id,
         scope="agents",
         file=FILE,
         digest=found.statement.program.digest.sha256,
+        measured=99,
+        subjects=(MEASURED,),
         not_before=start,
         not_after=end,
         uid=1000,
@@ -505,7 +511,7 @@ def test_a_grant_says_what_was_authorized() -> None:
 
 def test_a_grant_before_boot_starts_at_boot() -> None:
     grant = authorize(artifact(), intent(), host(), NOW).grant(
-        FILE, boot_offset=2 * 10**18, cgroup_id=None, seccomp_filters=None
+        MEASURED, boot_offset=2 * 10**18, cgroup_id=None, seccomp_filters=None
     )
     assert (grant.not_before, grant.not_after) == (0, 0)
     assert not grant.no_new_privs
@@ -524,8 +530,63 @@ def test_no_grant_without_what_it_requires(
 ) -> None:
     authorization = authorize(artifact(EVERY_FIELD), intent(), host(), NOW)
     with pytest.raises(Refused) as caught:
-        authorization.grant(FILE, boot_offset=0, cgroup_id=cgroup_id, seccomp_filters=filters)
+        authorization.grant(MEASURED, boot_offset=0, cgroup_id=cgroup_id, seccomp_filters=filters)
     assert caught.value.reason is reason
+
+
+def named_script() -> tuple[Artifact, Intent]:
+    """An artifact that names a script, and the intent to execute it."""
+    subject = {"name": "/srv/x", "digest": {"sha256": SCRIPT_DIGEST}, "annotations": {"role": "script"}}
+    found = artifact(subject=[*statement()["subject"], subject])
+    return found, intent(measured=(("/srv/x", SCRIPT_DIGEST),))
+
+
+def test_a_grant_names_what_was_measured() -> None:
+    script = Measurement(SCRIPT_DIGEST, msgspec.structs.replace(FILE, inode=3), 98)
+    grant = authorize(*named_script(), host(), NOW).grant(
+        MEASURED, [script], boot_offset=0, cgroup_id=None, seccomp_filters=None
+    )
+    assert (grant.subjects, grant.measured) == ((MEASURED, script), 99)
+
+
+@pytest.mark.parametrize(
+    ("program", "named"),
+    [
+        (PROGRAM_DIGEST, ()),
+        (PROGRAM_DIGEST, (PROGRAM_DIGEST,)),
+        (PROGRAM_DIGEST, (SCRIPT_DIGEST, PROGRAM_DIGEST)),
+        (SCRIPT_DIGEST, (SCRIPT_DIGEST,)),
+    ],
+)
+def test_no_grant_for_other_files_than_those_authorized(program: str, named: tuple[str, ...]) -> None:
+    files = [Measurement(digest, FILE, 1) for digest in (program, *named)]
+    with pytest.raises(Refused) as caught:
+        authorize(*named_script(), host(), NOW).grant(
+            files[0], files[1:], boot_offset=0, cgroup_id=None, seccomp_filters=None
+        )
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_code_that_is_refused_needs_no_launcher() -> None:
+    facts = host(enforceable=frozenset({"code.anonymous"}))
+    grant = authorize(artifact(NO_ANONYMOUS), intent(**STANDING), facts, NOW).grant(
+        MEASURED, boot_offset=0, cgroup_id=None, seccomp_filters=None
+    )
+    assert (grant.refuse_anonymous_code, grant.no_new_privs) == (True, False)
+
+
+def test_code_that_is_allowed_needs_nothing() -> None:
+    allowed = artifact({"constraints": {"code": {"anonymous": "allowed"}}})
+    grant = authorize(allowed, intent(**STANDING), host(), NOW).grant(
+        MEASURED, boot_offset=0, cgroup_id=None, seccomp_filters=None
+    )
+    assert not grant.refuse_anonymous_code
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(Refused) as caught:
+        authorize(artifact(NO_ANONYMOUS), intent(), host(), NOW)
+    assert caught.value.message == "this host cannot enforce code.anonymous, which takes the tier lsm"
 
 
 def test_an_authorization_cannot_be_changed() -> None:

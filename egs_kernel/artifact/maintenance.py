@@ -1,0 +1,154 @@
+"""The maintenance artifact: an in-toto Statement v1 that lets a sealed host be changed, once, for a while.
+
+Its subjects are hosts: the name is the host's id, and the digest the SHA-256 of that id, as in-toto wants one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from egs_kernel.artifact.canonical import decode_canonical
+from egs_kernel.artifact.envelope import type_error
+from egs_kernel.artifact.statement import (
+    STATEMENT_TYPE,
+    Digest,
+    Label,
+    Text,
+    Time,
+    encode_statement,
+    parse_time,
+)
+from egs_kernel.errors import Refused
+from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+MAINTENANCE_TYPE: Final = "urn:egs-001:maintenance:v1"
+MAX_DAYS: Final = 7
+"""How long a maintenance may last: what is forgotten ends."""
+
+
+class _Struct(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
+):
+    """As in statement.py: immutable, strict, and written without the fields that say nothing."""
+
+
+class HostSubject(_Struct, frozen=True):
+    """A host that may be changed."""
+
+    name: Label
+    digest: Digest
+
+    def __post_init__(self) -> None:
+        if self.digest.sha256 != host_digest(self.name):
+            raise ValueError("a subject's digest is the SHA-256 of its name, the host id")
+
+
+class MaintenancePredicate(_Struct, frozen=True):
+    """The seal is lifted from `not_before` on, until before `not_after`."""
+
+    issued_at: Time
+    not_before: Time
+    not_after: Time
+    purpose: Text
+    operator: Label
+    ticket: Label | None = None
+
+    def __post_init__(self) -> None:
+        start, end = self.window
+        if start >= end:
+            raise ValueError("notBefore must be earlier than notAfter")
+        if parse_time(self.issued_at) >= end:
+            raise ValueError("issuedAt must be earlier than notAfter")
+        if (end - start).total_seconds() > MAX_DAYS * 86400:
+            raise ValueError(f"a maintenance lasts {MAX_DAYS} days at most")
+
+    @property
+    def window(self) -> tuple[datetime, datetime]:
+        """From when on, and until before when, it is valid."""
+        return parse_time(self.not_before), parse_time(self.not_after)
+
+
+class MaintenanceStatement(_Struct, frozen=True):
+    """An in-toto Statement v1 that lifts the seal of hosts."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = field(name="_type")
+    predicate_type: Literal["urn:egs-001:maintenance:v1"]
+    subject: Annotated[tuple[HostSubject, ...], Meta(min_length=1, max_length=256)]
+    predicate: MaintenancePredicate
+
+    def __post_init__(self) -> None:
+        if len(set(self.hosts)) != len(self.subject):
+            raise ValueError("two subjects have the same name")
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The ids of the hosts that it is for."""
+        return tuple(subject.name for subject in self.subject)
+
+
+_DECODER = msgspec.json.Decoder(MaintenanceStatement)
+
+
+def host_digest(host_id: str) -> str:
+    """The digest of a host as a subject."""
+    return hashlib.sha256(host_id.encode()).hexdigest()
+
+
+def maintenance_statement(hosts: tuple[str, ...], predicate: MaintenancePredicate) -> MaintenanceStatement:
+    """A statement for these hosts.
+
+    Raises:
+        ValueError: it breaks a rule.
+    """
+    return MaintenanceStatement(
+        type=STATEMENT_TYPE,
+        predicate_type=MAINTENANCE_TYPE,
+        subject=tuple(HostSubject(name=host, digest=Digest(sha256=host_digest(host))) for host in hosts),
+        predicate=predicate,
+    )
+
+
+def is_maintenance(payload: bytes) -> bool:
+    """Whether the payload of an envelope says that it is a maintenance artifact. Nothing else of it is looked at.
+
+    Raises:
+        Refused: it is no canonical JSON.
+    """
+    value = decode_canonical(payload)
+    return isinstance(value, dict) and value.get("predicateType") == MAINTENANCE_TYPE
+
+
+def parse_maintenance(payload: bytes) -> MaintenanceStatement:
+    """The statement in the payload of an envelope.
+
+    Raises:
+        Refused: not canonical, of another type or version, malformed, or with unknown fields.
+    """
+    value = decode_canonical(payload)
+    if not isinstance(value, dict):
+        raise Refused(Reason.ARTIFACT_MALFORMED, "the payload is no JSON object", "Have it issued again.")
+    for name, expected in (("_type", STATEMENT_TYPE), ("predicateType", MAINTENANCE_TYPE)):
+        if value.get(name) != expected:
+            raise Refused(
+                Reason.ARTIFACT_UNKNOWN_VERSION,
+                f"{name} is {value.get(name)!r}, not {expected!r}",
+                "A seal is lifted by a maintenance artifact: egs maintenance issue",
+            )
+    try:
+        statement = _DECODER.decode(payload)
+    except msgspec.ValidationError as error:
+        raise type_error(error) from error
+    if encode_statement(statement) != payload:
+        raise Refused(
+            Reason.ARTIFACT_MALFORMED,
+            "the payload says nothing in more words than needed: null or an empty list",
+            "Leave out fields that are empty.",
+        )
+    return statement
