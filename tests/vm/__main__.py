@@ -65,12 +65,12 @@ def quick_tests() -> tuple[str, ...]:
 
 def summary(ran: list[Results], folder: Path) -> int:
     """Print a table; the exit code."""
-    say(f"\nkernel and tier           passed  failed  skipped  seconds   (results: {folder})")
+    say(f"\nkernel and tier           passed  failed  skipped  seconds  processor   (results: {folder})")
     for one in ran:
         counts = one.counts
         say(
             f"{one.name:24} {counts['passed']:6}  {counts['failed']:6}  {counts['skipped']:7}"
-            f"  {one.seconds:7.0f}   {one.broken}"
+            f"  {one.seconds:7.0f}    {one.processor_seconds:7.0f}   {one.broken}"
         )
     for one in ran:
         for outcome in one.outcomes:

@@ -40,6 +40,8 @@ class Machine:
     processors: int = 1
     reboots: bool = False
     """Whether a reset boots again; else qemu ends."""
+    processor_seconds: float = 0.0
+    """What the machine has cost the host."""
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +97,9 @@ class Machine:
         """End qemu: as when the power fails."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            _, self._process.returncode, used = os.wait4(self._process.pid, 0)
+            self.processor_seconds += used.ru_utime + used.ru_stime
+            self._process = None
 
     def _command(self, lines: Path) -> list[str]:
         append = f"console=ttyS0 root=/dev/vda rw init={self.init} lsm={LSM[self.tier]} panic=-1 oops=panic {self.more}"
@@ -103,7 +107,7 @@ class Machine:
         if self.job is not None:
             drives.append((self.job, "raw,cache=unsafe"))
         command = [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", os.environ.get("EGS_VM_CPU", "max"), "-m", MEMORY, "-smp", str(self.processors),
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", MEMORY, "-smp", str(self.processors),
             "-nodefaults", "-display", "none", "-nic", "none", "-device", "virtio-rng-pci",
             "-chardev", f"file,id=console,append=on,path={self.console}", "-serial", "chardev:console", "-serial", f"unix:{lines}",
             "-kernel", str(self.kernel.file), "-initrd", str(self.kernel.initrd),

@@ -10,13 +10,14 @@ import msgspec
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of one test."""
+    """Of one test. `measured` is what it recorded with pytest's `record_property`."""
 
     test: str
     outcome: str
     seconds: float
     reason: str = ""
     detail: str = ""
+    measured: dict[str, Any] = {}
 
 
 class Results(msgspec.Struct):
@@ -33,6 +34,7 @@ class Results(msgspec.Struct):
     machine: dict[str, Any] = {}
     tests: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     outcomes: list[Outcome] = []
     broken: str = ""
 

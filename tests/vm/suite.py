@@ -64,7 +64,7 @@ def run(case: str, disk: Path, kernel: Kernel, tier: str, plan: Plan) -> Results
         if not ended:
             results.broken = results.broken or "the machine went off before it was done"
             teller.say(f"BROKEN: {results.broken}; the console's end:\n{machine.tail()}")
-        results.seconds = round(teller.seconds, 1)
+        results.seconds, results.processor_seconds = round(teller.seconds), round(machine.processor_seconds)
         plan.results.mkdir(parents=True, exist_ok=True)
         shutil.copy(machine.console, plan.results / f"{results.name}.console")
     results.save(plan.results)

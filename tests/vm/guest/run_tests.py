@@ -1,7 +1,8 @@
 """Runs pytest in the machine with the arguments of /srv/arguments; each outcome is a line of JSON on descriptor 3, at once.
 
 `{"machine": …}` first, `{"tests": N}` after the collection, `{"test": id, "outcome": …, "seconds": …}` for each, and
-`{"end": exit status}` last. What was skipped has `reason`, what failed has `detail`.
+`{"end": exit status}` last. What was skipped has `reason`, what failed has `detail`, and what a test recorded with
+`record_property` is in `measured`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Outcomes:
     def __init__(self) -> None:
         self._outcome = "passed"
         self._seconds = 0.0
-        self._said: dict[str, str] = {}
+        self._said: dict[str, Any] = {}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """A test begins."""
@@ -44,6 +45,8 @@ class Outcomes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A phase is over."""
         self._seconds += report.duration
+        if report.user_properties:
+            self._said["measured"] = dict(report.user_properties)
         if report.failed:
             self._outcome = "failed"
             self._said["detail"] = f"{report.when}: {report.longreprtext}"[-MOST_DETAIL:]
