@@ -355,4 +355,22 @@ class CodeEvent(msgspec.Struct, frozen=True, kw_only=True, tag="code"):
     name: str
 
 
-GateEvent = ExecEvent | ExitEvent | CodeEvent
+class AttemptEvent(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
+    """Somebody tried what a sealed gate refuses (tier `lsm`).
+
+    `what` is an `Attempt` by name. `number` is the signal, the resource or the bpf(2) command. `inode` 0: it was
+    tried on no file; `name` is the file's.
+    """
+
+    what: str
+    time: int
+    number: int
+    pid: int
+    uid: int
+    comm: str
+    device: int
+    inode: int
+    name: str
+
+
+GateEvent = ExecEvent | ExitEvent | CodeEvent | AttemptEvent

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.audit.entries import (
     ArtifactChange,
+    Attempt,
     Code,
     DaemonStarted,
     DaemonStopped,
@@ -18,13 +19,14 @@ from egs_kernel.audit.entries import (
     PostureEntry,
     Recorded,
     Request,
+    SealChange,
     Verification,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from egs_kernel.model import CodeEvent, ExecEvent, ExitEvent
+    from egs_kernel.model import AttemptEvent, CodeEvent, ExecEvent, ExitEvent
 
 
 def describe(recorded: Recorded) -> str:
@@ -41,7 +43,7 @@ def printable(text: str) -> str:
     )
 
 
-def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911 - one line a type
+def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a type
     match entry:
         case DaemonStarted():
             return f"egs-kernel {entry.version} pid {entry.pid} host {entry.host_id}"
@@ -64,6 +66,10 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911 - one line a type
             return _outcome(entry.event)
         case Code():
             return _code(entry.event)
+        case Attempt():
+            return _attempt(entry.event)
+        case SealChange():
+            return _seal(entry)
         case ArtifactChange():
             return f"{entry.action}{_id(entry.artifact_id)} {entry.source} {entry.detail}"
         case Gap():
@@ -92,6 +98,18 @@ def _code(event: CodeEvent) -> str:
     code = "memory of no file" if event.file is None else f"{event.name} (inode {event.file.inode})"
     who = f"pid {event.pid} execution {event.execution}"
     return f"DENY {event.reason.code}{_observed(event)} {event.scope}: {who}: {code}"
+
+
+def _attempt(event: AttemptEvent) -> str:
+    number = f" {event.number}" if event.number else ""
+    where = f" on {event.name} (inode {event.inode})" if event.inode or event.name else ""
+    return f"refused {event.what}{number}{where}: pid {event.pid} uid {event.uid} {event.comm}"
+
+
+def _seal(entry: SealChange) -> str:
+    if entry.action == "sealed":
+        return f"sealed: {entry.cause}"
+    return f"lifted until {entry.until}{_id(entry.artifact_id)}: {entry.operator}: {entry.purpose}"
 
 
 def _observed(event: ExecEvent | CodeEvent) -> str:

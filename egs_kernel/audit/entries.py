@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from egs_kernel.model import (
+    AttemptEvent,
     CodeEvent,
     ExecEvent,
     ExitEvent,
@@ -119,6 +120,26 @@ class Code(Entry, frozen=True, kw_only=True, tag="code"):
     event: CodeEvent
 
 
+class Attempt(Entry, frozen=True, kw_only=True, tag="attempt"):
+    """Somebody tried what the sealed gate refuses."""
+
+    event: AttemptEvent
+
+
+class SealChange(Entry, frozen=True, kw_only=True, tag="seal"):
+    """The gate was sealed, or a maintenance artifact lifted that until `until`. `cause`: why it was sealed."""
+
+    action: Literal["sealed", "lifted"]
+    cause: str = ""
+    until: str = ""
+    artifact_id: str | None = None
+    purpose: str = ""
+    operator: str = ""
+    signers: tuple[str, ...] = ()
+    peer: Peer | None = None
+    envelope: str | None = None
+
+
 class ArtifactChange(Entry, frozen=True, kw_only=True, tag="artifact"):
     """A standing artifact came or went, or an artifact was revoked. `envelope` is its DSSE JSON text."""
 
@@ -159,6 +180,8 @@ EntryType = (
     | Exec
     | Outcome
     | Code
+    | Attempt
+    | SealChange
     | ArtifactChange
     | Gap
     | PostureEntry

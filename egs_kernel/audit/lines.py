@@ -20,6 +20,7 @@ import rfc8785
 
 from egs_kernel.audit.entries import (
     ENTRY_TYPES,
+    Attempt,
     Code,
     Entry,
     EntryType,
@@ -123,7 +124,7 @@ def encode(entry: Entry, *, seq: int, prev: str, time: str) -> bytes:
     """
     try:
         wire = _outward(msgspec.to_builtins(entry))
-        if isinstance(entry, Exec | Outcome | Code):
+        if isinstance(entry, Exec | Outcome | Code | Attempt):
             del wire["event"]["type"]  # the entry's own type says it
         wire |= {"v": FORMAT_VERSION, "seq": seq, "prev": prev, "time": time}
         line = canonical(wire)

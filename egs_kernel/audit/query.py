@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from egs_kernel.audit.entries import DaemonStarted, Peer
-from egs_kernel.model import CodeEvent, ExecEvent, ExitEvent, Reason, TaskIdentity, Verdict
+from egs_kernel.model import AttemptEvent, CodeEvent, ExecEvent, ExitEvent, Reason, TaskIdentity, Verdict
 
 if TYPE_CHECKING:
     from egs_kernel.audit.entries import Recorded
 
-_WITH_PID: Final = (DaemonStarted, Peer, TaskIdentity, ExecEvent, ExitEvent, CodeEvent)
+_WITH_PID: Final = (DaemonStarted, Peer, TaskIdentity, ExecEvent, ExitEvent, CodeEvent, AttemptEvent)
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):

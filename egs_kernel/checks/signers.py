@@ -37,15 +37,15 @@ def check_signatures(envelope: Envelope, trust: TrustStore) -> list[TrustedKey]:
 
 
 def check_signers(
-    signers: list[TrustedKey], trust: TrustStore, scope: str, now: datetime
+    signers: list[TrustedKey], trust: TrustStore, scope: str, now: datetime, *, role: Role = Role.ISSUER
 ) -> list[TrustedKey]:
-    """Those of `signers` who may sign for `scope` now; raise when they are fewer than its threshold."""
-    covering = [signer for signer in signers if signer.covers(Role.ISSUER, scope)]
+    """Those of `signers` who may sign in `role` for `scope` now; raise when they are fewer than its threshold."""
+    covering = [signer for signer in signers if signer.covers(role, scope)]
     if not covering:
         raise Refused(
             Reason.KEY_ROLE_MISMATCH,
-            f"no signer is an issuer for the scope {scope!r}",
-            f"Sign with one, or trust the key for it: egs trust add FILE.pub --role issuer --scope {scope}",
+            f"no signer has the role {role.value} for the scope {scope!r}",
+            f"Sign with one, or trust the key for it: egs trust add FILE.pub --role {role.value} --scope {scope}",
         )
     accepted = [signer for signer in covering if signer.problem(now) is None]
     if not accepted:
@@ -58,6 +58,6 @@ def check_signers(
         raise Refused(
             Reason.THRESHOLD_NOT_MET,
             f"{len(accepted)} of the {needed} signatures that scope {scope!r} needs",
-            "Have it signed by more of the scope's issuers.",
+            "Have it signed by more of those who may: egs sign FILE --key N.key",
         )
     return accepted

@@ -7,9 +7,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.audit.entries import Code, Decision, Exec, Outcome
+from egs_kernel.audit.entries import Attempt, Code, Decision, Exec, Outcome
 from egs_kernel.daemon.verdicts import use_until
-from egs_kernel.model import CodeEvent, ExecEvent, ExitEvent, GateEvent, GrantKind, Reason, Verdict
+from egs_kernel.model import (
+    AttemptEvent,
+    CodeEvent,
+    ExecEvent,
+    ExitEvent,
+    GateEvent,
+    GrantKind,
+    Reason,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,12 +95,12 @@ class Executions:
 
 def _key(event: GateEvent) -> tuple[int, int, int]:
     """Tells an event from every other one of this boot; an execution's exec and exit differ in their time."""
-    return event.time, event.pid, event.execution
+    return event.time, event.pid, 0 if isinstance(event, AttemptEvent) else event.execution
 
 
 def _events_of(entries: Iterable[EntryType]) -> Iterator[GateEvent]:
     for entry in entries:
-        if isinstance(entry, Exec | Outcome | Code):
+        if isinstance(entry, Exec | Outcome | Code | Attempt):
             yield entry.event
 
 
@@ -170,11 +179,13 @@ class Events:
         """Nobody waits for this process any more."""
         self._awaited.pop((pid, start_ticks), None)
 
-    def _entry(self, event: GateEvent) -> Exec | Outcome | Code:
+    def _entry(self, event: GateEvent) -> Exec | Outcome | Code | Attempt:
         if isinstance(event, ExitEvent):
             return Outcome(event=event)
         if isinstance(event, CodeEvent):
             return Code(event=event)
+        if isinstance(event, AttemptEvent):
+            return Attempt(event=event)
         standing = event.grant_kind is GrantKind.STANDING and event.verdict is Verdict.ALLOW
         return Exec(event=event, use_until=self._use_until(event.artifact_id) if standing else None)
 

@@ -9,6 +9,8 @@ from typing import Final
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
 from egs_kernel.model import (
+    Attempt,
+    AttemptEvent,
     CodeEvent,
     ExecEvent,
     ExitEvent,
@@ -43,6 +45,8 @@ def parse_event(data: bytes, scopes: Mapping[int, str], tier: Tier) -> GateEvent
             return _exit(abi.ExitEvent.from_buffer_copy(data), scopes)
         if kind == abi.EventType.CODE:
             return _code(abi.CodeEvent.from_buffer_copy(data), scopes)
+        if kind == abi.EventType.ATTEMPT:
+            return _attempt(abi.AttemptEvent.from_buffer_copy(data))
     except ValueError as error:
         raise _alien(str(error)) from error
     raise _alien(f"type {kind}")
@@ -123,6 +127,20 @@ def _code(raw: abi.CodeEvent, scopes: Mapping[int, str]) -> CodeEvent:
         execution=raw.execution,
         pid=raw.pid,
         file=None if file == _NO_FILE else file,
+        name=raw.name.decode("utf-8", "backslashreplace"),
+    )
+
+
+def _attempt(raw: abi.AttemptEvent) -> AttemptEvent:
+    return AttemptEvent(
+        what=Attempt(raw.what).name.lower(),
+        time=raw.time,
+        number=raw.number,
+        pid=raw.pid,
+        uid=raw.uid,
+        comm=raw.comm.decode("utf-8", "backslashreplace"),
+        device=raw.device,
+        inode=raw.inode,
         name=raw.name.decode("utf-8", "backslashreplace"),
     )
 

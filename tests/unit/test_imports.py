@@ -21,6 +21,7 @@ LAYERS = (
     {"artifact", "trust"},
     {"checks"},
     {"verify"},
+    {"maintenance"},
     {"audit"},
     {"measure", "posture", "constraints"},
     {"gate"},
