@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from egs_kernel.gate.tiers import lsm_finding
 from tests.harness import Instance, compile_program
 
 if TYPE_CHECKING:
@@ -17,13 +18,22 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a kernel are skipped where none can be had, and then say so; CI does not let them."""
-    reason = _why_no_kernel()
-    if reason is None or os.environ.get("EGS_REQUIRE_KERNEL") == "1":
-        return
+    """Tests that need a kernel are skipped where none can be had, and then say so; CI does not let them.
+
+    Those that need the tier lsm are skipped where the kernel has none, but not where the tests are told that it has.
+    """
+    required = os.environ.get("EGS_REQUIRE_KERNEL") == "1"
+    no_kernel = None if required else _why_no_kernel()
+    no_lsm = any(item.get_closest_marker("lsm") for item in items) and _has_no_lsm()
     for item in items:
-        if item.get_closest_marker("kernel"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if no_kernel is not None and item.get_closest_marker("kernel"):
+            item.add_marker(pytest.mark.skip(reason=no_kernel))
+        elif no_lsm and item.get_closest_marker("lsm"):
+            item.add_marker(pytest.mark.skip(reason="needs tier lsm; this host has none"))
+
+
+def _has_no_lsm() -> bool:
+    return os.environ.get("EGS_TEST_TIER") != "lsm" and not lsm_finding().present
 
 
 def _why_no_kernel() -> str | None:

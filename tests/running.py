@@ -8,8 +8,10 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -123,6 +125,22 @@ class Running:
         )
         return done.returncode
 
+    def output(self, *command: str | Path, governed: bool = True, **options: Any) -> tuple[int, str]:
+        """Execute a command, in the scope or outside of it: its exit status, and what it printed. EPERM is a 126."""
+        try:
+            done = subprocess.run(
+                [str(word) for word in command],
+                preexec_fn=self.instance.cgroup.enter if governed else None,
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_SECONDS,
+                **options,
+            )
+        except PermissionError:
+            return 126, ""
+        return done.returncode, done.stdout
+
     def as_nobody(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as a user without any rights, who can enter this checkout wherever it lies."""
         drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -191,6 +209,32 @@ class Running:
     def log(self) -> str:
         """What the daemon said."""
         return (self.folder / "egsd.log").read_text()
+
+
+@contextmanager
+def disk_folder() -> Iterator[Path]:
+    """A new folder that any user can go into, on a disk: pytest's own are closed to others, and may be on tmpfs."""
+    with tempfile.TemporaryDirectory(prefix="egs-test-", dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextmanager
+def running_on_disk() -> Iterator[Running]:
+    """A running system in such a folder."""
+    with disk_folder() as folder:
+        instance = Instance.create(folder / "egs")
+        try:
+            work = folder / "work"
+            work.mkdir(mode=0o755)
+            running = Running(instance, work)
+            try:
+                yield running
+            finally:
+                running.close()
+        finally:
+            instance.close()
 
 
 def ask_raw(path: Path, content: bytes, descriptors: Sequence[int] = ()) -> socket.socket:

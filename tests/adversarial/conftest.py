@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.adversarial.arena import Arena
 from tests.harness import Instance
-from tests.running import Running
+from tests.running import disk_folder, running_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-
-@contextmanager
-def disk_folder() -> Iterator[Path]:
-    """A new folder that any user can go into, on a disk: pytest's own are closed to others, and may be on tmpfs."""
-    with tempfile.TemporaryDirectory(prefix="egs-test-", dir="/var/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
+    from tests.running import Running
 
 
 @pytest.fixture
@@ -56,15 +47,5 @@ def arena(_shared_arena: Arena) -> Iterator[Arena]:
 @pytest.fixture(scope="module")
 def system() -> Iterator[Running]:
     """Gate, daemon and a trusted key, for all tests of a file."""
-    with disk_folder() as folder:
-        instance = Instance.create(folder / "egs")
-        try:
-            work = folder / "work"
-            work.mkdir(mode=0o755)
-            running = Running(instance, work)
-            try:
-                yield running
-            finally:
-                running.close()
-        finally:
-            instance.close()
+    with running_on_disk() as running:
+        yield running
