@@ -97,6 +97,7 @@ class ProgInfo(ctypes.Structure):
         ("run_time_ns", ctypes.c_uint64),
         ("run_cnt", ctypes.c_uint64),
         ("recursion_misses", ctypes.c_uint64),
+        ("verified_insns", ctypes.c_uint32),
     )
 
 
