@@ -51,6 +51,7 @@ class MetricsSnapshot:
         program_misses: times the kernel skipped a program of the gate.
         scopes: the mode of each scope.
         governed_tasks: processes in each scope now.
+        held_tasks: those of them that wait for an authorization.
         record_bytes: size of the record.
         record_entries: entries in the record, which is the next sequence number.
         posture: the host's integrity.
@@ -66,6 +67,7 @@ class MetricsSnapshot:
     program_misses: int = 0
     scopes: Mapping[str, Mode]
     governed_tasks: Mapping[str, int]
+    held_tasks: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
     record_bytes: int
     record_entries: int
     posture: Posture
@@ -124,6 +126,7 @@ DEFINITIONS: Final = (
         "1: the scope only observes and is not EGS-001 compliant; 0: it enforces.",
     ),
     Definition("egs_governed_tasks", "gauge", ("scope",), "Processes in the scope."),
+    Definition("egs_held_tasks", "gauge", ("scope",), "Those of them that wait for an authorization."),
     Definition("egs_record_bytes", "gauge", (), "Size of the record."),
     Definition("egs_record_entries", "counter", (), "Entries in the record."),
     Definition(
@@ -240,6 +243,7 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
         "egs_gate_program_misses": _plain(snapshot.program_misses),
         "egs_scope_observed": [((scope,), mode is Mode.OBSERVE) for scope, mode in snapshot.scopes.items()],
         "egs_governed_tasks": [((scope,), count) for scope, count in snapshot.governed_tasks.items()],
+        "egs_held_tasks": [((scope,), count) for scope, count in snapshot.held_tasks.items()],
         "egs_record_bytes": _plain(snapshot.record_bytes),
         "egs_record_entries": _plain(snapshot.record_entries),
         "egs_posture_ok": _plain(not posture.problems),

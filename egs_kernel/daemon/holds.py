@@ -111,13 +111,6 @@ class Holds:
 
     # -- what people ask -------------------------------------------------------------------------
 
-    def count(self) -> dict[str, int]:
-        """How many are held, by scope."""
-        counts: dict[str, int] = {}
-        for hold in self._held.values():
-            counts[hold.event.scope] = counts.get(hold.event.scope, 0) + 1
-        return counts
-
     def page(self, after: str = "") -> protocol.HoldsAnswer:
         """What is held, the oldest first, as much as fits into one answer."""
         start = int(after) if after.isdecimal() else 0

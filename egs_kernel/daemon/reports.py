@@ -95,7 +95,9 @@ class Reports:
     def metrics(self) -> MetricsSnapshot:
         """What operators watch."""
         counters = self._gate.counters()
-        governed = Counter(task.scope for task in self._gate.governed())
+        tasks = self._gate.governed()
+        governed = Counter(task.scope for task in tasks)
+        held = Counter(task.scope for task in tasks if task.held)
         scopes = {name: state.mode for name, state in self._gate.scopes().items()}
         return MetricsSnapshot(
             time=time.time(),
@@ -111,6 +113,7 @@ class Reports:
             program_misses=counters.missed,
             scopes=scopes,
             governed_tasks={name: governed[name] for name in scopes},
+            held_tasks={name: held[name] for name in scopes},
             record_bytes=self._journal.bytes,
             record_entries=self._journal.size,
             posture=self._host.posture,

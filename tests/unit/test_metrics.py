@@ -42,6 +42,7 @@ SNAPSHOT: Final = MetricsSnapshot(
     program_misses=9,
     scopes={"agents": Mode.ENFORCE, "ci": Mode.OBSERVE},
     governed_tasks={"agents": 12, "ci": 0},
+    held_tasks={"agents": 3, "ci": 0},
     record_bytes=123_456,
     record_entries=789,
     posture=POSTURE,
@@ -79,6 +80,8 @@ def test_every_value_of_the_snapshot_is_exposed() -> None:
     assert value("egs_scope_observed", scope="ci") == 1
     assert value("egs_governed_tasks", scope="agents") == 12
     assert value("egs_governed_tasks", scope="ci") == 0
+    assert value("egs_held_tasks", scope="agents") == 3
+    assert value("egs_held_tasks", scope="ci") == 0
     assert value("egs_record_bytes") == 123_456
     assert value("egs_record_entries_total") == 789
     assert value("egs_posture_ok") == 1

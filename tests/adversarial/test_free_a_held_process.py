@@ -1,0 +1,309 @@
+"""Goal: have a process run that is held (T-21), without an authorization.
+
+The attacker owns the process, may signal and trace it, and has made its image. Each attack is also made without the
+guards, and then frees it: so it is the guards that hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from egs_kernel.gate import libbpf
+from egs_kernel.gate.cgroups import cgroup_mount
+from egs_kernel.gate.parts import GUARDS
+from egs_kernel.model import ExecEvent, Reason, Verdict
+from tests.harness import Instance
+from tests.holding import HOLD, Waiting, execute
+from tests.images import PROGRAM, WORD, filled_image, plain_image, stack_image
+from tests.running import SECONDS, disk_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from egs_kernel.gate.pins import Gate
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.uname().machine != "x86_64", reason="holding takes x86"),
+]
+
+KILLED: Final = (-signal.SIGKILL, b"")
+FREE: Final = (0, WORD)
+ADDR_NO_RANDOMIZE: Final = 0x0040000
+PTRACE_TRACEME, PTRACE_CONT, PTRACE_DETACH, PTRACE_SEIZE = 0, 7, 17, 0x4206
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+
+class Prison:
+    """A gate whose scope holds, and no daemon that would let anybody go."""
+
+    def __init__(self, folder: Path, instance: Instance, gate: Gate) -> None:
+        self.folder = folder
+        self.instance = instance
+        self.gate = gate
+        self._links: list[int] = []
+
+    def guard_with(self, *names: str) -> None:
+        """Have these guards attached, and no others; by links of our own, which go at once when they are closed."""
+        for link in self._links:
+            os.close(link)
+        self._links = []
+        for name in names:
+            program = libbpf.open_pin(self.instance.paths.pins / name)
+            self._links.append(libbpf.attach_raw_tracepoint(GUARDS[name], program))
+            os.close(program)
+
+    def wait_until_unguarded(self) -> None:
+        """The kernel lets go of a link that is no longer pinned later, by itself: try until somebody gets away."""
+        self.gate.holds.detach_guards()
+        image = plain_image(self.folder / "canary")
+        deadline = time.monotonic() + SECONDS
+        ended = KILLED
+        while ended != FREE:
+            assert time.monotonic() < deadline
+            waiting = self.hold(image)
+            waiting.let_go()
+            ended = waiting.end()
+
+    def hold(self, image: Path, *arguments: str, before: Callable[[], object] = lambda: None) -> Waiting:
+        """A process that is held."""
+        self.gate.beat()
+        waiting = execute(self.instance, image, *arguments, before=before)
+        assert waiting.is_stopped()
+        return waiting
+
+    def events(self) -> list[ExecEvent]:
+        """What the gate decided."""
+        events: list[ExecEvent] = []
+        self.gate.drain(lambda event: events.append(event) if isinstance(event, ExecEvent) else None)
+        return events
+
+
+@pytest.fixture(scope="module")
+def _built() -> Iterator[Prison]:
+    with disk_folder() as folder:
+        instance = Instance.create(folder / "egs", grace="300s")
+        instance.configure(grace="300s", scope=HOLD)
+        try:
+            gate = instance.load_gate()
+            built = Prison(folder, instance, gate)
+            built.wait_until_unguarded()
+            yield built
+            built.guard_with()
+            gate.close()
+        finally:
+            instance.close()
+
+
+@pytest.fixture
+def prison(_built: Prison) -> Iterator[Prison]:
+    """The prison, empty."""
+    _built.guard_with(*GUARDS)
+    yield _built
+    assert _built.gate.holds.held() == []
+    assert _built.gate.counters().missed == 0
+
+
+@pytest.fixture(params=["guarded", "unguarded"])
+def expected(request: pytest.FixtureRequest, prison: Prison) -> tuple[int, bytes]:
+    """What comes of an attack, with the guards and without."""
+    if request.param == "guarded":
+        return KILLED
+    prison.guard_with()
+    return FREE
+
+
+def read_image(pid: int) -> None:
+    """Bring what it could execute into its memory, as whoever may trace it can."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+        for line in maps:
+            span, modes = line.split()[:2]
+            if "x" in modes and "[vsyscall]" not in line:
+                start, end = (int(edge, 16) for edge in span.split("-"))
+                memory.seek(start)
+                memory.read(end - start)
+
+
+def test_the_owner_continues_it(prison: Prison, expected: tuple[int, bytes]) -> None:
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    waiting.let_go()
+    assert waiting.end() == expected
+
+
+def test_the_owner_continues_it_with_its_pages_in_memory(prison: Prison, expected: tuple[int, bytes]) -> None:
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    read_image(waiting.pid)
+    waiting.let_go()
+    assert waiting.end() == expected
+
+
+def test_an_image_whose_first_page_the_kernel_fills(prison: Prison, expected: tuple[int, bytes]) -> None:
+    waiting = prison.hold(filled_image(prison.folder / "filled"))
+    waiting.let_go()
+    assert waiting.end() == expected
+
+
+def test_an_image_that_begins_in_its_arguments(prison: Prison, expected: tuple[int, bytes]) -> None:
+    def settle_the_stack() -> None:
+        libc.personality(ctypes.c_ulong(ADDR_NO_RANDOMIZE))
+        libc.clearenv()  # the environment would lie above the arguments
+
+    image = stack_image(prison.folder / "stack", PROGRAM)
+    waiting = prison.hold(image, os.fsdecode(PROGRAM), before=settle_the_stack)
+    waiting.let_go()
+    assert waiting.end() == expected
+
+
+@pytest.mark.parametrize("attack", ["filled", "read"])
+def test_the_page_fault_guard_alone_is_not_enough(prison: Prison, attack: str) -> None:
+    """Why there is another one."""
+    prison.guard_with("guard_fault")
+    make = filled_image if attack == "filled" else plain_image
+    waiting = prison.hold(make(prison.folder / attack))
+    if attack == "read":
+        read_image(waiting.pid)
+    waiting.let_go()
+    assert waiting.end() == FREE
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_each_guard_kills_what_has_to_fault_in_its_first_page(prison: Prison, guard: str) -> None:
+    prison.guard_with(guard)
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    waiting.let_go()
+    assert waiting.end() == KILLED
+
+
+def test_a_tracer_that_was_there_before(prison: Prison, expected: tuple[int, bytes]) -> None:
+    """It suppresses the stop."""
+    prison.gate.beat()
+    waiting = execute(
+        prison.instance,
+        plain_image(prison.folder / "plain"),
+        before=lambda: libc.ptrace(PTRACE_TRACEME, 0, None, None),
+    )
+    assert stopped_by(waiting.pid) == signal.SIGTRAP
+    libc.ptrace(PTRACE_CONT, waiting.pid, None, None)
+    assert stopped_by(waiting.pid) == signal.SIGSTOP
+    libc.ptrace(PTRACE_CONT, waiting.pid, None, None)
+    assert waiting.end() == expected
+
+
+def test_a_tracer_that_comes_and_detaches(prison: Prison, expected: tuple[int, bytes]) -> None:
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    assert libc.ptrace(PTRACE_SEIZE, waiting.pid, None, None) == 0
+    waiting.let_go()
+    waiting_stop = os.waitpid(waiting.pid, 0)[1]
+    if os.WIFSTOPPED(waiting_stop):
+        libc.ptrace(PTRACE_DETACH, waiting.pid, None, None)
+    assert waiting.end() == expected
+
+
+def stopped_by(pid: int) -> int:
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSTOPPED(status), status
+    return os.WSTOPSIG(status)
+
+
+def test_a_storm_of_continues_frees_none(prison: Prison) -> None:
+    """Before, while and after it is stopped: 300 execs under as many SIGCONT as fit."""
+    image, ends = plain_image(prison.folder / "plain"), Counter[tuple[int, bytes]]()
+    targets: set[int] = set()
+    over = threading.Event()
+
+    def storm() -> None:
+        while not over.is_set():
+            for pid in tuple(targets):
+                os.kill(pid, signal.SIGCONT)  # a child that nobody waited for: the number stays its
+
+    thread = threading.Thread(target=storm)
+    thread.start()
+    try:
+        for _ in range(30):
+            prison.gate.beat()
+            waiting = [execute(prison.instance, image) for _ in range(10)]
+            targets |= {process.pid for process in waiting}
+            for process in waiting:
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            targets.clear()
+            thread_pause(over)
+            ends.update(process.end() for process in waiting)
+            prison.gate.drain(lambda _event: None)
+    finally:
+        over.set()
+        thread.join()
+    assert ends == {KILLED: 300}
+
+
+def thread_pause(over: threading.Event) -> None:
+    """Let the storm finish a round over the processes that were there."""
+    over.wait(0.005)
+
+
+def test_a_cgroup_that_is_frozen_and_thawed(prison: Prison) -> None:
+    """Thawing wakes who was stopped, and it stops again."""
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    freeze = prison.instance.cgroup.folder / "cgroup.freeze"
+    freeze.write_text("1")
+    freeze.write_text("0")
+    assert prison.gate.holds.held()[0].pid == waiting.pid
+    waiting.let_go()
+    assert waiting.end() == KILLED
+
+
+def test_a_way_out_of_the_cgroup(prison: Prison) -> None:
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    (cgroup_mount() / "cgroup.procs").write_text(str(waiting.pid))
+    waiting.let_go()
+    assert waiting.end() == KILLED
+
+
+def test_the_init_of_a_pid_namespace(prison: Prison, expected: tuple[int, bytes]) -> None:
+    """Which ignores the signals that it did not ask for; but not this one."""
+    image = plain_image(prison.folder / "plain")
+    prison.gate.beat()
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            os.close(reading)
+            prison.instance.cgroup.enter()
+            libc.unshare(0x20000000)
+            child = os.fork()
+            if child == 0:
+                os.dup2(writing, 1)
+                os.execv(image, [str(image)])
+            _, status = os.waitpid(child, os.WUNTRACED)
+            stopped = os.WIFSTOPPED(status)
+            os.kill(child, signal.SIGCONT)
+            _, status = os.waitpid(child, 0)
+            os._exit(stopped << 6 | (os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
+        finally:
+            os._exit(120)
+    os.close(writing)
+    wrote = os.read(reading, 100)
+    os.close(reading)
+    _, status = os.waitpid(parent, 0)
+    assert os.WEXITSTATUS(status) == 1 << 6 | -expected[0]
+    assert wrote == expected[1]
+
+
+def test_what_is_held_is_stopped_and_told(prison: Prison) -> None:
+    """The control of all of these: the gate held them, for want of a grant."""
+    prison.events()
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    (event,) = prison.events()
+    assert (event.verdict, event.reason, event.enforced) == (Verdict.HOLD, Reason.NO_GRANT, True)
+    assert prison.gate.holds.held()[0].execution == event.execution
+    os.kill(waiting.pid, signal.SIGKILL)
+    assert waiting.end() == KILLED
