@@ -26,8 +26,9 @@ QUICK_SECONDS: Final = 900.0
 def main(words: list[str]) -> int:
     """Run the matrix; the exit code."""
     options = _parse(words)
-    cases, tiers = options.case or ["tests"], options.tier or list(LSM)
+    tiers = options.tier or list(LSM)
     selection = "given" if options.arguments else "quick" if options.quick else "full"
+    cases = options.case or (list(suite.CASES) if selection == "full" else ["tests"])
     chosen = {"given": tuple(options.arguments), "quick": quick_tests(), "full": FULL}[selection]
     plan = suite.Plan(
         arguments=chosen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import subprocess
 import time
@@ -96,7 +97,7 @@ class Machine:
     def kill(self) -> None:
         """End qemu: as when the power fails."""
         if self._process is not None:
-            self._process.kill()
+            os.kill(self._process.pid, signal.SIGKILL)
             _, self._process.returncode, used = os.wait4(self._process.pid, 0)
             self.processor_seconds += used.ru_utime + used.ru_stime
             self._process = None
