@@ -67,12 +67,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration.
 
     `daemon_grace` is seconds without a heartbeat until the gate refuses all. `tier` None: the best that the host
-    offers. `exec_digest`: the gate takes a file's digest from the kernel at every exec, where it can.
+    offers. `exec_digest`: the gate takes a file's digest from the kernel at every exec, where it can. `sealed`: the
+    daemon seals the gate when it is ready.
     """
 
     daemon_grace: int = 10
     tier: Tier | None = None
     exec_digest: bool = True
+    sealed: bool = False
     library_roots: tuple[str, ...] = LIBRARY_ROOTS
     host_id: str | None = None
     host_labels: tuple[str, ...] = ()
@@ -85,6 +87,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     daemon_grace: str = "10s"
     tier: str = "auto"
     exec_digest: bool = True
+    sealed: bool = False
     library_roots: tuple[str, ...] = LIBRARY_ROOTS
     host_id: str | None = None
     host_labels: tuple[str, ...] = ()
@@ -133,6 +136,7 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
         daemon_grace=parse_duration(file.daemon_grace, f"{name}: daemon_grace"),
         tier=_tier(name, file.tier),
         exec_digest=file.exec_digest,
+        sealed=file.sealed,
         library_roots=_library_roots(name, file.library_roots),
         host_id=file.host_id,
         host_labels=file.host_labels,

@@ -141,6 +141,12 @@ DEFINITIONS: Final = (
         ("kernel", "lockdown", "tier", "policy_digest"),
         "Always 1; what the host is.",
     ),
+    Definition(
+        "egs_sealed",
+        "gauge",
+        (),
+        "1: the gate is sealed; 0: whoever is root can change it, or stop the daemon.",
+    ),
     Definition("egs_clock_synchronized", "gauge", (), "1: the host's clock is synchronized."),
 )
 _BY_NAME: Final = {definition.name: definition for definition in DEFINITIONS}
@@ -251,6 +257,7 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
         "egs_posture_info": [
             ((posture.kernel, posture.lockdown, posture.tier.value, posture.policy_digest), 1)
         ],
+        "egs_sealed": _plain(posture.seal == "sealed"),
         "egs_clock_synchronized": _plain(posture.clock_synchronized),
     }
 

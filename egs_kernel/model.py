@@ -227,7 +227,8 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
     """The host's own integrity state, part of every decision (clause 3.4).
 
     `gate` maps each pinned program to the kernel's tag of its instructions; `problems` is empty when
-    integrity is established, and otherwise says in words why it is not.
+    integrity is established, and otherwise says in words why it is not. `seal` is sealed, lifted (by a
+    maintenance artifact) or unsealed.
     """
 
     kernel: str
@@ -238,6 +239,7 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
     policy_digest: str
     clock_synchronized: bool
     problems: tuple[str, ...] = ()
+    seal: str = "unsealed"
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

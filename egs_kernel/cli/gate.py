@@ -154,14 +154,25 @@ def _mode(mode: str) -> str:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from egs_kernel.gate.seal import seal_word  # noqa: PLC0415 - as above
     from egs_kernel.gate.tiers import diagnose, probe  # noqa: PLC0415 - loads what it tries
 
     diagnosis = diagnose(os.uname().release, probe())
+    seal = seal_word(Paths.from_environment().pins)
     if options.json:
-        print_json(msgspec.to_builtins(diagnosis))
+        print_json({**msgspec.to_builtins(diagnosis), "seal": seal})
     else:
-        print_lines(_doctor_lines(diagnosis))
+        print_lines([*_doctor_lines(diagnosis), "", _seal_line(seal)])
     return ExitCode.DONE if diagnosis.tier is not None else ExitCode.HOST_LACKS
+
+
+def _seal_line(seal: str) -> str:
+    words = {
+        "sealed": "The gate is sealed: only its daemon changes anything.",
+        "lifted": "The gate's seal is lifted by a maintenance artifact.",
+        "unsealed": "The gate is not sealed: egs seal, or sealed = true in egs.toml.",
+    }
+    return words.get(seal, "No gate is loaded that could be sealed.")
 
 
 def _doctor_lines(diagnosis: Diagnosis) -> list[str]:

@@ -13,6 +13,7 @@ import msgspec
 from egs_kernel.artifact import statement as st
 from egs_kernel.artifact.envelope import parse_envelope, sign, sign_also
 from egs_kernel.artifact.interpreters import SCRIPT_HEAD, script_interpreter
+from egs_kernel.artifact.maintenance import is_maintenance, parse_maintenance
 from egs_kernel.checks.subjects import check_bound
 from egs_kernel.cli.files import inspect_program, read_artifact, read_head, replace_file
 from egs_kernel.cli.output import print_json, print_lines
@@ -155,14 +156,14 @@ def _issue(options: argparse.Namespace) -> int:
     _require_usable(statement, files)
     content = sign(payload, signers)
     replace_file(options.out, content)
-    _report(options, content)
+    report_artifact(options, content)
     return ExitCode.DONE
 
 
 def _sign(options: argparse.Namespace) -> int:
     signer = load_private(options.key)
     envelope = parse_envelope(read_artifact(options.file))
-    st.parse_statement(envelope.payload)
+    _window_of(envelope.payload)
     if signer.public_key.keyid in envelope.signatures:
         raise UsageError(
             Reason.USAGE, f"{options.file} already has a signature of this key", "Use another key."
@@ -170,25 +171,36 @@ def _sign(options: argparse.Namespace) -> int:
     content = sign_also(envelope, [signer])
     replace_file(options.file, content)
     options.out = options.file
-    _report(options, content)
+    report_artifact(options, content)
     return ExitCode.DONE
 
 
-def _report(options: argparse.Namespace, content: bytes) -> None:
+def _window_of(payload: bytes) -> tuple[str, str]:
+    """From and until when an artifact is valid: an authorization, or a maintenance artifact.
+
+    Raises:
+        Refused: it is neither.
+    """
+    statement = parse_maintenance(payload) if is_maintenance(payload) else st.parse_statement(payload)
+    return statement.predicate.not_before, statement.predicate.not_after
+
+
+def report_artifact(options: argparse.Namespace, content: bytes) -> None:
+    """Say what was written."""
     envelope = parse_envelope(content)
-    predicate = st.parse_statement(envelope.payload).predicate
+    not_before, not_after = _window_of(envelope.payload)
     answer = {
         "id": artifact_id(envelope),
         "file": str(options.out),
         "keyids": list(envelope.signatures),
-        "notBefore": predicate.not_before,
-        "notAfter": predicate.not_after,
+        "notBefore": not_before,
+        "notAfter": not_after,
     }
     if options.json:
         print_json(answer)
         return
     print_lines([f"artifact  {answer['id']}", f"file      {answer['file']}"])
-    print_lines([f"valid     {predicate.not_before} to {predicate.not_after}"])
+    print_lines([f"valid     {not_before} to {not_after}"])
 
 
 def _inspect(options: argparse.Namespace) -> _Files:

@@ -44,6 +44,7 @@ def status_lines(status: StatusAnswer) -> list[str]:
     ]
     if status.details is not None:
         parts += [Text(f"Problem: {problem}", style="red") for problem in status.details.problems]
+    parts.append(Text(_seal(status)))
     parts.append(
         Text(
             f"Up {_age(status.uptime_seconds)}, last heartbeat {status.heartbeat_age:.1f} s ago. {status.governed} governed "
@@ -54,6 +55,14 @@ def status_lines(status: StatusAnswer) -> list[str]:
     if status.details is not None:
         parts += _details(status)
     return _render(parts)
+
+
+def _seal(status: StatusAnswer) -> str:
+    words = {
+        "sealed": "Sealed: only the daemon changes anything.",
+        "lifted": f"The seal is lifted until {status.lifted_until}.",
+    }
+    return words.get(status.seal, "Not sealed: root can change the gate and stop the daemon.")
 
 
 def process_objects(processes: Sequence[ProcessStatus]) -> list[dict[str, Any]]:

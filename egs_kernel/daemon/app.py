@@ -26,12 +26,14 @@ from egs_kernel.daemon.launches import Launches
 from egs_kernel.daemon.programs import Surveyor
 from egs_kernel.daemon.reports import Reports
 from egs_kernel.daemon.revocations import read_revocations
+from egs_kernel.daemon.sealing import Sealing, become_daemon
 from egs_kernel.daemon.server import Server
 from egs_kernel.daemon.standing import Standing
 from egs_kernel.daemon.watch import Watcher
 from egs_kernel.errors import EgsError
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
+from egs_kernel.gate.seal import seal_word
 from egs_kernel.model import Reason, Verdict
 from egs_kernel.ownership import require_private_folder
 
@@ -55,11 +57,13 @@ async def serve(paths: Paths) -> None:
     Raises:
         EgsError: it could not start, or it cannot go on.
     """
+    seal_word(paths.pins)  # the first look at a sealed gate: by it this process becomes its daemon
     settings = Settings.load(paths)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_locked(paths))
         paths.artifacts.mkdir(mode=0o755, exist_ok=True)
         gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
+        become_daemon(paths, gate.seal)
         revoked = read_revocations(paths.revocations)
         journal = Journal(Record.open(paths.record), revoked)
         stack.push_async_callback(journal.close)
@@ -125,8 +129,15 @@ class _Daemon:
         self._events.held = self._holds.take
         self._events.ended = self._holds.ended
         self._standing.examined = self._holds.look_for
+        self._sealing = Sealing(paths, gate=gate, host=self._host, journal=journal)
         self._reports = Reports(
-            paths, gate=gate, host=self._host, journal=journal, standing=self._standing, events=self._events
+            paths,
+            gate=gate,
+            host=self._host,
+            journal=journal,
+            standing=self._standing,
+            events=self._events,
+            sealing=self._sealing,
         )
         self._heart = Heart(gate=gate, host=self._host, journal=journal, standing=self._standing)
         control = Control(
@@ -137,6 +148,7 @@ class _Daemon:
             launches=self._launches,
             holds=self._holds,
             reports=self._reports,
+            sealing=self._sealing,
             reload=self.reload,
         )
         self._server = Server(paths.socket, control.serve)
@@ -184,11 +196,13 @@ class _Daemon:
         self._spawn(self._drain_often())
         self._spawn(self._write_metrics())
         self._server.start()
-        await self._stand()
-        self._systemd.notify("READY=1")
-        _log.info("serving on %s, tier %s", self._paths.socket, self._gate.tier.value)
-        await asyncio.wait(self._ends(), return_when=asyncio.FIRST_COMPLETED)
         try:
+            await self._stand()
+            await self._sealing.start()
+            self._spawn(self._sealing.run())
+            self._systemd.notify("READY=1")
+            _log.info("serving on %s, tier %s", self._paths.socket, self._gate.tier.value)
+            await asyncio.wait(self._ends(), return_when=asyncio.FIRST_COMPLETED)
             if not self._end.done():
                 self._fail()
             await self._stop(self._end.result())

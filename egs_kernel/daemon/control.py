@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel import verify
+from egs_kernel.artifact.statement import format_time
 from egs_kernel.audit.entries import ArtifactChange, Peer
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import now
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.launches import Launches
     from egs_kernel.daemon.reports import Reports
+    from egs_kernel.daemon.sealing import Sealing
     from egs_kernel.daemon.server import Connection
     from egs_kernel.daemon.standing import Standing
     from egs_kernel.paths import Paths
@@ -48,6 +50,7 @@ class Control:
         launches: Launches,
         holds: Holds,
         reports: Reports,
+        sealing: Sealing,
         reload: Callable[[], Awaitable[None]],
     ) -> None:
         self._paths = paths
@@ -57,6 +60,7 @@ class Control:
         self._launches = launches
         self._holds = holds
         self._reports = reports
+        self._sealing = sealing
         self._reload = reload
 
     async def serve(self, connection: Connection) -> None:
@@ -86,7 +90,7 @@ class Control:
                 return self._holds.page(after)
         return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
 
-    async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:
+    async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: PLR0911 - one a request
         match request:
             case protocol.AddArtifactRequest(artifact=content):
                 return await self._add(content)
@@ -98,6 +102,12 @@ class Control:
                 return await self._holds.approve(hold_id, content, peer)
             case protocol.DenyHoldRequest(id=hold_id, why=why):
                 return await self._holds.deny(hold_id, why, peer)
+            case protocol.SealRequest():
+                await self._sealing.seal("asked for", peer)
+                return protocol.Done(message="the gate is sealed")
+            case protocol.UnsealRequest(artifact=content):
+                artifact_id, until = await self._sealing.unseal(content, peer)
+                return protocol.Done(message=f"lifts the seal until {format_time(until)}", id=artifact_id)
             case protocol.ReloadRequest():
                 await self._reload()
                 return protocol.Done(message="configuration, trust, policy and artifacts were read again")

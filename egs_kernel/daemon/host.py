@@ -21,6 +21,7 @@ from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
 from egs_kernel.gate.parts import TRACEPOINTS
+from egs_kernel.gate.seal import boot_now
 from egs_kernel.model import HostFacts, Posture, Reason, Tier
 from egs_kernel.ownership import read_private_file
 from egs_kernel.posture import host_id, policy_digest, read_posture
@@ -126,6 +127,14 @@ class Host:
         self.clock_offset = offset
         return True
 
+    def boot_time(self, moment: datetime) -> int:
+        """A moment as CLOCK_BOOTTIME nanoseconds."""
+        return int(moment.timestamp() * 1e9) - self.clock_offset
+
+    def real_time(self, boot: int) -> datetime:
+        """CLOCK_BOOTTIME nanoseconds as a moment."""
+        return datetime.fromtimestamp((boot + self.clock_offset) / 1e9, UTC)
+
     def facts(self, artifact: Artifact, *, uses: dict[str, int], revoked: Iterable[str]) -> HostFacts:
         """What `verify.authorize` needs for `artifact`."""
         identity = artifact.statement.predicate.identity
@@ -154,7 +163,9 @@ class Host:
             policy_digest=self.settings.policy_digest,
         )
         problems = posture.problems + self._pin_problems()
-        return msgspec.structs.replace(posture, problems=problems)
+        seal = self._gate.seal
+        word = "unsealed" if seal is None else seal.state().word(boot_now())
+        return msgspec.structs.replace(posture, problems=problems, seal=word)
 
     def _pin_problems(self) -> tuple[str, ...]:
         """We hold the gate's maps open; that says nothing about whether it is still attached."""

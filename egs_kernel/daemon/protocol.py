@@ -73,6 +73,16 @@ class RevokeRequest(_Request, frozen=True, kw_only=True, tag="revoke"):
     id: str
 
 
+class SealRequest(_Request, frozen=True, kw_only=True, tag="seal"):
+    """Seal the gate: nobody but the daemon changes anything from then on. Root only."""
+
+
+class UnsealRequest(_Request, frozen=True, kw_only=True, tag="unseal"):
+    """Lift the seal for as long as this maintenance artifact says. Root only."""
+
+    artifact: bytes
+
+
 class ReloadRequest(_Request, frozen=True, kw_only=True, tag="reload"):
     """Read configuration, trust, policy and artifacts again. Root only."""
 
@@ -106,6 +116,8 @@ Request = (
     | AddArtifactRequest
     | RemoveArtifactRequest
     | RevokeRequest
+    | SealRequest
+    | UnsealRequest
     | ReloadRequest
     | HoldsRequest
     | ApproveHoldRequest
@@ -188,7 +200,10 @@ class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
-    """The daemon's state. `details` is None for those who are not root."""
+    """The daemon's state. `details` is None for those who are not root.
+
+    `seal` is sealed, unsealed, or lifted, until `lifted_until`.
+    """
 
     version: str
     pid: int
@@ -200,6 +215,8 @@ class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
     standing: int
     refused_artifacts: int
     governed: int
+    seal: str = "unsealed"
+    lifted_until: str = ""
     details: StatusDetails | None = None
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.events import Events
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
+    from egs_kernel.daemon.sealing import Sealing
     from egs_kernel.daemon.standing import Standing
     from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.views import GovernedTask
@@ -37,6 +38,7 @@ class Reports:
         journal: Journal,
         standing: Standing,
         events: Events,
+        sealing: Sealing,
     ) -> None:
         self._paths = paths
         self._gate = gate
@@ -44,6 +46,7 @@ class Reports:
         self._journal = journal
         self._standing = standing
         self._events = events
+        self._sealing = sealing
         self._started = time.time()
 
     def status(self, *, detailed: bool) -> protocol.StatusAnswer:
@@ -60,6 +63,8 @@ class Reports:
             standing=self._standing.count("standing"),
             refused_artifacts=self._standing.count("refused"),
             governed=len(self._gate.governed()),
+            seal=self._sealing.word,
+            lifted_until=self._sealing.lifted_until,
             details=self._details() if detailed else None,
         )
 

@@ -94,6 +94,7 @@ class Gate:
 
         Raises:
             GateError: GATE_NOT_LOADED, or GATE_VERSION_MISMATCH when another version's pins lie there.
+            Refused: SEALED; this process is not the daemon of a sealed gate.
         """
         if not (pins / "gate_configs").exists():
             raise GateError(

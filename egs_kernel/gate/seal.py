@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from egs_kernel.errors import GateError
+from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.grants import raw_argv
 from egs_kernel.gate.parts import LSM_MAPS, MAPS, SEAL_MAPS
@@ -182,9 +182,9 @@ def seal_word(pins: Path) -> str:
     return SealState(bool(raw.sealed), raw.lifted_until).word(boot_now())
 
 
-def sealed_error(what: str) -> GateError:
+def sealed_error(what: str) -> Refused:
     """The error for what a sealed gate refuses."""
-    return GateError(
+    return Refused(
         Reason.SEALED,
         f"the gate is sealed: {what}",
         "Have a maintenance artifact signed (egs maintenance issue), then: egs unseal FILE",
