@@ -86,12 +86,19 @@ def test_every_value_of_the_snapshot_is_exposed() -> None:
     assert value("egs_record_entries_total") == 789
     assert value("egs_posture_ok") == 1
     assert value("egs_posture_problems") == 0
+    assert value("egs_sealed") == 0
     assert value("egs_clock_synchronized") == 1
     assert value("egs_snapshot_timestamp_seconds") == 1_700_000_000.5
     assert value("egs_daemon_start_time_seconds") == 1_699_990_000
     labels = {"kernel": "6.1.0-40-amd64", "lockdown": "integrity", "policy_digest": "ab" * 32, **base}
     assert value("egs_posture_info", **labels) == 1
     assert [name for name, _ in found] == ["egs_build_info"]
+
+
+def test_only_a_seal_that_is_in_force_counts() -> None:
+    for word, expected in (("sealed", 1), ("lifted", 0), ("unsealed", 0)):
+        snapshot = replace(SNAPSHOT, posture=msgspec.structs.replace(POSTURE, seal=word))
+        assert samples(exposition(snapshot))["egs_sealed", ()] == expected
 
 
 def test_a_broken_posture_shows() -> None:

@@ -1,0 +1,117 @@
+"""A sealed system for tests: maintenance keys, artifacts made on the spot, and a way back whatever happens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from egs_kernel.artifact.envelope import sign
+from egs_kernel.artifact.maintenance import MaintenancePredicate, maintenance_statement
+from egs_kernel.artifact.statement import encode_statement, format_time
+from egs_kernel.trust.keys import load_private
+from tests.harness import BIN, Cgroup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.running import Running
+
+HOST: Final = "test-host"
+
+
+class Sealed:
+    """A running system whose gate can be sealed, and its maintenance keys `keeper` and `other`."""
+
+    def __init__(self, running: Running, cgroup: Cgroup) -> None:
+        self.running = running
+        self.instance = running.instance
+        self.cgroup = cgroup
+        cgroup.folder.mkdir()
+
+    @staticmethod
+    def trust(running: Running, name: str, role: str = "maintenance") -> None:
+        """Make a key and trust it."""
+        egs, folder = running.instance.egs, running.folder
+        egs("keys", "generate", "--name", name, "--out", str(folder))
+        egs("trust", "add", str(folder / f"{name}.pub"), "--role", role, "--scope", "maintenance")
+
+    @property
+    def pid(self) -> int:
+        """The daemon."""
+        return self.running.pid
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the daemon says."""
+        answer: dict[str, Any] = json.loads(self.instance.egs("status", "--json").stdout)
+        return answer
+
+    def artifact(
+        self,
+        *keys: str,
+        start: float = -60,
+        end: float = 3600,
+        host: str = HOST,
+        purpose: str = "a test",
+        name: str = "maintenance.json",
+    ) -> Path:
+        """A maintenance artifact; `start` and `end` are seconds from now on."""
+        now = datetime.now(UTC)
+        predicate = MaintenancePredicate(
+            issued_at=format_time(now + timedelta(seconds=min(start, 0))),
+            not_before=format_time(now + timedelta(seconds=start)),
+            not_after=format_time(now + timedelta(seconds=end)),
+            purpose=purpose,
+            operator="the tests",
+        )
+        signers = [load_private(self.running.folder / f"{key}.key") for key in keys or ("keeper",)]
+        path = self.running.folder / name
+        path.write_bytes(sign(encode_statement(maintenance_statement((host,), predicate)), signers))
+        return path
+
+    def seal(self) -> None:
+        """Seal the gate; nothing when it is."""
+        self.instance.egs("seal")
+
+    def unseal(self, artifact: Path) -> subprocess.CompletedProcess[str]:
+        """Ask for it."""
+        return self.instance.egs("unseal", str(artifact), check=False)
+
+    def lift(self, seconds: float = 3600) -> None:
+        """Lift the seal; nothing when it is lifted."""
+        if self.status["seal"] == "sealed":
+            done = self.unseal(self.artifact(end=seconds, purpose=f"until {datetime.now(UTC)}"))
+            assert done.returncode == 0, done.stderr
+
+    def start(self) -> None:
+        """Start the daemon, in a cgroup by which it can be killed while it is protected."""
+        self.running.start()
+        self.cgroup.procs.write_text(f"{self.pid}\n")
+
+    def crash(self) -> None:
+        """Kill the daemon by what stays open."""
+        (self.cgroup.folder / "cgroup.kill").write_text("1")
+        assert self.running.daemon is not None
+        self.running.daemon.wait()
+
+    def impostor(self, *before: str, **environment: str) -> subprocess.Popen[str]:
+        """The daemon's program with its arguments, started by somebody else."""
+        return subprocess.Popen(
+            [*before, str(BIN / "egsd"), "--foreground"],
+            env=self.instance.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def close(self) -> None:
+        """Undo the seal, so that everything else can be undone."""
+        daemon = self.running.daemon
+        assert daemon is not None
+        if daemon.poll() is not None:
+            self.running.start()
+        self.lift()
+        self.running.close()
+        self.cgroup.folder.rmdir()
