@@ -52,7 +52,7 @@ class Gate:
         fds = {name: _open(pins / name) for name in MAPS}
         u32, u64 = ctypes.c_uint32, ctypes.c_uint64
         self.configs = libbpf.Map(fds["gate_configs"], u32, abi.Config)
-        config = self._config()
+        config = self.settings()
         self.tier = Tier.LSM if config.tier == abi.Tier.LSM else Tier.TRACEPOINT
         self.digests = bool(config.digests)
         self._programs = {name: _open(pins / name) for name in programs_of(self.tier)}
@@ -112,7 +112,7 @@ class Gate:
             raise GateError(
                 Reason.GATE_FAILED, f"cannot open the gate: {error}", "Run it as root."
             ) from error
-        found = gate._config().abi_version
+        found = gate.settings().abi_version
         if found != abi.ABI_VERSION:
             gate.close()
             raise _other_version(pins, f"it speaks ABI {found}, this version {abi.ABI_VERSION}")
@@ -412,7 +412,12 @@ class Gate:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _config(self) -> abi.Config:
+    def settings(self) -> abi.Config:
+        """The gate's settings, as they are now.
+
+        Raises:
+            GateError: they cannot be read.
+        """
         config = self.configs.get(ctypes.c_uint32(0))
         if config is None:
             raise GateError(Reason.GATE_FAILED, "the gate's configuration cannot be read", _UNLOAD_AND_LOAD)

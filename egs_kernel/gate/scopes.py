@@ -41,14 +41,10 @@ def apply_scopes(gate: Gate, config: Config) -> None:
         )
         gate.scope_slots.put(ctypes.c_uint32(slots[scope.name]), raw)
     rules.write(gate)
-    gate.configs.put(
-        ctypes.c_uint32(0),
-        abi.Config(
-            abi_version=abi.ABI_VERSION,
-            scope_kinds=int(rules.kinds),
-            grace_ns=config.daemon_grace * 1_000_000_000,
-        ),
-    )
+    settings = gate.settings()  # with what only a load decides, the tier
+    settings.scope_kinds = int(rules.kinds)
+    settings.grace_ns = config.daemon_grace * 1_000_000_000
+    gate.configs.put(ctypes.c_uint32(0), settings)
     homes = {scope.cgroup: slots[scope.name] for scope in config.scopes if scope.cgroup is not None}
     _let_nobody_wait(gate, {slots[scope.name] for scope in config.scopes if scope.holds})
     if not holding:
