@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from egs_kernel.errors import ExitCode
 from egs_kernel.gate import abi, libbpf
+from egs_kernel.gate.pins import Gate
 from egs_kernel.model import ExecEvent, Grant, Reason, TaskIdentity, Verdict
 from egs_kernel.processes import start_ticks
 from tests.harness import Instance
@@ -18,8 +20,6 @@ from tests.holding import HOLD, execute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from egs_kernel.gate.pins import Gate
 
 pytestmark = pytest.mark.kernel
 
@@ -154,3 +154,18 @@ def test_the_count_is_of_those_who_wait(holding: Holding) -> None:
     os.close(descriptor)
     assert left is not None
     assert left.value == 0
+
+
+def test_a_kernel_on_which_the_guards_do_not_guard(instance: Instance) -> None:
+    """What a load leaves behind there; a configuration that holds is refused, and the old one stays."""
+    gate = instance.load_gate()
+    gate.holds.give_up()
+    gate.close()
+    instance.configure(scope=HOLD)
+    refused = instance.egs("gate", "load", check=False)
+    assert refused.returncode == ExitCode.HOST_LACKS
+    assert "x86_fpu_regs_activated" in refused.stderr
+    gate = Gate.open(instance.paths.pins)
+    (scope,) = (raw for _, raw in gate.scope_slots.items() if raw.name == b"test")
+    gate.close()
+    assert scope.on_missing == abi.Missing.KILL

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egs_kernel.config import CONFIG_LIMIT, Config, load_config, parse_config, parse_duration
+from egs_kernel.config import (
+    CONFIG_LIMIT,
+    Config,
+    ScopeConfig,
+    load_config,
+    parse_config,
+    parse_duration,
+)
 from egs_kernel.errors import ExitCode, UsageError
 from egs_kernel.model import Mode, Reason
 
@@ -149,3 +156,37 @@ def test_files_that_are_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_config(path)
     assert caught.value.reason is Reason.PATH_UNSAFE
+
+
+# -- hold ------------------------------------------------------------------------------------------
+
+
+def held_scope(more: str) -> ScopeConfig:
+    return parse_config(f'[[scope]]\nname = "s"\ncgroup = "/s"\n{more}\n'.encode()).scopes[0]
+
+
+def test_a_scope_holds_only_when_it_says_so_and_enforces() -> None:
+    assert not held_scope("").holds
+    assert held_scope('on_missing = "hold"').holds
+    assert not held_scope('on_missing = "hold"\nmode = "observe"').holds
+
+
+def test_how_long_a_scope_holds() -> None:
+    assert held_scope('on_missing = "hold"').hold_seconds == 60
+    assert held_scope('on_missing = "hold"\nhold_timeout = "24h"').hold_seconds == 24 * 3600
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'on_missing = "wait"',
+        'hold_timeout = "5s"',
+        'on_missing = "kill"\nhold_timeout = "5s"',
+        'on_missing = "hold"\nhold_timeout = "0s"',
+        'on_missing = "hold"\nhold_timeout = "25h"',
+        'on_missing = "hold"\nhold_timeout = 5',
+    ],
+)
+def test_a_wrong_way_to_hold(more: str) -> None:
+    with pytest.raises(UsageError):
+        held_scope(more)
