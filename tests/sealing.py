@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -10,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from egs_kernel.artifact.envelope import sign
 from egs_kernel.artifact.maintenance import MaintenancePredicate, maintenance_statement
 from egs_kernel.artifact.statement import encode_statement, format_time
+from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.trust.keys import load_private
-from tests.harness import BIN, Cgroup
+from tests.harness import BIN, Cgroup, Instance
+from tests.running import Running
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from tests.running import Running
 
 HOST: Final = "test-host"
 
@@ -115,3 +118,31 @@ class Sealed:
         self.lift()
         self.running.close()
         self.cgroup.folder.rmdir()
+
+
+@contextlib.contextmanager
+def sealable_host(folder: Path) -> Iterator[Sealed]:
+    """A running system of its own, with maintenance keys, not sealed yet. What is sealed is unsealed at the end."""
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    instance = Instance.create(folder / "egs")
+    try:
+        work = folder / "work"
+        work.mkdir(mode=0o755)
+        running = Running(instance, work)
+        loaded = json.loads(instance.egs("doctor", "--json").stdout)
+        assert loaded["seal"] == "unsealed", loaded
+        for name in ("keeper", "other"):
+            Sealed.trust(running, name)
+        Sealed.trust(running, "issuing", role="issuer")
+        instance.egs("keys", "generate", "--name", "stranger", "--out", str(work))
+        instance.egs("reload")
+        name = f"egs-sealed-{os.getpid()}"
+        sealed = Sealed(running, Cgroup(f"/{name}", cgroup_mount() / name))
+        sealed.cgroup.procs.write_text(f"{running.pid}\n")
+        try:
+            yield sealed
+        finally:
+            sealed.close()
+    finally:
+        instance.close()

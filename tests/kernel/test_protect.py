@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -18,14 +17,9 @@ import pytest
 import egs_kernel
 from egs_kernel.audit.reader import RECORD_FILE
 from egs_kernel.gate import libbpf
-from egs_kernel.gate.cgroups import cgroup_mount
-from egs_kernel.gate.pins import Gate
-from egs_kernel.model import Tier
-from tests.harness import Cgroup, Instance
-from tests.running import Running
-from tests.sealing import Sealed
+from tests.sealing import Sealed, sealable_host
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.lsm]
 
 CODE: Final = Path(egs_kernel.__file__).with_name("errors.py")
 BPF, PIDFD_OPEN, PIDFD_SIGNAL, PIDFD_GETFD, VM_WRITEV = 321, 434, 424, 438, 311
@@ -39,31 +33,8 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sealed]:
     """One system for all: a gate takes a while to load."""
-    folder = tmp_path_factory.mktemp("sealed")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
-    instance = Instance.create(folder / "egs")
-    try:
-        instance.egs("gate", "load")
-        with contextlib.closing(Gate.open(instance.paths.pins)) as gate:
-            if gate.tier is not Tier.LSM:
-                pytest.skip("only a gate on the tier lsm can be sealed")
-        work = folder / "work"
-        work.mkdir(mode=0o755)
-        running = Running(instance, work)
-        for name in ("keeper", "other"):
-            Sealed.trust(running, name)
-        Sealed.trust(running, "issuer-only", role="issuer")
-        instance.egs("reload")
-        name = f"egs-sealed-{os.getpid()}"
-        sealed = Sealed(running, Cgroup(f"/{name}", cgroup_mount() / name))
-        sealed.cgroup.procs.write_text(f"{running.pid}\n")
-        try:
-            yield sealed
-        finally:
-            sealed.close()
-    finally:
-        instance.close()
+    with sealable_host(tmp_path_factory.mktemp("sealed")) as made:
+        yield made
 
 
 @pytest.fixture
