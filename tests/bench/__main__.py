@@ -19,7 +19,7 @@ import msgspec
 from egs_kernel import __version__
 from egs_kernel.daemon.app import METRICS_SECONDS
 from egs_kernel.gate.pins import Gate
-from tests.bench import execs, fapolicyd, launches, loading, machine, report, verifying
+from tests.bench import execs, fapolicyd, guards, launches, loading, machine, report, verifying
 from tests.bench.results import DaemonFigures, Results
 from tests.bench.subject import Attachment, Daemon, wait_for_grants
 from tests.bench.timers import say
@@ -196,4 +196,7 @@ def _disturbances(load: float, gates: list[str]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["guards"]:
+        guards.main(sys.argv[2:])
+    else:
+        main()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import machine, report, subject
+from tests.bench import guards, machine, report, subject
 from tests.bench.__main__ import DOCUMENT
 from tests.bench.stats import compare, median, median_ranks, quantile, rotated, summarize
 
@@ -124,3 +125,17 @@ def test_memory_is_read_from_smaps() -> None:
 def test_a_processor_without_a_name_is_called_by_its_architecture() -> None:
     assert machine.cpu_model("processor : 0\nmodel name\t: A Processor 9\n") == "A Processor 9"
     assert machine.cpu_model("processor : 0\n")
+
+
+def test_the_guards_report_goes_between_its_own_markers() -> None:
+    text = guards.replaced(DOCUMENT.read_text(), "| new |")
+    begin, end = guards.MARKERS
+    assert f"{begin}\n| new |\n{end}" in text
+    assert report.BEGIN in text
+    with pytest.raises(ValueError, match="markers"):
+        guards.replaced("nothing", "x")
+
+
+def test_the_guards_figures_in_the_document_are_those_of_the_results() -> None:
+    results = msgspec.json.decode(guards.LATEST.read_bytes(), type=guards.Guards)
+    assert guards.render(results) in DOCUMENT.read_text()
