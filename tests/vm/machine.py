@@ -108,6 +108,7 @@ class Machine:
         if self.job is not None:
             drives.append((self.job, "raw,cache=unsafe"))
         command = [
+            "setpriv", "--pdeathsig", "KILL",  # whatever happens to this process, no machine is left
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", MEMORY, "-smp", str(self.processors),
             "-nodefaults", "-display", "none", "-nic", "none", "-device", "virtio-rng-pci",
             "-chardev", f"file,id=console,append=on,path={self.console}", "-serial", "chardev:console", "-serial", f"unix:{lines}",
