@@ -19,9 +19,9 @@ from egs_kernel.gate import libbpf
 from egs_kernel.gate.parts import TRACEPOINTS
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Verdict
-from tests.harness import BIN, Instance
+from tests.harness import BIN, PATIENCE, Instance
 
-START_SECONDS: Final = 30.0
+START_SECONDS: Final = 30.0 * PATIENCE
 _LOOK_SECONDS: Final = 0.005
 
 

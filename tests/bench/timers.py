@@ -26,7 +26,7 @@ class Timer:
 
     Args:
         program: the compiled tests/programs/spawn_timer.c.
-        method: "fork" or "vfork".
+        method: "fork" or "vfork"; "refused" forks, and each exec has to fail.
         command: what to start; the first word is a path.
         cpu: keep it and what it starts on this CPU.
         cgroup: move it there; it is not governed by how it was started.

@@ -3,7 +3,8 @@
  *
  * For each line "N" of standard input: starts TARGET N times by METHOD (fork or vfork), one after the other, and
  * writes N 64-bit integers to standard output: the nanoseconds from before the fork to after the wait.
- * Ends when the input ends, or with a message when a child did not exit with 0.
+ * Ends when the input ends, or with a message when a child did not exit with 0. METHOD `refused` is fork, and every
+ * child has to fail instead: its exec, or it dies of it.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -33,10 +34,10 @@ static void die(const char *what)
 	exit(99);
 }
 
-static void run_once(int by_vfork, char **command)
+static void run_once(const char *method, char **command)
 {
 	int status;
-	pid_t child = by_vfork ? vfork() : fork();
+	pid_t child = method[0] == 'v' ? vfork() : fork();
 
 	if (child == 0) {
 		execv(command[0], command);
@@ -44,7 +45,7 @@ static void run_once(int by_vfork, char **command)
 	}
 	if (child < 0 || waitpid(child, &status, 0) != child)
 		die("fork or wait");
-	if (status != 0) {
+	if ((status != 0) != (method[0] == 'r')) {
 		fprintf(stderr, "spawn_timer: %s ended with wait status %#x\n", command[0], status);
 		exit(97);
 	}
@@ -68,7 +69,7 @@ int main(int argc, char **argv)
 	FILE *input;
 	int output;
 
-	if (argc < 3 || (strcmp(argv[1], "fork") && strcmp(argv[1], "vfork")))
+	if (argc < 3 || (strcmp(argv[1], "fork") && strcmp(argv[1], "vfork") && strcmp(argv[1], "refused")))
 		return 2;
 	set_streams_aside(&input, &output);
 	memset(times, 1, sizeof(times)); /* no page fault of ours is timed */
@@ -80,7 +81,7 @@ int main(int argc, char **argv)
 		for (size_t i = 0; i < count; i++) {
 			int64_t started = now();
 
-			run_once(argv[1][0] == 'v', argv + 2);
+			run_once(argv[1], argv + 2);
 			times[i] = now() - started;
 		}
 		for (size_t done = 0; done < count * sizeof(times[0]);) {
