@@ -12,14 +12,24 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import msgspec
 
 from egs_kernel import __version__
 from egs_kernel.daemon.app import METRICS_SECONDS
 from egs_kernel.gate.pins import Gate
-from tests.bench import execs, fapolicyd, guards, launches, loading, machine, report, verifying
+from tests.bench import (
+    execs,
+    fapolicyd,
+    guards,
+    hooks_command,
+    launches,
+    loading,
+    machine,
+    report,
+    verifying,
+)
 from tests.bench.results import DaemonFigures, Results
 from tests.bench.subject import Attachment, Daemon, wait_for_grants
 from tests.bench.timers import say
@@ -30,8 +40,6 @@ LATEST: Final = Path(__file__).parent / "results/latest.json"
 GOVERNED_EXECS: Final = 10_000
 IDLE_SECONDS: Final = METRICS_SECONDS + 1
 """After this the daemon has done once whatever it does again and again."""
-CALM: Final = 1.0
-"""Above this load others compete with what is measured."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -74,12 +82,20 @@ QUICK: Final = Plan(
 
 def main() -> None:
     """Measure, print, and write results and document."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="a minute instead of eight; writes nothing")
-    quick = parser.parse_args().quick
     if os.geteuid() != 0:
         sys.exit("bench: it loads the gate, and must be root")
-    signal.signal(signal.SIGTERM, _end)
+    if sys.argv[1:2] == ["hooks"]:
+        hooks_command.main(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description=__doc__,
+        epilog="scripts/bench hooks --help: what each hook costs",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="a minute instead of eight; writes nothing")
+    quick = parser.parse_args().quick
+    signal.signal(signal.SIGTERM, machine.end_properly)
     with tempfile.TemporaryDirectory(prefix="egs-bench-", dir="/var/tmp") as folder:
         results = measure(Path(folder), QUICK if quick else FULL)
     text = report.render(results)
@@ -91,10 +107,6 @@ def main() -> None:
     LATEST.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
     DOCUMENT.write_text(report.replaced(DOCUMENT.read_text(), text))
     say(f"wrote {LATEST.relative_to(REPOSITORY)} and {DOCUMENT.relative_to(REPOSITORY)}")
-
-
-def _end(_number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + signal.SIGTERM)
 
 
 def measure(folder: Path, plan: Plan) -> Results:
@@ -138,7 +150,7 @@ def measure(folder: Path, plan: Plan) -> Results:
         date=datetime.now(UTC).date().isoformat(),
         version=__version__,
         machine=described,
-        disturbances=_disturbances(load, gates),
+        disturbances=machine.disturbances(load, gates),
         loading=loaded,
         execs=compared,
         programs=programs,
@@ -184,15 +196,6 @@ def _subject(instance: Instance, timer: Path, program: Path) -> Iterator[execs.S
 def _cpu() -> int:
     """Where what is timed is kept, so that it is not moved in the middle. The daemon runs where it likes."""
     return max(os.sched_getaffinity(0))
-
-
-def _disturbances(load: float, gates: list[str]) -> tuple[str, ...]:
-    found = []
-    if gates:
-        found.append("gates of other instances were attached, on both sides of each comparison")
-    if load > CALM:
-        found.append(f"other work ran (load {load:.1f} at the start)")
-    return tuple(found)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import re
+import signal
+import sys
 from pathlib import Path
+from typing import Final, NoReturn
 
 import msgspec
 
 from egs_kernel.paths import BPFFS
+
+CALM: Final = 1.0
+"""Above this load others compete with what is measured."""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -67,3 +73,18 @@ def other_gates(ours: Path) -> list[str]:
 def load() -> float:
     """How many tasks ran or waited, averaged over the last minute."""
     return os.getloadavg()[0]
+
+
+def disturbances(load: float, gates: list[str]) -> tuple[str, ...]:
+    """What makes the figures worse than they are, in words: the load at the start, gates of other instances."""
+    found = []
+    if gates:
+        found.append("gates of other instances were attached, on both sides of each comparison")
+    if load > CALM:
+        found.append(f"other work ran (load {load:.1f} at the start)")
+    return tuple(found)
+
+
+def end_properly(_number: int, _frame: object) -> NoReturn:
+    """For SIGTERM: what was done is undone on the way out."""
+    sys.exit(128 + signal.SIGTERM)

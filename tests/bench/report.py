@@ -8,6 +8,7 @@ from typing import Final
 from tests.bench import results as goals
 from tests.bench.execs import Execs
 from tests.bench.fapolicyd import Peer
+from tests.bench.hooks import Hooks
 from tests.bench.results import Results
 from tests.bench.stats import Ratio, Summary
 
@@ -15,24 +16,25 @@ BEGIN: Final = "<!-- written by scripts/bench: begin -->"
 END: Final = "<!-- written by scripts/bench: end -->"
 
 
-def replaced(document: str, report: str) -> str:
+def replaced(document: str, report: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
     """`document` with `report` between the markers.
 
     Raises:
         ValueError: it does not have each marker once.
     """
-    if document.count(BEGIN) != 1 or document.count(END) != 1:
+    begin, end = markers
+    if document.count(begin) != 1 or document.count(end) != 1:
         raise ValueError("docs/benchmarks.md needs its two markers, once each")
-    head, rest = document.split(BEGIN)
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n{report}\n{END}{tail}"
+    head, rest = document.split(begin)
+    tail = rest.split(end)[1]
+    return f"{head}{begin}\n{report}\n{end}{tail}"
 
 
 def render(results: Results) -> str:
     """Everything between the markers."""
     return "\n\n".join(
         (
-            _machine(results),
+            measured_on(results),
             _goals(results),
             _execs(results),
             _programs(results),
@@ -45,7 +47,8 @@ def render(results: Results) -> str:
     )
 
 
-def _machine(results: Results) -> str:
+def measured_on(results: Results | Hooks) -> str:
+    """When, what and where; and what went on beside."""
     machine = results.machine
     kind = "virtual machine" if machine.virtual else "machine"
     text = (
