@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egs_kernel.gate.tiers import lsm_finding
-from tests.harness import Instance, compile_program
+from tests.harness import Instance, LoadedGate, compile_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +45,11 @@ def _why_no_kernel() -> str | None:
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[Instance]:
-    """An instance of egs-kernel with a scope `test` on its own cgroup; nothing loaded."""
+def instance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Instance]:
+    """An instance of egs-kernel with a scope `test` on its own cgroup; nothing loaded, but by the fixture `gate`."""
+    if "gate" in request.fixturenames:
+        yield request.getfixturevalue("_loaded").instance
+        return
     created = Instance.create(tmp_path / "egs")
     try:
         yield created
@@ -55,14 +58,21 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
 
 
 @pytest.fixture
-def gate(instance: Instance) -> Iterator[Gate]:
-    """The real gate, loaded, with a fresh heartbeat and a grace that outlasts the test."""
-    opened = instance.load_gate()
-    opened.beat()
+def gate(_loaded: LoadedGate) -> Iterator[Gate]:
+    """The real gate, as just loaded, with a fresh heartbeat and a grace that outlasts the test."""
+    _loaded.renew()
+    yield _loaded.gate
+    assert _loaded.gate.counters().missed == 0
+
+
+@pytest.fixture(scope="session")
+def _loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedGate]:
+    """Loaded once: in a virtual machine that takes longer than all that most tests do with it."""
+    loaded = LoadedGate.create(tmp_path_factory.mktemp("gate") / "egs")
     try:
-        yield opened
+        yield loaded
     finally:
-        opened.close()
+        loaded.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,14 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
+from egs_kernel.gate.libbpf import Map
 from egs_kernel.gate.pins import Gate
 from egs_kernel.paths import Paths
+from tests.reaper import clear_cgroup
+from tests.refusals import TIER_SETTING
 
 REPOSITORY: Final = Path(__file__).parents[1]
 BIN: Final = Path(sys.executable).parent
@@ -24,7 +27,11 @@ PROGRAMS: Final = Path(__file__).parent / "programs"
 PATIENCE: Final = float(os.environ.get("EGS_TEST_PATIENCE", "1"))
 """How much longer to wait for anything than on real hardware: scripts/test-vm runs the tests by emulation."""
 COMMAND_SECONDS: Final = 60 * PATIENCE
+_LONG: Final = "300s"
+"""A grace that outlasts any test."""
 _numbers = itertools.count()
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Instance:
     ) -> None:
         """Write egs.toml: one cgroup scope with what `scope` adds to it, and what `more` adds."""
         self.paths.config.write_text(
-            f'daemon_grace = "{grace}"\nhost_id = "test-host"\n{more}\n'
+            f'daemon_grace = "{grace}"\nhost_id = "test-host"\n{TIER_SETTING}{more}\n'
             f'[[scope]]\nname = "test"\ncgroup = "{self.cgroup.path}"\nmode = "{mode}"\n{scope}\n'
         )
 
@@ -115,6 +122,10 @@ class Instance:
         self.egs("gate", "load")
         return Gate.open(self.paths.pins)
 
+    def clear_cgroup(self) -> None:
+        """End what is left in the cgroup, and remove what is below it."""
+        clear_cgroup(self.cgroup.folder)
+
     def reap_also(self, pid: int) -> None:
         """Have a process killed at the end, whatever happens."""
         assert self._reaper.stdin is not None
@@ -126,6 +137,57 @@ class Instance:
         assert self._reaper.stdin is not None
         self._reaper.stdin.close()
         assert self._reaper.wait(COMMAND_SECONDS) == 0, "the reaper failed: see its messages above"
+
+
+@dataclass
+class LoadedGate:
+    """A gate that several tests use, one after the other, each as if it had just been loaded."""
+
+    instance: Instance
+    gate: Gate
+
+    @classmethod
+    def create(cls, root: Path) -> LoadedGate:
+        """Load it."""
+        instance = Instance.create(root, grace=_LONG)
+        try:
+            return cls(instance, instance.load_gate())
+        except BaseException:
+            instance.close()
+            raise
+
+    def renew(self) -> None:
+        """Forget what the test before did: its processes, cgroups, scopes, grants, events and counts."""
+        self.instance.clear_cgroup()
+        configured = self.instance.paths.config.read_text()
+        self.instance.configure(grace=_LONG)
+        if configured != self.instance.paths.config.read_text():
+            self.instance.egs("gate", "load")
+        for standing in self.gate.standing():
+            self.gate.withdraw(standing.grant_id)
+        for pid in self.gate.armed():
+            self.gate.disarm(pid)
+        self.gate.collect()
+        _empty(self.gate.subjects)
+        _empty(self.gate.measured_files)
+        self.gate.close()
+        self.gate = Gate.open(self.instance.paths.pins)
+        for key, task in self.gate._tasks.items():
+            self.gate.ungovern(key.value, task.scope)
+        assert self.gate.governed() == []
+        self.gate.drain(lambda _event: None)
+        self.gate.reset_counters()
+        self.gate.beat()
+
+    def close(self) -> None:
+        """Unload it."""
+        self.gate.close()
+        self.instance.close()
+
+
+def _empty(table: Map[K, V]) -> None:
+    for key in table.keys():  # noqa: SIM118 - no dict
+        table.delete(key)
 
 
 def fork_and_be_the_child() -> None:

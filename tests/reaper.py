@@ -25,14 +25,21 @@ def main(root: str, cgroup: str) -> None:
     folder = Path(cgroup)
     unload_gate(Paths.under(root))
     if folder.is_dir():
-        _remove_cgroup(folder)
+        clear_cgroup(folder)
+        folder.rmdir()
 
 
-def _remove_cgroup(folder: Path) -> None:
-    (folder / "cgroup.kill").write_text("1")
-    _wait_until_empty(folder)
-    for parent, _, _ in os.walk(folder, topdown=False):
-        Path(parent).rmdir()
+def clear_cgroup(folder: Path) -> None:
+    """End every process in a cgroup, and remove the cgroups below it.
+
+    Only where there is one: who is later born into a cgroup (CLONE_INTO_CGROUP) that was killed once dies of that.
+    """
+    if "populated 1" in (folder / "cgroup.events").read_text():
+        (folder / "cgroup.kill").write_text("1")
+        _wait_until_empty(folder)
+    for parent, below, _ in os.walk(folder, topdown=False):
+        for name in below:
+            (Path(parent) / name).rmdir()
 
 
 def _wait_until_empty(folder: Path) -> None:

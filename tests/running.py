@@ -19,9 +19,9 @@ from egs_kernel.audit.entries import Decision, EntryType, Exec
 from egs_kernel.audit.reader import RECORD_FILE, read
 from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
 from egs_kernel.model import Reason, Verdict
+from tests import refusals
 from tests.harness import BIN, COMMAND_SECONDS, PATIENCE, REPOSITORY, Instance
 
-KILLED: Final = -signal.SIGKILL
 SECONDS: Final = 20.0 * PATIENCE
 
 _E = TypeVar("_E", bound=EntryType)
@@ -116,11 +116,11 @@ class Running:
 
     def inside(self, *command: str) -> int:
         """Execute a command in the scope with a plain execve; its exit status."""
-        done = subprocess.run(
+        done = refusals.run(
             command,
-            preexec_fn=self.instance.cgroup.enter,
-            check=False,
-            capture_output=True,
+            self.instance.cgroup.enter,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             timeout=COMMAND_SECONDS,
         )
         return done.returncode

@@ -8,6 +8,7 @@ ran. The same function runs outside of the scope as the control, so an attack th
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
@@ -26,16 +27,15 @@ from typing import Final
 import msgspec
 
 from egs_kernel.gate.pins import Gate
-from egs_kernel.model import ExecEvent, FileIdentity, GateEvent, Grant, Reason, TaskIdentity
+from egs_kernel.model import ExecEvent, FileIdentity, GateEvent, Grant, Reason, TaskIdentity, Verdict
 from egs_kernel.processes import start_ticks
 from tests.harness import PATIENCE, PROGRAMS, Cgroup, Instance
+from tests.refusals import denied_is_the_end, refusal
 
 EVIDENCE: Final = 9
 """Descriptor of the pipe to the test."""
 SECONDS: Final = 60.0 * PATIENCE
 NOBODY: Final = 65534
-KILLED: Final = int(signal.SIGKILL)
-"""wait(2)'s status of what the gate killed."""
 _FAILED: Final = 97
 _FOREVER: Final = 2**62
 _CLOCK_REALTIME_COARSE: Final = 5
@@ -54,10 +54,10 @@ Attack = Callable[[], object]
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of an attack: what images wrote, how its process ended, what the gate decided meanwhile."""
+    """What came of an attack: what images wrote, its process's exit code, what the gate decided meanwhile."""
 
     wrote: bytes
-    status: int
+    code: int
     execs: tuple[ExecEvent, ...]
 
     @property
@@ -119,10 +119,11 @@ class Arena:
         finally:
             os.close(reading)
             _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) != _FAILED, (
-            "the attack itself failed: see its traceback above"
-        )
-        return Attempt(wrote, status, tuple(self._events()))
+        code = os.waitstatus_to_exitcode(status)
+        assert code != _FAILED, "the attack itself failed: see its traceback above"
+        execs = tuple(self._events())
+        assert [event.verdict for event in execs] == [_verdict(event.reason) for event in execs]
+        return Attempt(wrote, code, execs)
 
     def _perform(self, attack: Attack, reading: int, writing: int, *, governed: bool) -> None:
         try:
@@ -181,6 +182,10 @@ class Arena:
         self.gate.collect()
 
 
+def _verdict(reason: Reason) -> Verdict:
+    return Verdict.ALLOW if reason is Reason.AUTHORIZED else refusal(reason).verdict
+
+
 def compile_word(word: str, binary: Path, *flags: str) -> Path:
     """Compile tests/programs/say.c."""
     options = ["-O1", "-static", "-nostdlib", "-nostartfiles", "-fno-stack-protector", f'-DWORD="{word}"']
@@ -217,9 +222,21 @@ def read_to_end(descriptor: int, seconds: float = SECONDS) -> bytes:
 # -- what attackers do, in their own process ---------------------------------------------------------
 
 
-def execute(program: Path | str, *argv: str) -> None:
-    """Execute a program with these arguments; argv[0] is the path when none is given."""
-    os.execv(program, [os.fspath(argument) for argument in argv] or [os.fspath(program)])
+def execute(program: Path | str | int, *argv: str) -> None:
+    """Execute a program, or an open file; argv[0] is the path when none is given. Refused, the process ends."""
+    with denied_is_the_end():
+        os.execve(program, list(argv) or [str(program)], os.environ)
+
+
+def spawn(program: Path, *argv: str) -> None:
+    """Execute a program in a child, by posix_spawn(3), and wait for its end."""
+    try:
+        child = os.posix_spawn(program, list(argv) or [str(program)], {})
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return  # refused; the C library has waited for it
+    os.waitpid(child, 0)
 
 
 def check(result: int) -> int:
@@ -270,7 +287,8 @@ def execveat(folder: int, name: str) -> None:
     """Execute a file by its name in an open folder."""
     argv = (ctypes.c_char_p * 2)(os.fsencode(name), None)
     number = _SYS_EXECVEAT[platform.machine()]
-    check(int(libc.syscall(number, folder, os.fsencode(name), argv, (ctypes.c_char_p * 1)(None), 0)))
+    with denied_is_the_end():
+        check(int(libc.syscall(number, folder, os.fsencode(name), argv, (ctypes.c_char_p * 1)(None), 0)))
 
 
 def memfd_of(program: Path) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.model import Reason, Verdict
-from tests.adversarial.arena import Arena, execute
+from tests.adversarial.arena import Arena, execute, spawn
 from tests.harness import Instance
 
 pytestmark = pytest.mark.kernel
@@ -43,7 +43,7 @@ def test_the_ring_buffer_is_full(arena: Arena) -> None:
     def flood(large: int, small: int) -> None:
         for argument, number in (("a" * 4000, large), ("a", small)):
             for _ in range(number):
-                os.waitpid(os.posix_spawn(arena.evil, [argument], {}), 0)
+                spawn(arena.evil, argument)
         execute(good)
 
     before = arena.gate.counters().failures["event"]

@@ -15,7 +15,8 @@ import pytest
 
 from tests.adversarial.arena import NOBODY
 from tests.harness import BIN
-from tests.running import KILLED, Running
+from tests.refusals import REFUSED
+from tests.running import Running
 
 pytestmark = pytest.mark.kernel
 
@@ -112,8 +113,8 @@ def test_an_artifact_that_others_could_have_put_there(system: Running, way: Spoi
     system.instance.egs("reload")
     listed = [item for item in system.artifacts().values() if item["file"] == path.name]
     assert [(item["state"], item["reason"]) for item in listed] == [("refused", "path_unsafe")]
-    assert system.inside(str(program)) == KILLED
+    assert system.inside(str(program)) == REFUSED.code
     path.unlink()
-    assert system.inside(str(program)) == KILLED
+    assert system.inside(str(program)) == REFUSED.code
     system.add(system.issue(program))
     assert system.inside(str(program)) == 0

@@ -19,7 +19,8 @@ from egs_kernel.gate.pins import Gate
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.adversarial.arena import EVIDENCE, compile_word, read_to_end
 from tests.harness import BIN
-from tests.running import KILLED, Running
+from tests.refusals import REFUSED
+from tests.running import Running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
@@ -66,7 +67,7 @@ def test_killed_at_every_moment_of_a_launch(system: Running) -> None:
         )
         wait_until(time.monotonic_ns() + number * step)
         system.stop(signal.SIGKILL)
-        assert system.inside(str(evil)) == KILLED
+        assert system.inside(str(evil)) == REFUSED.code
         os.close(writing)
         launched[process.pid] = read_to_end(reading), process.wait(30)
         os.close(reading)
@@ -87,7 +88,8 @@ def test_killed_at_every_moment_of_a_launch(system: Running) -> None:
     assert ran == {pid for pid, event in executed.items() if event.verdict is Verdict.ALLOW}
     assert all(code == 0 for pid, (_, code) in launched.items() if pid in ran)
     refused = [entry.event for entry in system.entries(Exec) if entry.event.filename == str(evil)]
-    assert [event.reason for event in refused] == [Reason.NO_GRANT] * TRIES
+    assert {(event.verdict, event.reason) for event in refused} == {(REFUSED.verdict, Reason.NO_GRANT)}
+    assert len(refused) == TRIES
     gate = Gate.open(system.instance.paths.pins)
     assert not gate.armed()
     gate.close()

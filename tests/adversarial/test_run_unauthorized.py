@@ -30,6 +30,7 @@ from tests.adversarial.arena import (
     memfd_of,
     mount,
     private_mounts,
+    spawn,
     unshare,
 )
 from tests.harness import fork_and_be_the_child
@@ -71,7 +72,7 @@ def bind_mounted_over_a_system_program(evil: Path, _folder: Path) -> None:
 
 
 def from_a_memfd(evil: Path, _folder: Path) -> None:
-    os.execve(memfd_of(evil), ["memfd"], {})
+    execute(memfd_of(evil), "memfd")
 
 
 def by_its_descriptor(evil: Path, _folder: Path) -> None:
@@ -137,7 +138,7 @@ def as_set_user_id(evil: Path, _folder: Path) -> None:
 
 
 def by_posix_spawn(evil: Path, _folder: Path) -> None:
-    os.waitpid(os.posix_spawn(evil, [str(evil)], {}), 0)
+    spawn(evil)
 
 
 def with_another_name_in_argv(evil: Path, _folder: Path) -> None:

@@ -28,6 +28,7 @@ from tests.adversarial.arena import (
     memfd_of,
     mount,
     private_mounts,
+    spawn,
 )
 
 pytestmark = pytest.mark.kernel
@@ -165,7 +166,7 @@ def test_a_name_that_changes_all_the_time(arena: Arena, place: Path) -> None:
 
     def execute_often() -> None:
         for _ in range(tries):
-            os.waitpid(os.posix_spawn(link, [str(link)], {}), 0)
+            spawn(link)
 
     swapper = os.fork()
     if swapper == 0:
@@ -297,5 +298,5 @@ def test_a_file_with_a_writer_is_not_measured(arena: Arena) -> None:
 def test_a_memfd_with_the_content_of_an_authorized_program(arena: Arena) -> None:
     """The content is right; but no file that the daemon did not measure has a grant."""
     arena.permit(arena.good)
-    done = arena.attempt(lambda: os.execve(memfd_of(arena.good), ["good"], {}))
+    done = arena.attempt(lambda: execute(memfd_of(arena.good), "good"))
     assert (done.wrote, done.reasons) == (b"", [Reason.NO_GRANT])

@@ -18,21 +18,22 @@ from egs_kernel.daemon import protocol
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.harness import BIN
-from tests.running import KILLED, Running, ask_raw
+from tests.refusals import KILLED, REFUSED, start
+from tests.running import Running, ask_raw
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
 
 def test_a_standing_artifact_from_the_folder_to_the_record(running: Running) -> None:
     program = running.copy("/bin/true", "program")
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
     artifact = running.issue(program)
     artifact_id = running.add(artifact)
     assert running.artifacts()[artifact_id]["state"] == "standing"
     assert running.inside(str(program)) == 0
     running.instance.egs("artifacts", "remove", artifact_id[:12])
-    assert running.inside(str(program)) == KILLED
-    running.wait_for_exec(program, Verdict.KILL, count=2)
+    assert running.inside(str(program)) == REFUSED.code
+    running.wait_for_exec(program, REFUSED.verdict, count=2)
     (allowed,) = running.wait_for_exec(program, Verdict.ALLOW)
     assert (allowed.event.artifact_id, allowed.event.grant_kind) == (artifact_id, GrantKind.STANDING)
     outcome = running.wait_for(Outcome, lambda entry: entry.event.execution == allowed.event.execution)
@@ -51,7 +52,7 @@ def test_files_that_come_and_go_in_the_folder(running: Running) -> None:
     assert running.inside(str(program)) == 0
     placed.unlink()
     running.wait_for(ArtifactChange, lambda entry: entry.action == "removed")
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
 
 
 def test_a_folder_that_another_takes_the_place_of(running: Running) -> None:
@@ -60,14 +61,14 @@ def test_a_folder_that_another_takes_the_place_of(running: Running) -> None:
     folder = running.instance.paths.artifacts
     folder.rename(folder.with_name("old"))
     running.wait_for_decisions(Reason.PATH_UNSAFE)
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
     folder.with_name("old").rename(folder)
     running.instance.egs("reload")
     running.wait_for_decisions(Reason.AUTHORIZED, 2)
     assert running.inside(str(program)) == 0
     (folder / f"{artifact_id}.json").unlink()
     running.wait_for(ArtifactChange, lambda entry: entry.action == "removed")
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_program_that_is_touched_and_one_that_is_changed(running: Running) -> 
     assert running.inside(str(program)) == 0
     with program.open("ab") as file:
         file.write(b"\0")
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
     running.wait_for_decisions(Reason.DIGEST_MISMATCH)
     assert running.artifacts()[artifact_id]["reason"] == "digest_mismatch"
     program.unlink()
@@ -110,7 +111,7 @@ def test_a_program_that_another_takes_the_place_of(running: Running) -> None:
     program = running.copy("/bin/true", "program")
     running.add(running.issue(program))
     running.copy("/bin/false", "impostor").rename(program)
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
     running.wait_for_decisions(Reason.DIGEST_MISMATCH)
 
 
@@ -123,8 +124,8 @@ def test_uses_of_a_standing_artifact_survive_the_daemon(running: Running) -> Non
     assert running.inside(str(program)) == 0
     running.stop()
     running.start()
-    assert [running.inside(str(program)) for _ in range(3)] == [0, KILLED, KILLED]
-    execs = running.wait_for_exec(program, Verdict.KILL, count=2)
+    assert [running.inside(str(program)) for _ in range(3)] == [0, KILLED.code, KILLED.code]
+    execs = running.wait_for_exec(program, KILLED.verdict, count=2)
     assert {entry.event.reason for entry in execs} == {Reason.USES_EXHAUSTED}
 
 
@@ -138,7 +139,7 @@ def test_uses_are_not_reset_by_a_new_gate(running: Running) -> None:
     running.start()
     assert json.loads(running.instance.egs("status", "--json").stdout)["healthy"]
     running.wait_for_decisions(Reason.AUTHORIZED, 2)
-    assert [running.inside(str(program)) for _ in range(2)] == [0, KILLED]
+    assert [running.inside(str(program)) for _ in range(2)] == [0, KILLED.code]
 
 
 def test_launches_and_plain_execs_spend_the_same_uses(running: Running) -> None:
@@ -147,7 +148,7 @@ def test_launches_and_plain_execs_spend_the_same_uses(running: Running) -> None:
     assert running.run(str(program)).returncode == 0
     running.instance.egs("reload")  # returns when the grant is examined again
     running.wait_for(Exec, lambda entry: entry.event.artifact_id == artifact_id)
-    assert [running.inside(str(program)) for _ in range(3)] == [0, 0, KILLED]
+    assert [running.inside(str(program)) for _ in range(3)] == [0, 0, KILLED.code]
     refused = running.run(str(program))
     assert (refused.returncode, "[uses_exhausted]" in refused.stderr) == (126, True)
 
@@ -158,12 +159,12 @@ def test_revocation_holds_for_the_next_exec_and_for_ever(running: Running) -> No
     artifact_id = running.add(artifact)
     assert running.inside(str(program)) == 0
     running.instance.egs("revoke", str(artifact))
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
     assert running.run("--artifact", str(artifact), str(program)).returncode == 126
     running.stop(signal.SIGKILL)
     (running.instance.paths.revocations / artifact_id).unlink()  # the record alone remembers it as well
     running.start()
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
     assert running.artifacts()[artifact_id]["state"] == "revoked"
     (change,) = [entry for entry in running.entries(ArtifactChange) if entry.action == "revoked"]
     assert change.peer is not None
@@ -177,7 +178,7 @@ def test_a_restarted_daemon_withdraws_what_is_no_longer_there(running: Running) 
     (running.instance.paths.artifacts / f"{artifact_id}.json").unlink()
     assert running.inside(str(program)) == 0, "grants outlive the daemon, within its grace"
     running.start()
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
 
 
 def test_nothing_that_happened_is_lost_when_the_daemon_is_killed(running: Running) -> None:
@@ -207,7 +208,7 @@ def test_without_the_daemon_everything_is_refused_after_the_grace(running: Runni
         while gate.heartbeat_age() <= 1:
             pass
         gate.close()
-        assert running.inside(str(program)) == KILLED
+        assert running.inside(str(program)) == REFUSED.code
     finally:
         os.kill(running.pid, signal.SIGCONT)
     running.wait_for(Exec, lambda entry: entry.event.reason is Reason.DAEMON_STALE)
@@ -237,7 +238,7 @@ def test_a_key_that_is_trusted_no_longer(running: Running) -> None:
         running.instance.egs("trust", "remove", path.stem)
     os.kill(running.pid, signal.SIGHUP)
     running.wait_for_decisions(Reason.KEY_UNTRUSTED)
-    assert running.inside(str(program)) == KILLED
+    assert running.inside(str(program)) == REFUSED.code
 
 
 def test_a_scope_that_observes_says_so(running: Running) -> None:
@@ -315,7 +316,7 @@ def test_garbage_on_the_socket_changes_nothing(running: Running) -> None:
 def test_processes_are_listed_with_what_authorized_them(running: Running) -> None:
     program = running.copy("/bin/sleep", "program")
     artifact_id = running.add(running.issue(program))
-    process = subprocess.Popen([str(program), "60"], preexec_fn=running.instance.cgroup.enter)
+    process = start([program, "60"], running.instance.cgroup.enter)
     running.instance.reap_also(process.pid)
     running.wait_for_exec(program, Verdict.ALLOW)
 

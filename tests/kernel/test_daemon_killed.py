@@ -14,6 +14,7 @@ from egs_kernel.audit.entries import Decision, Exec
 from egs_kernel.audit.reader import verify
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.harness import BIN
+from tests.refusals import refusal, start
 from tests.running import Running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
@@ -43,9 +44,9 @@ def test_no_execution_without_record_and_no_use_too_many(running: Running) -> No
             for _ in range(LAUNCHES)
         ]
         processes.append(
-            subprocess.Popen(
-                [str(standing), "x"],
-                preexec_fn=running.instance.cgroup.enter,
+            start(
+                [standing, "x"],
+                running.instance.cgroup.enter,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
@@ -68,6 +69,8 @@ def test_no_execution_without_record_and_no_use_too_many(running: Running) -> No
     assert len(by_launch) <= len(decided) <= USES
     tasks = {(entry.task.pid, entry.task.start_ticks) for entry in decided if entry.task is not None}
     assert {(event.pid, event.start_ticks) for event in by_launch} <= tasks
-    refused = [entry.event.reason for entry in running.entries(Exec) if entry.event.verdict is Verdict.KILL]
-    assert set(refused) <= {Reason.NO_GRANT, Reason.USES_EXHAUSTED, Reason.DAEMON_STALE}
+    events = [entry.event for entry in running.entries(Exec)]
+    refused = {(event.verdict, event.reason) for event in events} - {(Verdict.ALLOW, Reason.AUTHORIZED)}
+    reasons = (Reason.NO_GRANT, Reason.USES_EXHAUSTED, Reason.DAEMON_STALE)
+    assert refused <= {(refusal(reason).verdict, reason) for reason in reasons}
     verify(running.instance.paths.record)

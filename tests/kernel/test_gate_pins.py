@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,18 +15,17 @@ from egs_kernel.errors import GateError
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import ExecEvent, GateEvent, Reason
-from tests.harness import BIN
+from tests.harness import BIN, COMMAND_SECONDS
+from tests.refusals import KILLED, REFUSED, TIER, run
 
 if TYPE_CHECKING:
     from tests.harness import Instance
 
 pytestmark = pytest.mark.kernel
 
-KILLED: Final = -signal.SIGKILL
-
 
 def end_inside(instance: Instance) -> int:
-    return subprocess.run(["/bin/true"], preexec_fn=instance.cgroup.enter, check=False, timeout=30).returncode
+    return int(run(["/bin/true"], instance.cgroup.enter, timeout=COMMAND_SECONDS).returncode)
 
 
 def test_no_gate_is_loaded(instance: Instance) -> None:
@@ -39,7 +37,7 @@ def test_no_gate_is_loaded(instance: Instance) -> None:
 
 def test_loading_twice_brings_the_scopes_up_to_date(instance: Instance) -> None:
     instance.load_gate().close()
-    assert end_inside(instance) == KILLED
+    assert end_inside(instance) == REFUSED.code
     instance.configure(mode="observe")
     done = json.loads(instance.egs("gate", "load", "--json").stdout)
     assert done["already"] is True
@@ -93,11 +91,13 @@ def test_a_loader_that_is_killed_leaves_no_hook(instance: Instance, tmp_path: Pa
         "loader.run_self_test = lambda gate: os.kill(os.getpid(), signal.SIGKILL)\n"
         "run(['gate', 'load'])\n"
     )
-    done = subprocess.run([BIN / "python", helper], env=instance.environment, check=False, timeout=60)
-    assert done.returncode == KILLED
+    done = subprocess.run(
+        [BIN / "python", helper], env=instance.environment, check=False, timeout=COMMAND_SECONDS
+    )
+    assert done.returncode == KILLED.code
     assert end_inside(instance) == 0
     instance.load_gate().close()
-    assert end_inside(instance) == KILLED
+    assert end_inside(instance) == REFUSED.code
 
 
 def test_unloading_what_is_not_loaded(instance: Instance) -> None:
@@ -112,7 +112,7 @@ def test_only_root_loads(instance: Instance) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=COMMAND_SECONDS,
     )
     assert done.stdout.strip() == "not_permitted"
 
@@ -146,9 +146,9 @@ def test_too_many_governed_processes(instance: Instance) -> None:
         if os.fork() == 0:
             os.write(write, b"child")
 
-    done = subprocess.run(["/bin/true"], preexec_fn=fork_inside, check=False, timeout=30, pass_fds=(write,))
+    done = run(["/bin/true"], fork_inside, timeout=COMMAND_SECONDS, pass_fds=(write,))
     os.close(write)
-    assert done.returncode == KILLED
+    assert done.returncode == KILLED.code
     assert os.read(read, 10) == b"child"
     os.close(read)
     assert gate.counters().failures["fork_refused"] == 1
@@ -163,7 +163,7 @@ def test_too_many_governed_processes(instance: Instance) -> None:
 
 def test_doctor(instance: Instance) -> None:
     done = json.loads(instance.egs("doctor", "--json").stdout)
-    assert done["tier"] == "tracepoint"
+    assert done["tier"] == TIER.value
     present = {found["name"] for found in done["findings"] if found["present"]}
     assert {"root", "bcc", "kernel types (BTF)", "ring buffer", "raw tracepoint programs"} <= present
     assert all(found["cure"] for found in done["findings"] if not found["present"])

@@ -15,7 +15,8 @@ import pytest
 
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.model import ExecEvent, GateEvent, Reason
-from tests.harness import fork_and_be_the_child
+from tests.harness import PATIENCE, fork_and_be_the_child
+from tests.refusals import DENIED, REFUSED, run
 
 if TYPE_CHECKING:
     from egs_kernel.gate.pins import Gate
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-KILLED: Final = -signal.SIGKILL
+SECONDS: Final = 30 * PATIENCE
 NOBODY: Final = 65534
 
 
@@ -34,7 +35,7 @@ def end_of(*prepare: Callable[[], Any], command: tuple[str, ...] = ("/bin/true",
         for step in prepare:
             step()
 
-    return subprocess.run(command, preexec_fn=do_all, check=False, timeout=30, **options).returncode
+    return int(run(command, do_all, timeout=SECONDS, **options).returncode)
 
 
 def leave(instance: Instance) -> None:
@@ -49,37 +50,37 @@ def test_outside_every_scope(gate: Gate) -> None:
 
 
 def test_inside(gate: Gate, instance: Instance) -> None:
-    assert end_of(instance.cgroup.enter) == KILLED
+    assert end_of(instance.cgroup.enter) == REFUSED.code
 
 
 def test_in_a_child_cgroup(gate: Gate, instance: Instance) -> None:
-    assert end_of(instance.cgroup.child("a").child("b").enter) == KILLED
+    assert end_of(instance.cgroup.child("a").child("b").enter) == REFUSED.code
 
 
 def test_in_a_child_cgroup_of_any_depth(gate: Gate, instance: Instance) -> None:
     place = instance.cgroup
     for _ in range(80):
         place = place.child("d")
-    assert end_of(place.enter) == KILLED
+    assert end_of(place.enter) == REFUSED.code
 
 
 def test_after_moving_to_a_child_cgroup(gate: Gate, instance: Instance) -> None:
     child = instance.cgroup.child("child")
-    assert end_of(instance.cgroup.enter, child.enter) == KILLED
+    assert end_of(instance.cgroup.enter, child.enter) == REFUSED.code
 
 
 def test_after_leaving_the_cgroup(gate: Gate, instance: Instance) -> None:
-    assert end_of(instance.cgroup.enter, lambda: leave(instance)) == KILLED
+    assert end_of(instance.cgroup.enter, lambda: leave(instance)) == REFUSED.code
 
 
 def test_a_child_that_leaves_the_cgroup(gate: Gate, instance: Instance) -> None:
     steps = (instance.cgroup.enter, fork_and_be_the_child, lambda: leave(instance))
-    assert end_of(*steps) == KILLED
+    assert end_of(*steps) == REFUSED.code
 
 
 def test_a_child_of_a_process_that_left(gate: Gate, instance: Instance) -> None:
     steps = (instance.cgroup.enter, lambda: leave(instance), fork_and_be_the_child)
-    assert end_of(*steps) == KILLED
+    assert end_of(*steps) == REFUSED.code
 
 
 def test_a_daemonized_grandchild_with_another_parent(gate: Gate, instance: Instance, tmp_path: Path) -> None:
@@ -110,9 +111,11 @@ def test_a_daemonized_grandchild_with_another_parent(gate: Gate, instance: Insta
 def test_born_into_the_cgroup(gate: Gate, instance: Instance) -> None:
     """clone3 with CLONE_INTO_CGROUP: no move ever happens."""
     done = subprocess.run(
-        [sys.executable, "-c", _CLONE_INTO_CGROUP, str(instance.cgroup.folder)], check=False, timeout=30
+        [sys.executable, "-c", _CLONE_INTO_CGROUP, str(instance.cgroup.folder), str(DENIED)],
+        check=False,
+        timeout=SECONDS,
     )
-    assert done.returncode == KILLED & 0xFF
+    assert done.returncode == REFUSED.code & 0xFF
     assert [event.reason for event in executed(gate)] == [Reason.NO_GRANT]
 
 
@@ -125,7 +128,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 child = libc.syscall(SYS_clone3, arguments, 88)
 assert child >= 0, os.strerror(ctypes.get_errno())
 if child == 0:
-    os.execv("/bin/true", ["true"])
+    try:
+        os.execv("/bin/true", ["true"])
+    except PermissionError:
+        os._exit(int(sys.argv[2]))
 _, status = os.waitpid(child, 0)
 os._exit((-os.WTERMSIG(status)) & 0xFF if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 """
@@ -160,7 +166,7 @@ def test_a_removed_and_recreated_cgroup(gate: Gate, instance: Instance) -> None:
     instance.cgroup.folder.rmdir()
     instance.cgroup.folder.mkdir()
     assert instance.cgroup.id != before
-    assert end_of(instance.cgroup.enter) == KILLED
+    assert end_of(instance.cgroup.enter) == REFUSED.code
 
 
 def test_the_first_scope_stays(instance: Instance) -> None:
@@ -174,7 +180,7 @@ def test_the_first_scope_stays(instance: Instance) -> None:
         gate.beat()
         enter_lax = (lax / "cgroup.procs").write_text
         assert end_of(lambda: enter_lax("0\n")) == 0
-        assert end_of(instance.cgroup.enter, lambda: enter_lax("0\n")) == KILLED
+        assert end_of(instance.cgroup.enter, lambda: enter_lax("0\n")) == REFUSED.code
         gate.close()
     finally:
         lax.rmdir()
@@ -182,8 +188,8 @@ def test_the_first_scope_stays(instance: Instance) -> None:
 
 def test_root_is_denied_like_anyone_and_so_is_nobody(gate: Gate, instance: Instance) -> None:
     drop = lambda: os.setresuid(NOBODY, NOBODY, NOBODY)  # noqa: E731 - two one-liners side by side
-    assert end_of(instance.cgroup.enter) == KILLED
-    assert end_of(instance.cgroup.enter, drop) == KILLED
+    assert end_of(instance.cgroup.enter) == REFUSED.code
+    assert end_of(instance.cgroup.enter, drop) == REFUSED.code
 
 
 def test_a_scope_of_a_user(instance: Instance) -> None:
@@ -191,9 +197,9 @@ def test_a_scope_of_a_user(instance: Instance) -> None:
     instance.configure(more=f'[[scope]]\nname = "user"\nusers = ["{user}"]\n')
     gate = instance.load_gate()
     gate.beat()
-    assert end_of(lambda: os.setresuid(user, user, user)) == KILLED
-    assert end_of(lambda: os.setresuid(user, 0, 0)) == KILLED
-    assert end_of(lambda: os.setresuid(0, user, 0)) == KILLED
+    assert end_of(lambda: os.setresuid(user, user, user)) == REFUSED.code
+    assert end_of(lambda: os.setresuid(user, 0, 0)) == REFUSED.code
+    assert end_of(lambda: os.setresuid(0, user, 0)) == REFUSED.code
     assert end_of(lambda: os.setresuid(user + 1, user + 1, user + 1)) == 0
     assert {event.scope for event in executed(gate)} == {"user"}
     gate.close()
@@ -225,11 +231,11 @@ def test_a_governed_binary_that_is_replaced_linked_or_renamed(instance: Instance
     assert end_of(command=(str(other),)) == 0
     link = tmp_path / "link"
     link.hardlink_to(program)
-    assert end_of(command=(str(link),)) == KILLED
+    assert end_of(command=(str(link),)) == REFUSED.code
     program.rename(tmp_path / "renamed")
-    assert end_of(command=(str(tmp_path / "renamed"),)) == KILLED
+    assert end_of(command=(str(tmp_path / "renamed"),)) == REFUSED.code
     other.rename(program)
-    assert end_of(command=(str(program),)) == KILLED
+    assert end_of(command=(str(program),)) == REFUSED.code
     gate.close()
 
 

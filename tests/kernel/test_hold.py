@@ -20,7 +20,8 @@ from egs_kernel.gate.parts import GUARDS
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.harness import BIN, PATIENCE, Instance
 from tests.holding import HOLD, Waiting, execute, holding_system, holds, wait_until_held
-from tests.running import KILLED, SECONDS
+from tests.refusals import KILLED, REFUSED
+from tests.running import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(int(180 * PATIENCE))]
 
 RAN: Final = (0, b"word\n")
-DIED: Final = (KILLED, b"")
+DIED: Final = (KILLED.code, b"")
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +360,7 @@ def test_guards_are_attached_while_a_scope_holds(fresh: Running) -> None:
     assert waiting.end() == DIED
     decision_on(fresh, hold, Reason.HOLD_LOST)
     assert not any(link.exists() for link in links)
-    assert fresh.inside("/bin/true") == KILLED
+    assert fresh.inside("/bin/true") == REFUSED.code
     fresh.instance.configure(scope=HOLD)
     fresh.instance.egs("gate", "load")
     assert all(link.exists() for link in links)

@@ -16,6 +16,7 @@ from egs_kernel.audit.entries import Decision, Exec, Outcome, Request, Verificat
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.harness import BIN, compile_program
+from tests.refusals import REFUSED
 from tests.running import Running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
@@ -156,7 +157,7 @@ def test_an_artifact_that_expires_while_everything_runs(running: Running) -> Non
     artifact = running.issue(program, "--valid-for", "3s")
     running.add(artifact)
     running.wait_for(Decision, lambda entry: entry.reason is Reason.EXPIRED)
-    assert running.inside(str(program)) == -signal.SIGKILL
+    assert running.inside(str(program)) == REFUSED.code
     refused = running.run("--artifact", str(artifact), str(program))
     assert (refused.returncode, "[expired]" in refused.stderr) == (126, True)
 
@@ -244,14 +245,15 @@ def test_a_launcher_that_does_not_install_the_filter(running: Running) -> None:
 
 
 def test_a_launcher_that_executes_something_else(running: Running) -> None:
-    """Armed for one program, it executes another: it dies, and is not armed any more."""
+    """Armed for one program, it executes another: that is refused, and it is not armed any more."""
     program, other = running.copy("/bin/true", "program"), running.copy("/bin/true", "other")
     running.add(running.issue(other))  # even one that may run
     artifact = running.issue(program)
     cheat = (
         "import sys, os\n"
         "from egs_kernel import launch\n"
-        "launch._execute = lambda program, argv: os.execv(os.environ['OTHER'], argv)\n"
+        "execute = launch._execute\n"
+        "launch._execute = lambda program, argv: execute(os.environ['OTHER'], argv)\n"
         "sys.exit(launch.main(sys.argv[1:]))\n"
     )
     done = subprocess.run(
@@ -259,8 +261,8 @@ def test_a_launcher_that_executes_something_else(running: Running) -> None:
         env=running.instance.environment | {"OTHER": str(other)},
         check=False,
     )
-    assert done.returncode == -signal.SIGKILL
-    (executed,) = running.wait_for_exec(other, Verdict.KILL)
+    assert done.returncode == REFUSED.code
+    (executed,) = running.wait_for_exec(other, REFUSED.verdict)
     assert executed.event.reason is Reason.SUBJECT_MISMATCH
 
 

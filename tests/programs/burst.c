@@ -2,9 +2,11 @@
  * burst CGROUP_PROCS METHOD PARENTS TRIES TARGET OUTPUT
  *
  * Enters the cgroup, then PARENTS processes together start TARGET TRIES times by METHOD. OUTPUT is opened as
- * descriptor 9 for them. Prints how the children ended: "killed N exited N other N".
+ * descriptor 9 for them. Prints how the children ended: "killed N denied N exited N other N"; denied: execve(2) failed
+ * with EPERM.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -18,6 +20,10 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#define DENIED 97 /* an exit code */
+
+enum kind { KILLED, WAS_DENIED, EXITED, OTHER, KINDS };
 
 static const char *target;
 static int memfd = -1;
@@ -36,7 +42,7 @@ static void execute(void)
 		syscall(SYS_execveat, memfd, "", arguments, environment, AT_EMPTY_PATH);
 	else
 		execve(target, arguments, environment);
-	_exit(98);
+	_exit(errno == EPERM ? DENIED : 98);
 }
 
 static void *execute_in_thread(void *unused)
@@ -71,15 +77,18 @@ static void prepare_memfd(void)
 	memfd = file;
 }
 
+/* The child; 0: posix_spawn(3) says that its execve(2) failed with EPERM, and has waited for it. */
 static pid_t start(const char *method)
 {
 	pid_t child;
 	pthread_t thread;
 
 	if (!strcmp(method, "posix_spawn")) {
-		if (posix_spawn(&child, target, NULL, NULL, arguments, environment))
+		int error = posix_spawn(&child, target, NULL, NULL, arguments, environment);
+
+		if (error && error != EPERM)
 			die("posix_spawn");
-		return child;
+		return error ? 0 : child;
 	}
 	child = strcmp(method, "vfork") ? fork() : vfork();
 	if (child < 0)
@@ -99,7 +108,7 @@ static pid_t start(const char *method)
 
 int main(int argc, char **argv)
 {
-	int totals[3] = { 0, 0, 0 };
+	int totals[KINDS] = { 0 };
 	int results[2];
 
 	if (argc != 7)
@@ -122,30 +131,32 @@ int main(int argc, char **argv)
 	for (int parent = 0; parent < parents; parent++) {
 		if (fork())
 			continue;
-		int mine[3] = { 0, 0, 0 };
+		int mine[KINDS] = { 0 };
 		for (int i = parent; i < tries; i += parents) {
-			int status;
+			int status = DENIED << 8;
 			pid_t child = start(method);
-			if (waitpid(child, &status, 0) != child)
+			if (child && waitpid(child, &status, 0) != child)
 				die("waitpid");
 			if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
-				mine[0]++;
+				mine[KILLED]++;
+			else if (WIFEXITED(status) && WEXITSTATUS(status) == DENIED)
+				mine[WAS_DENIED]++;
 			else if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
-				mine[1]++;
+				mine[EXITED]++;
 			else
-				mine[2]++;
+				mine[OTHER]++;
 		}
 		if (write(results[1], mine, sizeof(mine)) != sizeof(mine))
 			die("results");
 		_exit(0);
 	}
 	for (int parent = 0; parent < parents; parent++) {
-		int one[3];
+		int one[KINDS];
 		if (read(results[0], one, sizeof(one)) != sizeof(one))
 			die("a parent died");
-		for (int i = 0; i < 3; i++)
+		for (int i = 0; i < KINDS; i++)
 			totals[i] += one[i];
 	}
-	printf("killed %d exited %d other %d\n", totals[0], totals[1], totals[2]);
+	printf("killed %d denied %d exited %d other %d\n", totals[KILLED], totals[WAS_DENIED], totals[EXITED], totals[OTHER]);
 	return 0;
 }
