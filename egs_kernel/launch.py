@@ -189,7 +189,10 @@ def _launch(command: Command) -> NoReturn:
         answer = _receive(daemon.fileno())
         if answer != _GO:
             raise _refusal(answer)
-    _execute(program, command.argv, daemon.fileno())
+    try:
+        _execute(program, command.argv)
+    except PermissionError as error:
+        raise _refused_by_the_gate(daemon.fileno()) or Stop(EXIT_REFUSED, f"{program}: {error}") from error
 
 
 def _open_program(program: str) -> int:
@@ -328,24 +331,19 @@ def _restore_signals() -> None:
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
 
 
-def _execute(program: str, argv: list[str], daemon: int) -> NoReturn:
+def _execute(program: str, argv: list[str]) -> NoReturn:
     try:
         os.execv(program, argv)
     except OSError as error:
         if error.errno == _EPERM:
-            _refused_by_the_gate(daemon)
+            raise
         code = EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_REFUSED
         raise Stop(code, f"{program}: {error.strerror}") from error
 
 
-def _refused_by_the_gate(daemon: int) -> None:
-    """Say why, if it was the gate: the daemon tells, as soon as it has heard of it.
-
-    Raises:
-        Stop: with the gate's reason.
-    """
+def _refused_by_the_gate(daemon: int) -> Stop | None:
+    """What the daemon says of an exec that failed, as soon as it has heard of it; None: it was not the gate's doing."""
     try:
-        answer = _receive(daemon)
+        return _refusal(_receive(daemon))
     except Stop:
-        return  # it was somebody else: the daemon has nothing to say
-    raise _refusal(answer)
+        return None

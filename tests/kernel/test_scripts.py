@@ -120,6 +120,7 @@ def test_a_launch_that_the_gate_refuses(running: Running) -> None:
 def test_a_script_of_a_script(running: Running) -> None:
     inner = script(running, "inner")
     outer = script(running, "outer", f"#!{inner}")
-    running.add(issue(running, inner, str(outer)))
+    argv = ("--argv", str(inner), "--argv", str(outer))
+    running.add(running.issue(inner, *argv, "--script", str(outer), name="inner.json"))
     assert running.output(outer, governed=False) == (0, f"said: {outer}\n")
     assert running.output(outer) == (126, "")
