@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egs_kernel.gate.tiers import lsm_finding
+from egs_kernel.model import Tier
 from tests.harness import Instance, LoadedGate, compile_program
 
 if TYPE_CHECKING:
@@ -24,16 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     required = os.environ.get("EGS_REQUIRE_KERNEL") == "1"
     no_kernel = None if required else _why_no_kernel()
-    no_lsm = any(item.get_closest_marker("lsm") for item in items) and _has_no_lsm()
     for item in items:
         if no_kernel is not None and item.get_closest_marker("kernel"):
             item.add_marker(pytest.mark.skip(reason=no_kernel))
-        elif no_lsm and item.get_closest_marker("lsm"):
+        elif TIER is not Tier.LSM and item.get_closest_marker("lsm"):
             item.add_marker(pytest.mark.skip(reason="needs tier lsm; this host has none"))
-
-
-def _has_no_lsm() -> bool:
-    return os.environ.get("EGS_TEST_TIER") != "lsm" and not lsm_finding().present
 
 
 def _why_no_kernel() -> str | None:

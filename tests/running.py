@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import socket
@@ -72,6 +73,15 @@ class Running:
         """The daemon's process id."""
         assert self.daemon is not None
         return self.daemon.pid
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The daemon is stopped: it notices nothing, and its grants stand for its grace."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
         """End the daemon, if it runs."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,21 +173,11 @@ def execute(
     return done.stdout.strip()
 
 
-@contextmanager
-def without_the_daemon(system: Running) -> Iterator[None]:
-    """It notices nothing; its grants stand for its grace."""
-    os.kill(system.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(system.pid, signal.SIGCONT)
-
-
 @pytest.mark.parametrize("target", ["script", "library"], indirect=True)
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_other_code_at_the_place_of_named_code(system: Running, target: Target, attack: Attack) -> None:
     assert execute(system, target) in ("good", "got it")
-    with without_the_daemon(system):
+    with system.paused():
         prepare = attack(target)
         assert execute(system, target, prepare) in ("", "refused")
         assert execute(system, target, prepare, governed=False) in ("evil", "got it")
@@ -202,7 +190,7 @@ def test_code_that_is_open_for_writing_is_not_measured(system: Running, target: 
         system.instance.egs("reload")
         old.write(EVIL)
         old.flush()
-        with without_the_daemon(system):
+        with system.paused():
             assert execute(system, target) in ("", "refused")
             assert execute(system, target, governed=False) in ("evil", "got it")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,12 @@ import pytest
 from egs_kernel.audit.entries import ArtifactChange, DaemonStarted, DaemonStopped, Decision, Exec, Outcome
 from egs_kernel.audit.reader import verify
 from egs_kernel.daemon import protocol
+from egs_kernel.gate import abi
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.harness import BIN
 from tests.refusals import KILLED, REFUSED, start
-from tests.running import Running, ask_raw
+from tests.running import SECONDS, Running, ask_raw
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
@@ -353,3 +356,40 @@ def test_the_socket_is_for_everyone_and_the_folder_is_not(running: Running) -> N
     assert running.instance.paths.run_dir.stat().st_mode & 0o022 == 0
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(running.instance.paths.socket))
+
+
+def test_what_was_opened_for_writing_is_refused_and_measured_again(running: Running) -> None:
+    """Nothing changed in it. On the tier tracepoint nobody notes openings, so the test does."""
+    program = running.copy("/bin/true", "program")
+    running.add(running.issue(program))
+    assert running.output(program)[0] == 0
+    gate = Gate.open(running.instance.paths.pins)
+    descriptor = os.open(program, os.O_PATH)
+    file = gate.identify(descriptor)
+    os.close(descriptor)
+    key = abi.FileKey(inode=file.inode, device=file.device)
+    with running.paused():
+        gate.measured_files.put(key, ctypes.c_uint64(time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
+        assert running.output(program)[0] != 0
+    gate.close()
+    refused = running.wait_for(Exec, lambda entry: entry.event.reason is Reason.FILE_OPENED)
+    assert refused.event.filename == str(program)
+    deadline = time.monotonic() + SECONDS
+    while running.output(program)[0] != 0:
+        assert time.monotonic() < deadline, running.log()
+
+
+def test_a_constraint_on_code_stands_where_the_gate_can_enforce_it(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    constraints = running.folder / "constraints.toml"
+    constraints.write_text('[code]\nanonymous = "refused"\n')
+    artifact = running.issue(program, "--constraints", str(constraints))
+    tier = json.loads(running.instance.egs("status", "--json").stdout)["tier"]
+    if tier == "lsm":
+        running.add(artifact)
+        assert running.output(program)[0] == 0
+        return
+    refused = running.instance.egs("artifacts", "add", str(artifact), "--json", check=False)
+    assert "code.anonymous, which takes the tier lsm" in refused.stdout + refused.stderr
+    launched = running.run("--artifact", str(artifact), str(program))
+    assert (launched.returncode, "[constraint_unenforceable]" in launched.stderr) == (126, True)
