@@ -8,17 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 from egs_kernel.gate.loader import unload_gate
 from egs_kernel.paths import Paths
+
+UNSEAL: Final = "unseal.json"
+"""Below EGS_ROOT: a maintenance artifact."""
 
 
 def main(root: str, cgroup: str) -> None:
     """Wait for the end, then kill, unload, remove."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes = [int(line) for line in sys.stdin]
+    _unseal(root)
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -27,6 +33,15 @@ def main(root: str, cgroup: str) -> None:
     if folder.is_dir():
         clear_cgroup(folder)
         folder.rmdir()
+
+
+def _unseal(root: str) -> None:
+    """A test that seals leaves the artifact that lifts it: else nothing here could be undone before a reboot."""
+    artifact = Path(root, UNSEAL)
+    if artifact.exists():
+        egs = Path(sys.executable).with_name("egs")
+        environment = os.environ | {"EGS_ROOT": root}
+        subprocess.run([egs, "unseal", artifact], env=environment, check=False, capture_output=True)
 
 
 def clear_cgroup(folder: Path) -> None:

@@ -15,6 +15,7 @@ from egs_kernel.artifact.statement import encode_statement, format_time
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.trust.keys import load_private
 from tests.harness import BIN, Cgroup, Instance
+from tests.reaper import UNSEAL
 from tests.running import Running
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Sealed:
         self.running = running
         self.instance = running.instance
         self.cgroup = cgroup
+        self._known: str | None = None  # how the gate is, as far as we have made it so: asking takes a while
         cgroup.folder.mkdir()
 
     @staticmethod
@@ -76,17 +78,23 @@ class Sealed:
 
     def seal(self) -> None:
         """Seal the gate; nothing when it is."""
-        self.instance.egs("seal")
+        if self._known != "sealed":
+            self.instance.egs("seal")
+            self._known = "sealed"
 
     def unseal(self, artifact: Path) -> subprocess.CompletedProcess[str]:
         """Ask for it."""
+        self._known = None
         return self.instance.egs("unseal", str(artifact), check=False)
 
     def lift(self, seconds: float = 3600) -> None:
-        """Lift the seal; nothing when it is lifted."""
+        """Lift the seal; nothing when it is lifted for long."""
+        if self._known == "lifted":
+            return
         if self.status["seal"] == "sealed":
             done = self.unseal(self.artifact(end=seconds, purpose=f"until {datetime.now(UTC)}"))
             assert done.returncode == 0, done.stderr
+            self._known = "lifted" if seconds > 600 else None
 
     def start(self) -> None:
         """Start the daemon, in a cgroup by which it can be killed while it is protected."""
@@ -139,6 +147,7 @@ def sealable_host(folder: Path) -> Iterator[Sealed]:
         instance.egs("reload")
         name = f"egs-sealed-{os.getpid()}"
         sealed = Sealed(running, Cgroup(f"/{name}", cgroup_mount() / name))
+        (instance.root / UNSEAL).write_bytes(sealed.artifact("keeper", "other", end=86400).read_bytes())
         sealed.cgroup.procs.write_text(f"{running.pid}\n")
         try:
             yield sealed
