@@ -10,6 +10,7 @@ import pytest
 
 from egs_kernel.model import Tier
 from tests.harness import Instance, LoadedGate, compile_program
+from tests.refusals import TIER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
