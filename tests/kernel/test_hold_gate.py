@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -72,7 +73,8 @@ def test_without_a_grant_it_waits(holding: Holding) -> None:
 def test_without_a_heartbeat_it_dies(holding: Holding) -> None:
     holding.gate.stop_beating()
     event, _ = holding.execute()
-    assert (event.verdict, event.reason) == (Verdict.KILL, Reason.DAEMON_STALE)
+    assert event.verdict in (Verdict.KILL, Verdict.DENY)  # the tier lsm refuses it earlier
+    assert event.reason is Reason.DAEMON_STALE
 
 
 def test_with_a_variable_that_loads_code_it_dies(holding: Holding) -> None:
@@ -100,7 +102,7 @@ def instance_grant(holding: Holding) -> Callable[[int], None]:
             artifact_id="00" * 32,
             scope="test",
             file=identity,
-            digest="00" * 32,
+            digest=hashlib.sha256(TRUE.read_bytes()).hexdigest(),
             not_before=0,
             not_after=2**62,
             argv=(b"another",),
