@@ -24,6 +24,8 @@ SYSTEM: Final = (
     "systemd-sysv",
     "udev",
 )
+_VERSION: Final = "1"
+"""To be counted up when the way in which the disk is made changes: its key has only the inputs."""
 DISK: Final = "disk.ext4"
 DISK_SIZE: Final = "6G"
 BUILD_TOOLS: Final = ("setuptools", "wheel", "hatchling", "editables~=0.3")
@@ -33,12 +35,12 @@ def base_disk() -> Path:
     """Debian with this checkout's package lists and lock file, as a file system; never written to."""
     base = debian()
     inputs = ("requirements-dev.lock", "pyproject.toml", "scripts/setup", "scripts/bin/egs")
-    key = digest(base.name, *((REPOSITORY / name).read_bytes() for name in inputs))
+    key = digest(_VERSION, base.name, *((REPOSITORY / name).read_bytes() for name in inputs))
 
     def make(folder: Path) -> None:
         say(f"making {CACHE}/debian-{key} (half a minute)")
         with workshop() as tree:
-            must("tar", "--extract", "--file", str(base), "--directory", str(tree))
+            unpack(base, tree)
             _make_venv(tree)
             file_system(folder / DISK, tree, DISK_SIZE)
 
@@ -66,6 +68,12 @@ def debian() -> Path:
         part.rename(tar)
     os.utime(tar)
     return tar
+
+
+def unpack(tar: Path, tree: Path) -> None:
+    """A Debian as a tree, with the place where a machine mounts its kernel's modules."""
+    must("tar", "--extract", "--file", str(tar), "--directory", str(tree))
+    (tree / "usr/lib/modules").mkdir(exist_ok=True)
 
 
 def wheels(lock: str) -> Path:

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from tests.vm.host import CACHE, REPOSITORY, cached, digest, file_system, must, say, workshop
-from tests.vm.image import DISK, DISK_SIZE, copy_checkout, debian, inside, setup_list, wheels
+from tests.vm.host import CACHE, REPOSITORY, cached, digest, file_system, say, workshop
+from tests.vm.image import DISK, DISK_SIZE, copy_checkout, debian, inside, setup_list, unpack, wheels
 
 LARGE: Final = 256 << 20
 """Bytes of the program that is enabled at boot: egsd takes seconds to hash it, and must be ready only then."""
@@ -80,7 +80,7 @@ def system_disk(commit: str | None) -> Path:
         def make(made: Path) -> None:
             say(f"making {CACHE}/system-{key} (half a minute)")
             with workshop() as tree:
-                must("tar", "--extract", "--file", str(base), "--directory", str(tree))
+                unpack(base, tree)
                 (folder / "egs-kernel").rename(tree / "srv/egs-kernel")
                 _install(tree)
                 file_system(made / DISK, tree, DISK_SIZE)
