@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from tests.adversarial.arena import NOBODY
-from tests.harness import BIN
+from tests.harness import BIN, COMMAND_SECONDS
 from tests.refusals import REFUSED
 from tests.running import Running
 
@@ -88,7 +88,7 @@ def test_the_daemon_does_not_start_on_it(system: Running, program: Path, path: s
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=COMMAND_SECONDS,
         )
     finally:
         restore(spoiled, mode)

@@ -29,6 +29,7 @@ from egs_kernel.constraints.seccomp import compile_filter
 from egs_kernel.constraints.syscalls import LAUNCH
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
+from tests.harness import COMMAND_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,7 @@ def child(*steps: str, pass_fds: tuple[int, ...] = ()) -> Iterator[subprocess.Po
 
 def released(process: subprocess.Popen[bytes]) -> int:
     """Send the awaited line; its exit code."""
-    process.communicate(b"\n", timeout=20)
+    process.communicate(b"\n", timeout=COMMAND_SECONDS)
     return process.returncode
 
 
@@ -362,7 +363,11 @@ CALLS: Final = {
 
 def answers(*steps: str) -> list[int]:
     done = subprocess.run(
-        [sys.executable, "-I", CHILD, *steps], check=False, capture_output=True, text=True, timeout=20
+        [sys.executable, "-I", CHILD, *steps],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
     )
     assert done.returncode == 0, done
     return [int(line) for line in done.stdout.split()]
@@ -424,7 +429,7 @@ def test_ordinary_programs_run_under_the_profiles(programs: Programs, profile: s
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=COMMAND_SECONDS,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["child", "thread", "end"]
@@ -447,5 +452,5 @@ def test_the_launch_list_is_enough_for_a_launch(programs: Programs, tmp_path: Pa
         "nnp", programs.step("launch", compile_filter(constraint)), "wait", f"exec:{binary}"
     ) as process:
         attest(process.pid, compile_filter(constraint), 1)
-        output, _ = process.communicate(b"\n", timeout=20)
+        output, _ = process.communicate(b"\n", timeout=COMMAND_SECONDS)
     assert (output, process.returncode) == (b"ran\n", 0)

@@ -13,7 +13,7 @@ import pytest
 from egs_kernel.audit.entries import Decision, Exec
 from egs_kernel.audit.reader import verify
 from egs_kernel.model import GrantKind, Reason, Verdict
-from tests.harness import BIN
+from tests.harness import BIN, COMMAND_SECONDS
 from tests.refusals import refusal, start
 from tests.running import Running
 
@@ -51,7 +51,7 @@ def test_no_execution_without_record_and_no_use_too_many(running: Running) -> No
                 stderr=subprocess.DEVNULL,
             )
         )
-        outputs += [process.communicate(timeout=60)[0] for process in processes]
+        outputs += [process.communicate(timeout=COMMAND_SECONDS)[0] for process in processes]
         killer.join()
         assert running.daemon is not None
         running.daemon.wait(20)

@@ -15,7 +15,7 @@ import pytest
 from egs_kernel.audit.entries import Decision, Exec, Outcome, Request, Verification
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import GrantKind, Reason, Verdict
-from tests.harness import BIN, compile_program
+from tests.harness import BIN, COMMAND_SECONDS, compile_program
 from tests.refusals import REFUSED
 from tests.running import Running
 
@@ -65,7 +65,7 @@ def test_the_program_gets_what_it_would_get_without_us(running: Running, shows: 
         preexec_fn=block,
         pass_fds=(write,),
     )
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=COMMAND_SECONDS)
     os.close(read)
     os.close(write)
     assert process.returncode == 7
@@ -344,7 +344,7 @@ def test_the_daemon_killed_in_the_middle(running: Running) -> None:
         stderr=subprocess.PIPE,
     )
     running.stop(signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=COMMAND_SECONDS)
     assert (process.returncode, b"[daemon_unreachable]" in said) == (4, True)
     running.start()
     assert not running.entries(Exec)

@@ -36,7 +36,7 @@ def start(unit: str) -> dict[str, str]:
     """Start a oneshot service, wait for its end, and say how it went, and what it wrote."""
     before = written(unit)
     started = run("systemctl", "start", unit)
-    until(lambda: show(unit, "ActiveState")["ActiveState"] in {"inactive", "failed"}, 20)
+    until(lambda: show(unit, "ActiveState")["ActiveState"] in {"inactive", "failed"})
     seen = show(unit, "Result", "ExecMainStatus")
     return seen | {"start": started.stdout.strip(), "wrote": written(unit)[len(before) :]}
 
@@ -64,7 +64,7 @@ def was_done(seen: dict[str, str]) -> bool:
 def boot(guest: Guest) -> None:
     """The three units, as they were enabled."""
     wait_for_the_gate()
-    until(lambda: show("vm-enabled.service", "ActiveState")["ActiveState"] in {"active", "failed"}, 40)
+    until(lambda: show("vm-enabled.service", "ActiveState")["ActiveState"] in {"active", "failed"})
     guest.note("pid 1", Path("/proc/1/comm").read_text().strip())
     guest.note("cgroups", run("findmnt", "-n", "-t", "cgroup,cgroup2").stdout.strip())
     for unit in UNITS:
@@ -145,7 +145,7 @@ def slice_comes_back(guest: Guest) -> None:
     folder = Path("/sys/fs/cgroup/egs.slice/egs-agents.slice")
     before = folder.stat().st_ino
     run("systemctl", "stop", "vm-enabled.service", "egs-agents.slice", "egs.slice")
-    gone = until(lambda: not folder.exists(), 10) is not None
+    gone = until(lambda: not folder.exists()) is not None
     seen = start("vm-other.service")
     after = folder.stat().st_ino if folder.exists() else None
     guest.check(
@@ -251,13 +251,13 @@ def commands(guest: Guest) -> None:
 
 def daemon_dies(guest: Guest) -> None:
     """SIGKILL, and a daemon that hangs."""
-    for number, what, at_most in ((signal.SIGKILL, "killed", 30.0), (signal.SIGSTOP, "hangs", 40.0)):
+    for number, what in ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "hangs")):
         before = show("egsd.service", "MainPID", "NRestarts")
         if before["MainPID"] == "0":
             guest.check(f"egsd {what}", False, "it does not run")
             continue
         os.kill(int(before["MainPID"]), number)
-        took = until(lambda before=before: _is_back(before), at_most)  # type: ignore[misc]  # bound on purpose
+        took = until(lambda before=before: _is_back(before), GATE_CAN_TAKE)  # type: ignore[misc]  # bound on purpose
         after = show("egsd.service", "MainPID", "NRestarts", "ActiveState")
         seconds = "never" if took is None else f"{took:.1f} s"
         guest.check(f"egsd {what}: systemd has it running again", took is not None, f"{seconds}; {after}")
@@ -286,7 +286,7 @@ def services_stop(guest: Guest) -> None:
     run("systemctl", "start", "egsd.service", "vm-enabled.service")
     before = show("vm-enabled.service", "MainPID")["MainPID"]
     run("systemctl", "restart", "egs-gate.service")
-    until(lambda: show("vm-enabled.service", "MainPID")["MainPID"] not in {"0", before}, 30)
+    until(lambda: show("vm-enabled.service", "MainPID")["MainPID"] not in {"0", before}, GATE_CAN_TAKE)
     again = show("vm-enabled.service", "ActiveState", "MainPID")
     good = again["ActiveState"] == "active" and again["MainPID"] != before
     guest.check("restarting egs-gate restarts what runs in the slice", good, (before, again))
