@@ -27,7 +27,16 @@ from typing import Final
 import msgspec
 
 from egs_kernel.gate.pins import Gate
-from egs_kernel.model import ExecEvent, FileIdentity, GateEvent, Grant, Reason, TaskIdentity, Verdict
+from egs_kernel.model import (
+    ExecEvent,
+    FileIdentity,
+    GateEvent,
+    Grant,
+    Measurement,
+    Reason,
+    TaskIdentity,
+    Verdict,
+)
 from egs_kernel.processes import start_ticks
 from tests.harness import PATIENCE, PROGRAMS, Cgroup, Instance
 from tests.refusals import denied_is_the_end, refusal
@@ -152,6 +161,10 @@ class Arena:
             return self.gate.identify(descriptor)
         finally:
             os.close(descriptor)
+
+    def measurement(self, path: Path) -> Measurement:
+        """A file as an artifact names it beside the program."""
+        return Measurement(hashlib.sha256(path.read_bytes()).hexdigest(), self.identity(path))
 
     def grant(self, program: Path, *argv: str) -> Grant:
         """What permits a program in the scope to anybody, for ever; with exactly `argv` when it is given."""

@@ -1,4 +1,4 @@
-"""Open on the tracepoint tier: who helps from outside of the scope, and what root can do to the gate itself.
+"""Open, if not said otherwise on both tiers: who helps from outside of the scope, and what root can do to the gate itself.
 
 Points O-5 to O-10 of docs/threat-model.md. Each test shows that the attack works. One that fails is good news: then
 the point moves from "open" to a claim.

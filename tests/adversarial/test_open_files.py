@@ -1,6 +1,6 @@
-"""Open on the tracepoint tier: file systems on which a file changes without a trace that the gate could see.
+"""Open, unless the kernel hashes what is executed: file systems on which a file changes without a trace that the gate could see.
 
-Point O-11 of docs/threat-model.md. The gate does not notice; so the daemon refuses programs on such file systems
+Point O-11 of docs/threat-model.md. The gate notices only by the kernel's own hash (tier lsm, from Linux 6.2 on); so the daemon refuses programs on such file systems
 (egs_kernel/filesystems.py), unless `trusted_filesystems` in egs.toml says otherwise. tests/unit/test_filesystems.py
 has the refusal.
 """
@@ -33,6 +33,11 @@ def refuse(program: Path) -> None:
     assert caught.value.reason is Reason.FILESYSTEM_UNTRUSTED
 
 
+def of_changed_content(arena: Arena) -> tuple[bytes, list[Reason]]:
+    """What came of an exec of changed content, of which the inode has no trace."""
+    return (b"", [Reason.DIGEST_DIFFERS]) if arena.gate.digests else (b"evil", [Reason.AUTHORIZED])
+
+
 @pytest.fixture
 def mounted(place: Path) -> Iterator[Path]:
     """A folder to mount on; unmounted at the end."""
@@ -52,7 +57,7 @@ def test_o11_a_store_through_a_mapping_on_tmpfs(arena: Arena, mounted: Path) -> 
 
     done = arena.attempt(lambda: execute(program))
 
-    assert (done.wrote, done.reasons) == (b"evil", [Reason.AUTHORIZED])
+    assert (done.wrote, done.reasons) == of_changed_content(arena)
     refuse(program)
 
 
@@ -77,7 +82,7 @@ def test_o11_a_write_below_an_overlay(arena: Arena, place: Path, mounted: Path) 
 
     done = arena.attempt(lambda: execute(program))
 
-    assert (done.wrote, done.reasons) == (b"evil", [Reason.AUTHORIZED])
+    assert (done.wrote, done.reasons) == of_changed_content(arena)
     refuse(program)
 
 

@@ -1,4 +1,4 @@
-"""Open on the tracepoint tier: what happens to an authorized program from its exec on, and around it.
+"""Open, if not said otherwise on both tiers: what happens to an authorized program from its exec on, and around it.
 
 Points O-1 to O-4 of docs/threat-model.md. Each test shows that the attack works. One that fails is good news: then
 the point moves from "open" to a claim.
@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from egs_kernel.model import Reason
+from egs_kernel.model import Reason, Tier, Verdict
 from tests.adversarial.arena import (
     CLONE_NEWUSER,
     EVIDENCE,
@@ -28,6 +28,7 @@ from tests.adversarial.arena import (
     private_mounts,
     unshare,
 )
+from tests.refusals import TIER
 
 pytestmark = pytest.mark.kernel
 
@@ -35,8 +36,16 @@ PTRACE_TRACEME, PTRACE_POKEDATA, PTRACE_CONT = 0, 4, 7
 ECHO: Final = Path("/bin/echo")
 
 
+def untrusted(arena: Arena) -> int:
+    """How often code was refused as nobody's."""
+    return arena.gate.counters().decisions.get((Verdict.DENY, Reason.CODE_UNTRUSTED, True), 0)
+
+
 def test_o1_a_dynamic_loader_of_the_callers_in_a_chroot(arena: Arena, place: Path) -> None:
-    """The kernel loads PT_INTERP from the caller's root. A user namespace gives one to anybody."""
+    """The kernel loads PT_INTERP from the caller's root. A user namespace gives one to anybody.
+
+    Closed on the tier lsm: the loader is not mapped, and the kernel ends an exec that fails so late.
+    """
     headers = subprocess.run(["readelf", "-l", str(ECHO)], capture_output=True, text=True, check=True).stdout
     loader = Path(headers.split("interpreter: ")[1].split("]")[0])
     program = arena.fresh(ECHO, place)
@@ -51,9 +60,12 @@ def test_o1_a_dynamic_loader_of_the_callers_in_a_chroot(arena: Arena, place: Pat
         os.chroot(place)
         execute(f"/{program.name}", "echo")
 
+    before = untrusted(arena)
     done = arena.attempt(attack)
 
-    assert (done.wrote, done.reasons) == (b"evil", [Reason.AUTHORIZED])
+    closed = TIER is Tier.LSM
+    assert (done.wrote, done.reasons) == ((b"", []) if closed else (b"evil", [Reason.AUTHORIZED]))
+    assert untrusted(arena) - before == closed
 
 
 def test_o2_another_script_at_the_authorized_path(arena: Arena, place: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from egs_kernel.model import Reason
+from egs_kernel.model import Reason, Tier
 from tests.adversarial.arena import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
@@ -34,6 +34,7 @@ from tests.adversarial.arena import (
     unshare,
 )
 from tests.harness import fork_and_be_the_child
+from tests.refusals import TIER
 
 pytestmark = pytest.mark.kernel
 
@@ -200,20 +201,24 @@ def test_the_same_ways_are_open_to_an_authorized_program(arena: Arena) -> None:
 
 
 def test_a_script_of_an_authorized_interpreter(arena: Arena, place: Path) -> None:
-    """The kernel executes the interpreter, with the script's path among arguments that nobody authorized."""
+    """The kernel executes the interpreter, with the script's path among arguments that nobody authorized.
+
+    On the tier lsm the gate sees the script itself, which the artifact names or not.
+    """
     shell = arena.fresh(Path("/bin/dash"), new_folder(place / "folder"))
     allowed, evil = place / "folder/allowed", place / "folder/evil"
     for script, word in ((allowed, "good"), (evil, "evil")):
         script.write_text(f"#!{shell}\nprintf {word} >&{EVIDENCE}\n")
         script.chmod(0o755)
-    arena.permit(shell, str(shell), str(allowed))
+    arena.permit(shell, str(shell), str(allowed), subjects=(arena.measurement(allowed),))
 
     assert arena.attempt(lambda: execute(evil), governed=False).wrote == b"evil"
     assert arena.attempt(lambda: execute(allowed)).wrote == b"good"
 
     done = arena.attempt(lambda: execute(evil))
 
-    assert (done.wrote, done.reasons) == (b"", [Reason.ARGV_MISMATCH])
+    reason = Reason.SCRIPT_UNAUTHORIZED if TIER is Tier.LSM else Reason.ARGV_MISMATCH
+    assert (done.wrote, done.reasons) == (b"", [reason])
 
 
 def test_by_the_dynamic_loader(arena: Arena, place: Path) -> None:

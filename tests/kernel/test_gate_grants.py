@@ -361,23 +361,39 @@ def test_the_last_use_is_taken_once_however_many_want_it(
 def test_no_audit_slot_no_exec(gate: Gate, instance: Instance, grant: Grant, program: Path) -> None:
     """Nobody drains: sooner or later there is no room for an event, and then nothing runs."""
     gate.install(grant)
-    long = "a" * 4000
-
-    def execute() -> int:
-        return subprocess.run(
-            [program, long], preexec_fn=instance.cgroup.enter, stdout=subprocess.DEVNULL, check=False
-        ).returncode
-
     limit = 2 * abi_ring_bytes() // 4096
-    codes = [execute()]
-    while codes[-1] == 0 and len(codes) < limit:
-        codes.append(execute())
-    assert codes[-1] == KILLED.code
+
+    ran, code = execute_until_refused(instance, program, limit)
+
+    assert (code, ran < limit) == (KILLED.code, True)
     assert gate.counters().decisions[Verdict.KILL, Reason.AUDIT_UNAVAILABLE, True] == 1
     events: list[GateEvent] = []
     gate.drain(events.append)
-    assert sum(isinstance(event, ExecEvent) for event in events) == len(codes) - 1
-    assert execute() == 0
+    assert sum(isinstance(event, ExecEvent) for event in events) == ran
+    assert execute_until_refused(instance, program, 1) == (1, 0)
+
+
+def execute_until_refused(instance: Instance, program: Path, most: int) -> tuple[int, int]:
+    """Execute a program in the scope again and again: how often it ran, and the exit code of the last."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            instance.cgroup.enter()
+            ran = code = 0
+            quiet = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+            while ran < most and code == 0:
+                one = os.posix_spawn(program, [str(program), "a" * 4000], {}, file_actions=quiet)
+                code = os.waitstatus_to_exitcode(os.waitpid(one, 0)[1])
+                ran += code == 0
+            os.write(writing, f"{ran} {code}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    said = os.read(reading, 64).split()
+    os.close(reading)
+    return int(said[0]), int(said[1])
 
 
 def test_several_artifacts_for_one_file(
