@@ -20,7 +20,7 @@ from egs_kernel.config import Config, load_config
 from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
-from egs_kernel.gate.parts import TRACEPOINTS
+from egs_kernel.gate.parts import links_of
 from egs_kernel.gate.seal import boot_now
 from egs_kernel.model import HostFacts, Posture, Reason, Tier
 from egs_kernel.ownership import read_private_file
@@ -174,7 +174,7 @@ class Host:
             return ("the gate was unloaded: run egs gate load, then restart egsd",)
         if found != self._pinned:
             return ("another gate was loaded: restart egsd",)
-        missing = [name for name in TRACEPOINTS if not (self._pins / f"link_{name}").exists()]
+        missing = [name for name in links_of(self._gate.tier) if not (self._pins / f"link_{name}").exists()]
         if any(scope.holds for scope in self.settings.config.scopes):
             missing += self._gate.holds.missing_guards()
         return tuple(f"gate program {name} is not attached" for name in missing)
