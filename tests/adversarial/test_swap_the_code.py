@@ -9,13 +9,17 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
+import sys
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from egs_kernel.audit.entries import Decision
+from egs_kernel.model import Reason
 from tests.adversarial.arena import MS_BIND, mount, private_mounts
 from tests.harness import COMMAND_SECONDS, compile_program
 
@@ -34,6 +38,7 @@ class Target:
     path: Path
     evil: Path
     command: tuple[str, ...]
+    artifact: str
 
     def place(self, name: str) -> Path:
         """A new folder, beside the one of the file."""
@@ -141,12 +146,12 @@ def target(request: pytest.FixtureRequest, system: Running) -> Target:
         file.write_text(text)
         file.chmod(0o755)
     if kind == "script":
-        system.add(system.issue(path, "--argv", str(path), name=f"{name}.json"))
-        return Target(path, evil, (str(path),))
+        artifact = system.add(system.issue(path, "--argv", str(path), name=f"{name}.json"))
+        return Target(path, evil, (str(path),), artifact)
     program = compile_program("get_code", system.folder)
     program = program.rename(system.folder / f"{name}.program")
-    system.add(system.issue(program, "--library", str(path), name=f"{name}.json"))
-    return Target(path, evil, (str(program), f"map:{path}"))
+    artifact = system.add(system.issue(program, "--library", str(path), name=f"{name}.json"))
+    return Target(path, evil, (str(program), f"map:{path}"), artifact)
 
 
 def execute(
@@ -157,7 +162,11 @@ def execute(
     def go() -> None:
         if governed:
             system.instance.cgroup.enter()
-        prepare()
+        try:
+            prepare()
+        except BaseException:  # subprocess tells that something went wrong, and not what
+            traceback.print_exc(file=sys.__stderr__)
+            raise
 
     try:
         done = subprocess.run(
@@ -188,11 +197,16 @@ def test_code_that_is_open_for_writing_is_not_measured(system: Running, target: 
     """A descriptor from before the measurement could write at any time after it."""
     with target.path.open("r+") as old:
         system.instance.egs("reload")
-        old.write(EVIL)
-        old.flush()
+        system.wait_for(Decision, lambda entry: _refuses(entry, target.artifact))
         with system.paused():
+            old.write(EVIL)
+            old.close()  # a script that is open for writing is not executed anywhere
             assert execute(system, target) in ("", "refused")
             assert execute(system, target, governed=False) in ("evil", "got it")
+
+
+def _refuses(entry: Decision, artifact: str) -> bool:
+    return entry.artifact_id == artifact and entry.reason is Reason.DIGEST_MISMATCH
 
 
 @pytest.mark.parametrize("target", ["script"], indirect=True)
@@ -200,6 +214,6 @@ def test_a_named_script_by_another_name(system: Running, target: Target) -> None
     """The same file, and other arguments for its interpreter: the path is one of them."""
     other = target.path.with_name("other")
     other.hardlink_to(target.path)
-    renamed = Target(other, target.evil, (str(other),))
+    renamed = replace(target, path=other, command=(str(other),))
     assert execute(system, renamed, governed=False) == "good"
     assert execute(system, renamed) == ""

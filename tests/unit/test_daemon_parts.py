@@ -12,12 +12,15 @@ from egs_kernel.artifact.statement import parse_statement
 from egs_kernel.cli.tables import printable
 from egs_kernel.config import parse_config
 from egs_kernel.daemon.events import Executions
-from egs_kernel.daemon.intents import parse_environment, recorded_intent
+from egs_kernel.daemon.intents import interpreted_intent, parse_environment, recorded_intent
 from egs_kernel.daemon.revocations import read_revocations, require_id, write_revocation
 from egs_kernel.daemon.scoping import is_below, parse_cgroup, target_cgroup
 from egs_kernel.daemon.verdicts import Trial, use_until
-from egs_kernel.errors import Refused, UnsafePath, UsageError
+from egs_kernel.errors import GateError, Refused, UnsafePath, UsageError
+from egs_kernel.gate import abi
+from egs_kernel.gate.events import parse_event
 from egs_kernel.model import (
+    CodeEvent,
     ExecEvent,
     ExitEvent,
     FileIdentity,
@@ -85,6 +88,59 @@ def test_executions_begin_and_end() -> None:
     assert executions.get(120) is None
     executions.take(ended(13, 130))
     assert len(executions) == 0
+
+
+def code(reason: Reason, file: abi.FileId | None = None) -> bytes:
+    """What the gate writes of refused code."""
+    raw = abi.CodeEvent(
+        type=abi.EventType.CODE,
+        scope=1,
+        time=7,
+        execution=100,
+        reason=reason,
+        enforced=1,
+        pid=10,
+        name=b"x.so",
+    )
+    if file is not None:
+        raw.file = file
+    return bytes(raw)
+
+
+def test_refused_code_is_an_event_and_ends_no_execution() -> None:
+    raw = abi.FileId(inode=2, size=3, ctime_sec=4, ctime_nsec=5, generation=6, device=1)
+    event = parse_event(code(Reason.CODE_UNTRUSTED, raw), {1: "test"}, Tier.LSM)
+    assert event == CodeEvent(
+        reason=Reason.CODE_UNTRUSTED,
+        enforced=True,
+        scope="test",
+        time=7,
+        execution=100,
+        pid=10,
+        file=FileIdentity(device=1, inode=2, generation=6, size=3, ctime_seconds=4, ctime_nanoseconds=5),
+        name="x.so",
+    )
+    executions = Executions()
+    executions.take(executed(10, 100))
+    executions.take(event)
+    assert executions.get(100) is not None
+
+
+def test_refused_memory_of_no_file_has_none() -> None:
+    event = parse_event(code(Reason.CODE_ANONYMOUS), {}, Tier.LSM)
+    assert isinstance(event, CodeEvent)
+    assert (event.file, event.scope) == (None, "#1")
+
+
+def test_a_truncated_event_of_code_is_no_event() -> None:
+    with pytest.raises(GateError) as caught:
+        parse_event(code(Reason.CODE_ANONYMOUS)[:-1], {}, Tier.LSM)
+    assert caught.value.reason is Reason.GATE_VERSION_MISMATCH
+
+
+def test_a_script_is_intended_as_what_the_kernel_executes_for_it() -> None:
+    said = Intent(program="./job", digest="", argv=("job", "now", "x y"))
+    assert interpreted_intent(said, ("/bin/sh", "-eu")).argv == ("/bin/sh", "-eu", "./job", "now", "x y")
 
 
 def test_environments() -> None:
