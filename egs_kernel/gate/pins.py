@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from egs_kernel.errors import GateError, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
-from egs_kernel.gate.grants import artifact_key, raw_argv, raw_grant
+from egs_kernel.gate.granting import Granting, GrantTables
 from egs_kernel.gate.holds import HeldTasks
 from egs_kernel.gate.parts import GUARDS, MAPS, links_of, programs_of
 from egs_kernel.gate.ring import Ring
@@ -36,9 +36,6 @@ from egs_kernel.model import (
     Verdict,
 )
 from egs_kernel.processes import start_ticks
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 _RELEASE: Final = 0xFFFFFFFF
 _UNLOAD_AND_LOAD: Final = "Run: egs gate unload && egs gate load"
@@ -70,11 +67,14 @@ class Gate:
         self._tasks = libbpf.Map(fds["tasks"], u32, abi.Task)
         self.holds = HeldTasks(pins, self._programs, self._tasks)
         self.seal = Seal(pins, self._programs) if self.tier is Tier.LSM else None
-        self._standing = libbpf.Map(fds["standing_grants"], abi.StandingKey, abi.Grant)
-        self._armed = libbpf.Map(fds["armed_grants"], u32, abi.Grant)
-        self._uses = libbpf.Map(fds["grant_uses"], u64, u64)
-        self._argvs = libbpf.Map(fds["grant_argvs"], u64, abi.Argv)
+        self.grants = GrantTables(
+            libbpf.Map(fds["standing_grants"], abi.StandingKey, abi.Grant),
+            libbpf.Map(fds["armed_grants"], u32, abi.Grant),
+            libbpf.Map(fds["grant_uses"], u64, u64),
+            libbpf.Map(fds["grant_argvs"], u64, abi.Argv),
+        )
         self.named = Subjects(self.subjects, self._artifacts_in_use)
+        self._granting = Granting(self.grants, self.named)
         self.openings = Openings(self.measured_files, self.named.files)
         self._variables = libbpf.Map(fds["code_variables"], u32, abi.Variables)
         self._readings = libbpf.Map(fds["readings"], u32, abi.Reading)
@@ -84,8 +84,6 @@ class Gate:
         self._fds += self.seal.descriptors if self.seal else ()
         self._ring = Ring(fds["events"], libbpf.map_info(fds["events"]).max_entries)
         self._names: dict[int, str] = {}
-        self._armed_ids: dict[int, int] = {}
-        self._last_id = 0
         self._reading_lock = threading.Lock()
 
     @classmethod
@@ -184,20 +182,11 @@ class Gate:
         Raises:
             GateError: no room for it.
         """
-        scope = self.scope_slot(grant.scope)
-        key, present = self._place(grant, scope)
-        grant_id = present.grant_id if present else self._new_id()
-        self.named.name(grant)
-        self._bind(grant, grant_id, renewed=present is not None)
-        self._write(self._standing, key, raw_grant(grant, grant_id, scope, None))
-        return grant_id
+        return self._granting.install(grant, self.scope_slot(grant.scope))
 
     def withdraw(self, grant_id: int) -> None:
         """Remove a standing grant; the next exec that needs it is refused."""
-        for key, raw in self._standing.items():
-            if raw.grant_id == grant_id:
-                self._standing.delete(key)
-        self._unbind(grant_id)
+        self._granting.withdraw(grant_id)
 
     def standing(self) -> list[StandingGrant]:
         """Every standing grant in the gate."""
@@ -207,9 +196,9 @@ class Gate:
                 artifact_id=bytes(raw.artifact_id).hex(),
                 scope=self._names.get(raw.scope, f"#{raw.scope}"),
                 file=file_identity(raw.file),
-                uses_left=self._uses_left(raw),
+                uses_left=self._granting.uses_left(raw),
             )
-            for _, raw in self._standing.items()
+            for _, raw in self.grants.standing.items()
         ]
 
     def arm(self, grant: Grant, task: TaskIdentity) -> int:
@@ -222,38 +211,23 @@ class Gate:
 
     def arm_slot(self, grant: Grant, task: TaskIdentity, scope: int) -> int:
         """As `arm`, in the scope of that slot."""
-        self.disarm(task.pid)
-        self.named.name(grant)
-        grant_id = self._new_id()
-        self._bind(grant, grant_id, renewed=False)
-        self._armed_ids[task.pid] = grant_id
-        self._write(self._armed, ctypes.c_uint32(task.pid), raw_grant(grant, grant_id, scope, task))
-        return grant_id
+        return self._granting.arm(grant, task, scope)
 
     def disarm(self, pid: int) -> None:
         """Take an armed grant back, if it is still there."""
-        self._armed.delete(ctypes.c_uint32(pid))
-        # The gate forgets the grant itself when the exec uses it or the process ends; what it referred to is ours.
-        grant_id = self._armed_ids.pop(pid, None)
-        if grant_id is not None:
-            self._unbind(grant_id)
+        self._granting.disarm(pid)
 
     def collect(self) -> None:
         """Free what belongs to grants that are gone: a daemon that died had no time to. Not while arming."""
-        live = {raw.grant_id for _, raw in (*self._standing.items(), *self._armed.items())}
-        for key in (*self._argvs.keys(), *self._uses.keys()):
-            if key.value not in live:
-                self._unbind(key.value)
-        self.named.sweep()
+        self._granting.collect()
 
     def forget(self, grant_id: int) -> None:
         """Free what belongs to an armed grant that an exec has consumed."""
-        self._unbind(grant_id)
-        self._armed_ids = {pid: armed for pid, armed in self._armed_ids.items() if armed != grant_id}
+        self._granting.forget(grant_id)
 
     def armed(self) -> dict[int, int]:
         """What is armed now: grant ids by process id."""
-        return {key.value: raw.grant_id for key, raw in self._armed.items()}
+        return {key.value: raw.grant_id for key, raw in self.grants.armed.items()}
 
     # -- governed processes ----------------------------------------------------------------------
 
@@ -423,65 +397,9 @@ class Gate:
             raise GateError(Reason.GATE_FAILED, "the gate's configuration cannot be read", _UNLOAD_AND_LOAD)
         return config
 
-    def _new_id(self) -> int:
-        """Boot-time nanoseconds: unique across daemon restarts, as the pins are."""
-        self._last_id = max(self._last_id + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-        return self._last_id
-
-    def _place(self, grant: Grant, scope: int) -> tuple[abi.StandingKey, abi.Grant | None]:
-        free: abi.StandingKey | None = None
-        for slot in range(abi.GRANTS_PER_FILE):
-            key = abi.StandingKey(inode=grant.file.inode, device=grant.file.device, scope=scope, slot=slot)
-            raw = self._standing.get(key)
-            if raw is None:
-                free = free or key
-            elif bytes(raw.artifact_id).hex() == grant.artifact_id:
-                return key, raw
-        if free is None:
-            raise GateError(
-                Reason.GATE_FAILED,
-                f"scope {grant.scope} has {abi.GRANTS_PER_FILE} standing artifacts for this file already",
-                "Remove one of them (egs artifacts remove ID), or start it with egs run.",
-            )
-        return free, None
-
-    def _bind(self, grant: Grant, grant_id: int, *, renewed: bool) -> None:
-        """Write what the grant refers to, before the grant itself."""
-        key = ctypes.c_uint64(grant_id)
-        if grant.argv is not None:
-            self._write(self._argvs, key, raw_argv(grant.argv))
-        if grant.uses is not None:
-            left = self._uses.get(key) if renewed else None
-            # The gate may be counting right now: never give back, at most take away.
-            if left is None or grant.uses < left.value:
-                self._write(self._uses, key, ctypes.c_uint64(grant.uses))
-
-    def _unbind(self, grant_id: int) -> None:
-        self._argvs.delete(ctypes.c_uint64(grant_id))
-        self._uses.delete(ctypes.c_uint64(grant_id))
-
     def _artifacts_in_use(self) -> set[int]:
         """Keys of the artifacts of all grants, and of what runs: in this order, an exec turns one into the other."""
-        granted = [raw for _, raw in (*self._standing.walk(), *self._armed.walk())]
-        keys = {artifact_key(bytes(raw.artifact_id).hex()) for raw in granted}
-        return keys | {task.artifact for _, task in self._tasks.walk()}
-
-    def _uses_left(self, raw: abi.Grant) -> int | None:
-        if not raw.flags & abi.GrantFlag.BIND_USES:
-            return None
-        left = self._uses.get(ctypes.c_uint64(raw.grant_id))
-        return int(left.value) if left is not None else 0
-
-    @staticmethod
-    def _write(table: libbpf.Map[K, V], key: K, value: V) -> None:
-        try:
-            table.put(key, value)
-        except OSError as error:
-            raise GateError(
-                Reason.GATE_FAILED,
-                f"the gate has no room for another grant: {error}",
-                "Remove artifacts that are not needed.",
-            ) from error
+        return self.grants.artifacts() | {task.artifact for _, task in self._tasks.walk()}
 
 
 def _require_alive(task: TaskIdentity) -> None:

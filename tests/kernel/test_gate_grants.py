@@ -503,7 +503,7 @@ def test_nothing_of_an_armed_grant_is_left_however_it_ends(
     bound = msgspec.structs.replace(grant, argv=(bytes(program),), uses=1)
 
     def leftovers() -> int:
-        return len(gate._argvs.keys()) + len(gate._uses.keys()) + len(gate.armed())
+        return len(gate.grants.argvs.keys()) + len(gate.grants.uses.keys()) + len(gate.armed())
 
     executed = Armed(instance, program)
     grant_id = gate.arm(bound, executed.task)
