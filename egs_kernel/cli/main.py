@@ -34,6 +34,7 @@ _MODULES: Final = {
     "egs_kernel.cli.metrics": ("metrics",),
 }
 _INTERRUPTED: Final = 130
+_UNHEARD: Final = 141  # as a shell shows SIGPIPE
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left, and Python would complain at the end
-        return int(ExitCode.DONE)
+        return _UNHEARD
     except KeyboardInterrupt:
         return _INTERRUPTED
 
