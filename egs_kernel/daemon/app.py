@@ -33,7 +33,7 @@ from egs_kernel.daemon.watch import Watcher
 from egs_kernel.errors import EgsError
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
-from egs_kernel.gate.seal import seal_word
+from egs_kernel.gate.seal import claim
 from egs_kernel.model import Reason, Verdict
 from egs_kernel.ownership import require_private_folder
 
@@ -57,7 +57,7 @@ async def serve(paths: Paths) -> None:
     Raises:
         EgsError: it could not start, or it cannot go on.
     """
-    seal_word(paths.pins)  # the first look at a sealed gate: by it this process becomes its daemon
+    claim(paths.pins)
     settings = Settings.load(paths)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_locked(paths))

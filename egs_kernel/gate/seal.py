@@ -170,6 +170,22 @@ def boot_now() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+def claim(pins: Path) -> None:
+    """A starting daemon's first look at the gate: when that is sealed, this makes the process its daemon.
+
+    Raises:
+        Refused: SEALED; the gate does not take it for its daemon.
+    """
+    try:
+        os.close(libbpf.open_pin(pins / "seals"))
+    except OSError as error:
+        if error.errno == errno.EPERM and os.geteuid() == 0:
+            raise sealed_error(
+                "this process is not its daemon; another one is, or this one was started in another way, "
+                "or has read something that is not kept (egs audit query --type attempt)"
+            ) from error
+
+
 def seal_word(pins: Path) -> str:
     """How the gate at `pins` is: sealed, lifted, unsealed; none where there is no gate that could be. For root."""
     try:
