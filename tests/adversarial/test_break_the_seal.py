@@ -207,7 +207,7 @@ def with_code_in_the_environment(sealed: Sealed) -> subprocess.Popen[str]:
 
 
 def with_compiled_code_elsewhere(sealed: Sealed) -> subprocess.Popen[str]:
-    """Nothing is there, and so nothing of it is opened: it is the daemon, and may be."""
+    """A variable that the gate does not know; the interpreter takes code from a folder that is not kept."""
     cache = sealed.running.folder / "cache" / str(Path(sys.base_prefix) / "lib/python3.11").lstrip("/")
     cache.mkdir(parents=True, exist_ok=True)
     compiled = Path(os.__file__).parent / "__pycache__/os.cpython-311.pyc"

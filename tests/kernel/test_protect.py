@@ -156,9 +156,10 @@ def by_number(command: int, kind: str) -> Callable[[Sealed], None]:
 
 
 def write_by_an_old_descriptor(host: Sealed) -> None:
-    key, value = ctypes.c_uint32(0), ctypes.c_uint64(0)
-    bpf(MAP_LOOKUP, struct.pack("<IIQQQ", OLD["map"], 0, ctypes.addressof(key), ctypes.addressof(value), 0))
-    bpf(MAP_UPDATE, struct.pack("<IIQQQ", OLD["map"], 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+    key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(4096)
+    where = struct.pack("<IIQQQ", OLD["map"], 0, ctypes.addressof(key), ctypes.addressof(value), 0)
+    bpf(MAP_LOOKUP, where)
+    bpf(MAP_UPDATE, where)
 
 
 def run_by_an_old_descriptor(host: Sealed) -> None:
