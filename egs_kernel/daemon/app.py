@@ -31,6 +31,7 @@ from egs_kernel.daemon.server import Server
 from egs_kernel.daemon.standing import Standing
 from egs_kernel.daemon.watch import Watcher
 from egs_kernel.errors import EgsError
+from egs_kernel.gate.libraries import apply_library_roots
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.seal import claim
@@ -91,6 +92,7 @@ def _locked(paths: Paths) -> Iterator[None]:
 
 class _Daemon:
     def __init__(self, paths: Paths, gate: Gate, journal: Journal, settings: Settings) -> None:
+        apply_library_roots(gate, settings.config.library_roots)
         apply_scopes(gate, settings.config)
         self._paths = paths
         self._gate = gate
@@ -234,6 +236,7 @@ class _Daemon:
         """
         try:
             settings = await asyncio.to_thread(Settings.load, self._paths)
+            apply_library_roots(self._gate, settings.config.library_roots)
             apply_scopes(self._gate, settings.config)
         except EgsError as error:
             error.next_step = f"The old settings stay in force. {error.next_step}"

@@ -110,9 +110,9 @@ def tmpfs_over(target: Target) -> Callable[[], None]:
 
 def overlay_copied_up(target: Target) -> Callable[[], None]:
     """The file itself is left alone: what is executed is the overlay's copy, changed after a copy-up."""
-    upper, work = target.place("upper"), target.place("work")
 
     def in_a_namespace() -> None:
+        upper, work = target.place(f"upper-{os.getpid()}"), target.place(f"work-{os.getpid()}")
         private_mounts()
         folder = target.path.parent
         data = f"lowerdir={folder},upperdir={upper},workdir={work}"

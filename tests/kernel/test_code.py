@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Final
 
 import pytest
@@ -130,6 +131,21 @@ def test_code_below_a_library_root_that_others_can_write(running: Running, seeke
         copy.unlink()
 
 
+def test_a_library_root_that_is_added_and_taken_away(running: Running, seeker: Path) -> None:
+    """By `egs reload`: nothing is loaded anew."""
+    with TemporaryDirectory(dir="/opt") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        mine = make_library(root / "mine.so")
+        assert seek(running, seeker, f"map:{mine}") == [REFUSED]
+        running.instance.configure(more=f'library_roots = ["/usr/lib", "{root}"]')
+        running.instance.egs("reload")
+        assert seek(running, seeker, f"map:{mine}") == [GOT]
+        running.instance.configure()
+        running.instance.egs("reload")
+        assert seek(running, seeker, f"map:{mine}") == [REFUSED]
+
+
 def test_code_that_the_artifact_names(running: Running, seeker: Path) -> None:
     place = folder(running, "named")
     mine = make_library(place / "mine.so")
@@ -241,6 +257,19 @@ def test_a_preloaded_library(running: Running) -> None:
     assert running.output(program, env={"LD_PRELOAD": str(mine)})[0] != 0
     events = running.wait_for_exec(program, Verdict.KILL)
     assert [entry.event.reason for entry in events] == [Reason.ENVIRONMENT_REFUSED]
+
+
+def test_a_scope_that_only_observes_refuses_no_code(running: Running, seeker: Path, library: Path) -> None:
+    running.instance.configure(mode="observe")
+    running.instance.egs("reload")
+    try:
+        assert seek(running, seeker, f"map:{library}", "shm") == [GOT] * 2
+        entry = running.wait_for(Code, lambda entry: not entry.event.enforced)
+        assert entry.event.reason is Reason.CODE_UNTRUSTED
+    finally:
+        running.instance.configure()
+        running.instance.egs("reload")
+    assert seek(running, seeker, f"map:{library}") == [REFUSED]
 
 
 @contextmanager
