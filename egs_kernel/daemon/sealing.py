@@ -99,6 +99,7 @@ class Sealing:
         async with self._lock:
             if self.word == "sealed":
                 return
+            self._require_seal()
             require_liftable(self._host.settings.trust, now())
             seal = await self._register()
             await self._journal.append(SealChange(action="sealed", cause=cause, peer=peer))
