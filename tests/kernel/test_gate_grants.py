@@ -338,7 +338,9 @@ def test_the_last_use_is_taken_once_however_many_want_it(
     gate: Gate, instance: Instance, grant: Grant, programs: dict[str, Path], tmp_path: Path
 ) -> None:
     uses, tries = 50, 400
-    limited = msgspec.structs.replace(grant, uses=uses, file=identity(gate, programs["first_write"]))
+    first_write = programs["first_write"]
+    digest = hashlib.sha256(first_write.read_bytes()).hexdigest()
+    limited = msgspec.structs.replace(grant, uses=uses, file=identity(gate, first_write), digest=digest)
     gate.install(limited)
     output = tmp_path / "output"
     output.touch()
