@@ -30,8 +30,8 @@ static __always_inline int fork_outside(u64 parent, u64 child, u32 forker)
 
 int gate_fork(struct bpf_raw_tracepoint_args *ctx)
 {
-	u64 parent = ctx->args[0];
-	u64 child = ctx->args[1];
+	u64 parent = bpf_get_current_task();
+	u64 child = ctx->args[0];
 	u32 zero = 0;
 	u32 forker = bpf_get_current_pid_tgid() >> 32;
 	struct egs_task *task = tasks.lookup(&forker);

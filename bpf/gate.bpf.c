@@ -7,8 +7,10 @@
  *   gate_exec    raw_tp/sched_process_exec   decide; SIGKILL to current on refusal. The task is still in
  *                                            execve(): the signal is taken on the way back to user space,
  *                                            so the new image runs nothing.
- *   gate_fork    raw_tp/sched_process_fork   a governed process's child is governed. Runs before the child
- *                                            is woken (kernel_clone), so the child cannot exec first.
+ *   gate_fork    raw_tp/sched_wakeup_new     a governed process's child is governed. Its parent is current, and holds
+ *                                            the run queue's lock: the child cannot run first, and nobody is
+ *                                            preempted. From Linux 7.0 on tracepoints can be (a46023d5616e), and
+ *                                            the kernel skips a program that another task on the CPU is inside of.
  *   gate_exit    raw_tp/sched_process_exit   forget the process, report the outcome.
  *   gate_attach  raw_tp/cgroup_attach_task   a process moved into a scope's subtree is governed from then on.
  *   gate_mkdir   raw_tp/cgroup_mkdir         a scope's cgroup that is created (again) is the scope. Fires

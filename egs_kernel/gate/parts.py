@@ -8,7 +8,7 @@ from egs_kernel.model import Tier
 
 TRACEPOINTS: Final = {
     "gate_exec": "sched_process_exec",
-    "gate_fork": "sched_process_fork",
+    "gate_fork": "sched_wakeup_new",
     "gate_exit": "sched_process_exit",
     "gate_attach": "cgroup_attach_task",
     "gate_mkdir": "cgroup_mkdir",
