@@ -355,6 +355,7 @@ struct egs_seal {
 struct egs_daemon {
 	__u64 program_inode;
 	__u64 pid; /* 0: it is gone */
+	__u64 start_ticks;
 	__u32 program_device;
 	__u32 namespace; /* its mount namespace */
 };

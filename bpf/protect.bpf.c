@@ -14,6 +14,7 @@
  *   keep_mount … keep_pivot         lsm/sb_*, move_mount                 what paths lead to
  *   see_program, see_code           lsm/bprm_check_security, mmap_file   who becomes the daemon, below
  *   see_exec, see_exit              raw_tp/sched_process_exec, _exit     as above
+ *   see_free                        lsm/task_free                        as above
  *
  * Not sealed, each ends after one look at an array.
  *
@@ -70,6 +71,7 @@ BPF_HASH(own_objects, struct egs_object_key, u32, EGS_OWN_OBJECTS);
 BPF_HASH(harmless_names, struct egs_harmless_key, u32, 64);
 BPF_HASH(applicants, u32, struct egs_applicant, EGS_APPLICANTS);
 BPF_ARRAY(attempt_rates, struct egs_attempt_rate, 1);
+BPF_PERCPU_ARRAY(daemon_scratches, struct scratch, 1); /* see_exec alone writes there, and is nested in none of itself */
 
 /* What is tried, and on what. */
 struct attempt {
@@ -95,6 +97,21 @@ static __always_inline u32 current_process(void)
 	return bpf_get_current_pid_tgid() >> 32;
 }
 
+static __always_inline u64 current_start(void)
+{
+	u64 leader = read_pointer(bpf_get_current_task(), OFF_task_struct_group_leader);
+	u64 start = 0;
+
+	read_field(&start, sizeof(start), leader, OFF_task_struct_start_boottime);
+	return start / EGS_TICK_NS;
+}
+
+/* A number alone is not the daemon: should the kernel have kept its end from us, somebody else bears it. */
+static __always_inline int is_daemon(struct egs_daemon *daemon)
+{
+	return daemon->pid == current_process() && daemon->start_ticks == current_start();
+}
+
 /* Sealed, and not for the one who asks. */
 static __always_inline int binds_current(void)
 {
@@ -104,7 +121,7 @@ static __always_inline int binds_current(void)
 	if (!is_sealed())
 		return 0;
 	daemon = daemons.lookup(&zero);
-	return !daemon || daemon->pid != current_process();
+	return !daemon || !is_daemon(daemon);
 }
 
 /* The daemon, or what may become it, unless it is who asks. */
@@ -504,6 +521,7 @@ static __always_inline int becomes_daemon(void)
 		return 0;
 	if (__sync_val_compare_and_swap(&daemon->pid, 0, pid) != 0)
 		return 0;
+	daemon->start_ticks = current_start();
 	daemon->namespace = applicant->namespace;
 	applicants.delete(&pid);
 	return 1;
@@ -687,7 +705,7 @@ int see_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 zero = 0, pid = current_process();
 	struct egs_daemon *daemon = daemons.lookup(&zero);
-	struct scratch *scratch = scratches.lookup(&zero);
+	struct scratch *scratch = daemon_scratches.lookup(&zero);
 	struct egs_applicant *applicant;
 
 	if (!daemon || !scratch)
@@ -720,6 +738,28 @@ int see_exit(struct bpf_raw_tracepoint_args *ctx)
 		daemon->pid = 0;
 	if (is_sealed())
 		applicants.delete(&pid);
+	return 0;
+}
+
+/*
+ * The second look at its end. From Linux 7.0 on a tracepoint can be preempted (a46023d5616e), and then the kernel may
+ * skip see_exit; it skips no hook of LSM there (since 6.2).
+ */
+int see_free(u64 *ctx)
+{
+	u64 task = ctx[0];
+	u32 zero = 0, pid = 0, thread = 0;
+	struct egs_daemon *daemon = daemons.lookup(&zero);
+	u64 start = 0;
+
+	if (!daemon || !daemon->pid)
+		return 0;
+	if (read_field(&pid, sizeof(pid), task, OFF_task_struct_tgid) || daemon->pid != pid)
+		return 0;
+	read_field(&thread, sizeof(thread), task, OFF_task_struct_pid);
+	read_field(&start, sizeof(start), task, OFF_task_struct_start_boottime);
+	if (thread == pid && daemon->start_ticks == start / EGS_TICK_NS)
+		daemon->pid = 0;
 	return 0;
 }
 

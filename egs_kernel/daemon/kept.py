@@ -18,7 +18,8 @@ from egs_kernel.errors import EgsError
 from egs_kernel.gate.abi import Protection
 from egs_kernel.gate.seal import Kept
 from egs_kernel.gate.source import source_folder
-from egs_kernel.model import Reason
+from egs_kernel.model import Reason, TaskIdentity
+from egs_kernel.processes import start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -95,7 +96,7 @@ def collect(paths: Paths, gate: Gate) -> Kept:
         files=found,
         program=_identify(gate, Path(sys.executable).resolve()),
         argv=tuple(Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]),
-        pid=os.getpid(),
+        task=TaskIdentity(os.getpid(), start_ticks(os.getpid())),
         namespace=_namespace("self"),
         host_namespace=_namespace("1"),
     )

@@ -406,11 +406,13 @@ class Daemon(Structure):
     _fields_ = (
         ("program_inode", c_uint64),
         ("pid", c_uint64),
+        ("start_ticks", c_uint64),
         ("program_device", c_uint32),
         ("namespace", c_uint32),
     )
     program_inode: int
     pid: int
+    start_ticks: int
     program_device: int
     namespace: int
 

@@ -48,6 +48,7 @@ HOOKS: Final = {
     "keep_pivot": "sb_pivotroot",
     "see_program": "bprm_check_security",
     "see_code": "mmap_file",
+    "see_free": "task_free",
 }
 """Programs of the tier `lsm` and their hooks."""
 
@@ -113,7 +114,14 @@ SEAL_MAPS: Final = (
 )
 """Of the tier `lsm`: what a sealed gate keeps (gate/seal.py)."""
 
-LSM_MAPS: Final = (*SEAL_MAPS, "pending_execs", "blank_pendings", "applicants", "attempt_rates")
+LSM_MAPS: Final = (
+    *SEAL_MAPS,
+    "pending_execs",
+    "blank_pendings",
+    "applicants",
+    "attempt_rates",
+    "daemon_scratches",
+)
 """Of the tier `lsm`; what is not a seal's, user space reads never."""
 
 

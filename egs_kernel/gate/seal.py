@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from egs_kernel.model import FileIdentity
+    from egs_kernel.model import FileIdentity, TaskIdentity
 
 _K = TypeVar("_K")
 
@@ -69,7 +69,7 @@ class Kept(msgspec.Struct, frozen=True):
         files: (inode, device) → how it is kept.
         program: the daemon's program, which is its interpreter.
         argv: its arguments, as the kernel has them.
-        pid: its process.
+        task: its process.
         namespace: its mount namespace, by inode number.
         host_namespace: process 1's.
     """
@@ -77,7 +77,7 @@ class Kept(msgspec.Struct, frozen=True):
     files: dict[tuple[int, int], abi.Protection]
     program: FileIdentity
     argv: tuple[bytes, ...]
-    pid: int
+    task: TaskIdentity
     namespace: int
     host_namespace: int
 
@@ -133,7 +133,8 @@ class Seal:
                 abi.Daemon(
                     program_inode=kept.program.inode,
                     program_device=kept.program.device,
-                    pid=kept.pid,
+                    pid=kept.task.pid,
+                    start_ticks=kept.task.start_ticks,
                     namespace=kept.namespace,
                 ),
             )

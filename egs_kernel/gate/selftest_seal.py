@@ -19,7 +19,8 @@ from egs_kernel.gate.abi import Protection
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.seal import Kept
 from egs_kernel.gate.specimen import drain, fail, read_file, same
-from egs_kernel.model import Attempt, AttemptEvent
+from egs_kernel.model import Attempt, AttemptEvent, TaskIdentity
+from egs_kernel.processes import start_ticks
 
 _MNT_DETACH: Final = 2
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +42,7 @@ def check_seal(gate: Gate, pins: Path) -> Iterator[str]:
                 files={(identity.inode, identity.device): Protection.CONTENT},
                 program=identity,
                 argv=(b"self-test",),
-                pid=os.getpid(),
+                task=TaskIdentity(os.getpid(), start_ticks(os.getpid())),
                 namespace=_namespace("self"),
                 host_namespace=_namespace("self"),
             )
