@@ -154,6 +154,7 @@ enum egs_failure {
 	EGS_FAIL_DIGEST = 11,        /* the kernel could not hash a file: refused */
 	EGS_FAIL_HOLD_BROKEN = 12,   /* a held process was let go by somebody else than the daemon: killed */
 	EGS_FAIL_ATTEMPT_EVENT = 13, /* an attempt on a sealed gate that was not reported; it was refused */
+	EGS_FAIL_EXEC_SKIPPED = 14,  /* the kernel skipped the decision on an exec: its process was killed */
 	EGS_FAILURES = 16,
 };
 
@@ -231,7 +232,7 @@ struct egs_task {
 	__u32 scope;
 	__u32 flags;
 	__u32 code_events;
-	__u32 pad;
+	__u32 exec_number; /* the kernel's number of its last exec that was decided; 0: not known yet */
 };
 
 struct egs_file_id {

@@ -22,7 +22,7 @@ static __always_inline int fork_outside(u64 parent, u64 child, u32 forker)
 	     read_pointer(child, OFF_task_struct_cgroups) != read_pointer(parent, OFF_task_struct_cgroups)))
 		scope = scope_of_cgroup(cgroup_of(child));
 	if (scope >= 0)
-		govern_newborn(tgid, scope, 0);
+		govern_newborn(tgid, scope, 0, child);
 	else if (marked)
 		release(tgid); /* left behind by a process that ended while it was put under a scope */
 	return 0;
@@ -48,7 +48,7 @@ int gate_fork(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (pid != tgid)
 		return 0; /* a thread: tracked with its process */
-	govern_newborn(tgid, task->scope, task);
+	govern_newborn(tgid, task->scope, task, child);
 	count = task_counts.lookup(&zero);
 	if (!count || *count >= EGS_TASKS_SOFT) {
 		count_failure(EGS_FAIL_FORK_REFUSED);
@@ -61,6 +61,7 @@ int gate_attach(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 cgroup = ctx->args[0];
 	u64 moved = ctx->args[2];
+	struct egs_task *task;
 	u32 tgid = 0;
 	int scope;
 
@@ -69,10 +70,14 @@ int gate_attach(struct bpf_raw_tracepoint_args *ctx)
 	scope = scope_of_cgroup(cgroup);
 	if (scope < 0)
 		return 0;
-	if (read_field(&tgid, sizeof(tgid), moved, OFF_task_struct_tgid))
+	if (read_field(&tgid, sizeof(tgid), moved, OFF_task_struct_tgid)) {
 		count_failure(EGS_FAIL_STATE_READ);
-	else
-		govern(tgid, scope);
+		return 0;
+	}
+	govern(tgid, scope);
+	task = tasks.lookup(&tgid);
+	if (task && !task->exec_number)
+		task->exec_number = exec_number(moved);
 	return 0;
 }
 

@@ -7,6 +7,8 @@
  *   gate_exec    raw_tp/sched_process_exec   decide; SIGKILL to current on refusal. The task is still in
  *                                            execve(): the signal is taken on the way back to user space,
  *                                            so the new image runs nothing.
+ *   guard_exec   raw_tp/x86_fpu_regs_activated   where gate_exec can be skipped (Linux 7.0): an exec that was not
+ *                                            decided ends on its way to user space.
  *   gate_fork    raw_tp/sched_wakeup_new     a governed process's child is governed. Its parent is current, and holds
  *                                            the run queue's lock: the child cannot run first, and nobody is
  *                                            preempted. From Linux 7.0 on tracepoints can be (a46023d5616e), and

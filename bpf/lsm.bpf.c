@@ -164,6 +164,7 @@ int check_exec(u64 *ctx)
 		return mode == EGS_MODE_OBSERVE ? 0 : -EGS_EPERM;
 	}
 	pending->scope = scope;
+	pending->exec_number = exec_number(task);
 	pending->facts.unreadable = read_task_facts(&pending->facts, task, file) != 0;
 	if (pending->facts.unreadable)
 		count_failure(EGS_FAIL_STATE_READ);

@@ -10,7 +10,7 @@ struct pending {
 	struct exec_facts facts;
 	struct decision decision;
 	s32 scope;
-	u32 pad;
+	u32 exec_number; /* before it */
 };
 BPF_HASH(pending_execs, u64, struct pending, EGS_PENDING_EXECS);
 
@@ -42,6 +42,14 @@ static __always_inline void forget_pending(u64 task)
 	pending_execs.delete(&task);
 }
 
+/* The scope of a process that came into it by an exec that the tracepoint was to decide, and did not; else -1. */
+static __always_inline int scope_of_skipped(u64 task, u32 number)
+{
+	struct pending *pending = pending_execs.lookup(&task);
+
+	return pending && pending->exec_number != number ? pending->scope : -1;
+}
+
 /* A script that the earlier hook did not see. */
 static __always_inline int script_unseen(struct exec_facts *facts, u64 bprm)
 {
@@ -64,6 +72,11 @@ static __always_inline void recall_pending(struct exec_facts *facts, u64 task)
 
 static __always_inline void forget_pending(u64 task)
 {
+}
+
+static __always_inline int scope_of_skipped(u64 task, u32 number)
+{
+	return -1;
 }
 
 static __always_inline int script_unseen(struct exec_facts *facts, u64 bprm)

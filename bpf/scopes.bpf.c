@@ -98,6 +98,15 @@ static __always_inline int end_hold(struct egs_task *task)
 	return 1;
 }
 
+/* How often a process has executed, as the kernel counts; never 0. */
+static __always_inline u32 exec_number(u64 task)
+{
+	u64 number = 0;
+
+	read_field(&number, sizeof(number), task, OFF_task_struct_self_exec_id);
+	return (u32)number | 0x80000000;
+}
+
 static __always_inline int govern(u32 pid, u32 scope)
 {
 	struct egs_task task = { .scope = scope };
@@ -109,9 +118,9 @@ static __always_inline int govern(u32 pid, u32 scope)
  * A process that was just born, of a governed parent or of none: what the table has under its number is of one that
  * bore it before.
  */
-static __always_inline void govern_newborn(u32 pid, u32 scope, struct egs_task *parent)
+static __always_inline void govern_newborn(u32 pid, u32 scope, struct egs_task *parent, u64 child)
 {
-	struct egs_task task = { .scope = scope, .flags = EGS_TASK_INHERITED };
+	struct egs_task task = { .scope = scope, .flags = EGS_TASK_INHERITED, .exec_number = exec_number(child) };
 	struct egs_task *stale = tasks.lookup(&pid);
 
 	if (parent) {

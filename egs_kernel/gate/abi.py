@@ -118,6 +118,7 @@ class Failure(IntEnum):
     DIGEST = 11
     HOLD_BROKEN = 12
     ATTEMPT_EVENT = 13
+    EXEC_SKIPPED = 14
 
 
 class Protection(IntFlag):
@@ -204,12 +205,13 @@ class Task(Structure):
         ("scope", c_uint32),
         ("flags", c_uint32),
         ("code_events", c_uint32),
-        ("pad", c_uint32),
+        ("exec_number", c_uint32),
     )
     execution: int
     artifact: int
     scope: int
     flags: int
+    exec_number: int
 
 
 class FileId(Structure):

@@ -67,6 +67,7 @@ FIELDS: Final = (
     "task_struct.pid",
     "task_struct.real_parent",
     "task_struct.seccomp",
+    "task_struct.self_exec_id",
     "task_struct.signal",
     "task_struct.start_boottime",
     "task_struct.tgid",

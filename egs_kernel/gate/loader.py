@@ -40,7 +40,7 @@ from egs_kernel.gate.parts import (
 )
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
-from egs_kernel.gate.selftest import prove_hold, run_self_test
+from egs_kernel.gate.selftest import prove_exec_guard, prove_hold, run_self_test
 from egs_kernel.gate.selftest_seal import check_seal
 from egs_kernel.gate.source import gate_source, source_folder
 from egs_kernel.gate.variables import variables_table
@@ -193,7 +193,12 @@ def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, 
         gate.configs.put(ctypes.c_uint32(0), settings)
         apply_library_roots(gate, config.library_roots)
         gate.refuse_variables(variables_table())
-        checks = (*run_self_test(gate), *check_seal(gate, staging), *_prove_hold(gate, config))
+        checks = (
+            *run_self_test(gate),
+            *prove_exec_guard(gate, staging),
+            *check_seal(gate, staging),
+            *_prove_hold(gate, config),
+        )
         gate.stop_beating()
         gate.reset_counters()
         apply_scopes(gate, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from egs_kernel.model import Tier
@@ -71,6 +72,12 @@ SLEEPABLE: Final = frozenset({"check_exec"})
 GUARDS: Final = {"guard_return": "x86_fpu_regs_activated", "guard_fault": "page_fault_user"}
 """Programs that are attached while a scope holds, and where."""
 
+EXEC_GUARD: Final = {"guard_exec": "x86_fpu_regs_activated"}
+"""Attached besides where the kernel can skip `gate_exec`."""
+
+_SKIPS_FROM: Final = 7
+"""Linux 7.0: tracepoints can be preempted (a46023d5616e), and a program that another task is inside of is skipped."""
+
 CALLED: Final = ("read_file", "set_task", "release_hold")
 """Programs that user space runs, never attached."""
 
@@ -127,12 +134,19 @@ LSM_MAPS: Final = (
 
 def tracepoints_of(tier: Tier) -> dict[str, str]:
     """Every program of a tier that is attached to a raw tracepoint, and to which."""
-    return {**TRACEPOINTS, **LSM_TRACEPOINTS} if tier is Tier.LSM else TRACEPOINTS
+    guard = EXEC_GUARD if can_skip() else {}
+    return {**TRACEPOINTS, **guard, **(LSM_TRACEPOINTS if tier is Tier.LSM else {})}
+
+
+def can_skip(release: str | None = None) -> bool:
+    """Whether a kernel, this one when none is named, can skip a program at a tracepoint."""
+    release = os.uname().release if release is None else release
+    return int(release.split(".", maxsplit=1)[0]) >= _SKIPS_FROM
 
 
 def links_of(tier: Tier) -> dict[str, str]:
     """Every program that is attached on a tier, and where."""
-    return {**tracepoints_of(tier), **HOOKS} if tier is Tier.LSM else TRACEPOINTS
+    return {**tracepoints_of(tier), **(HOOKS if tier is Tier.LSM else {})}
 
 
 def called_of(tier: Tier) -> tuple[str, ...]:

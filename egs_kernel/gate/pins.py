@@ -270,11 +270,12 @@ class Gate:
                 "Stop some of them.",
             )
 
-    def assume_artifact(self, pid: int, artifact: int, flags: int) -> None:
-        """Treat a governed process as if it had executed under an artifact with that key; for the self-test."""
+    def assume(self, pid: int, **fields: int) -> None:
+        """Change what the gate has of a governed process (abi.Task); for the self-test."""
         key = ctypes.c_uint32(pid)
         task = self._tasks.get(key) or abi.Task()
-        task.artifact, task.flags = artifact, flags
+        for name, value in fields.items():
+            setattr(task, name, value)
         self._tasks.put(key, task)
 
     def ungovern(self, pid: int, present: int) -> None:

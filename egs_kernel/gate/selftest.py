@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Final
 
 from egs_kernel.errors import GateError
-from egs_kernel.gate import abi
+from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, move
+from egs_kernel.gate.parts import TRACEPOINTS, can_skip
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.selftest_lsm import check_lsm
 from egs_kernel.gate.specimen import (
@@ -96,6 +97,44 @@ def run_self_test(gate: Gate) -> tuple[str, ...]:
         for slot in (abi.SCOPE_SELF_TEST_OBSERVE, abi.SCOPE_SELF_TEST_ENFORCE):
             gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
     return checks
+
+
+def prove_exec_guard(gate: Gate, pins: Path) -> Iterator[str]:
+    """Where the kernel can skip the decision on an exec: such an exec ends before its first instruction.
+
+    Args:
+        gate: the gate.
+        pins: its folder. `gate_exec` is detached for a moment.
+
+    Raises:
+        GateError: SELF_TEST_FAILED; it ran.
+    """
+    if not can_skip():
+        return
+    slot = ctypes.c_uint32(abi.SCOPE_SELF_TEST_ENFORCE)
+    gate.scope_slots.put(slot, abi.Scope(mode=abi.Mode.ENFORCE, name=b"self-test"))
+    gate.beat()
+    (pins / "link_gate_exec").unlink()
+    try:
+        with Child(command=(SHELL, *GRANTED)) as child:
+            arm(gate, child)
+            gate.assume(child.pid, exec_number=1)  # no process has this number: the kernel's have another bit
+            status, written = child.finish()
+        gate.disarm(child.pid)
+    finally:
+        _attach_exec(pins)
+        gate.scope_slots.put(slot, abi.Scope(mode=abi.Mode.UNUSED))
+    drain(gate)
+    same("end of an exec that nobody decided", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
+    yield "an exec that nobody decided dies and writes nothing"
+
+
+def _attach_exec(pins: Path) -> None:
+    program = libbpf.open_pin(pins / "gate_exec")
+    link = libbpf.attach_raw_tracepoint(TRACEPOINTS["gate_exec"], program)
+    libbpf.pin(link, pins / "link_gate_exec")
+    os.close(link)
+    os.close(program)
 
 
 def prove_hold(gate: Gate) -> str:

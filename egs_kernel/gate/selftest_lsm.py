@@ -171,7 +171,7 @@ def _try(gate: Gate, attempt: Callable[[], bool], flags: int = 0) -> int:
 
     with Child(before_exec=and_tell) as child:
         gate.govern_slot(child.pid, abi.SCOPE_SELF_TEST_ENFORCE)
-        gate.assume_artifact(child.pid, _KEY, flags)
+        gate.assume(child.pid, artifact=_KEY, flags=flags)
         status, _ = child.finish()
     drain(gate)
     return os.waitstatus_to_exitcode(status)

@@ -22,7 +22,7 @@ from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.gate.libbpf import attach_lsm, libbpf, load_lsm
-from egs_kernel.gate.parts import TRACEPOINTS
+from egs_kernel.gate.parts import tracepoints_of
 from egs_kernel.model import Tier
 
 _MAP_TYPE_RINGBUF: Final = 27
@@ -154,7 +154,7 @@ def _fields(types: btf.KernelTypes) -> Finding:
 
 
 def _tracepoints(types: btf.KernelTypes) -> Finding:
-    missing = [name for name in TRACEPOINTS.values() if not types.has_tracepoint(name)]
+    missing = [name for name in tracepoints_of(Tier.TRACEPOINT).values() if not types.has_tracepoint(name)]
     return Finding(
         name="kernel tracepoints",
         present=not missing,

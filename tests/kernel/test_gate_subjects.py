@@ -63,7 +63,7 @@ def test_it_goes_when_nothing_needs_it(gate: Gate, instance: Instance) -> None:
     standing = gate.install(grant("ab", 1, 2))
     gate.arm(grant("cd", 3), TaskIdentity(os.getpid(), start_ticks(os.getpid())))
     gate.govern_slot(os.getpid(), gate.scope_slot("test"))
-    gate.assume_artifact(os.getpid(), int.from_bytes(b"\xef" * 8, "little"), 0)
+    gate.assume(os.getpid(), artifact=int.from_bytes(b"\xef" * 8, "little"))
     gate.withdraw(gate.install(grant("ef", 4)))
     gate.withdraw(gate.install(grant("99", 5)))
 
@@ -72,7 +72,7 @@ def test_it_goes_when_nothing_needs_it(gate: Gate, instance: Instance) -> None:
 
     gate.withdraw(standing)
     gate.disarm(os.getpid())
-    gate.assume_artifact(os.getpid(), 0, 0)
+    gate.assume(os.getpid(), artifact=0)
     gate.collect()
     assert named(gate) == {}
     assert instance.cgroup.folder.exists()
