@@ -62,7 +62,15 @@ def test_the_order_of_the_decision_is_that_of_the_c() -> None:
 
 def test_every_hook_and_map_is_described() -> None:
     section = page("architecture.md").split("## Hooks and maps")[1].split("## How a scope")[0]
-    assert set(re.findall(r"`(\w+)`", section)) >= {*TRACEPOINTS, *EXEC_GUARD, *GUARDS, *HOOKS, *CALLED, *MAPS, *LSM_MAPS}
+    assert set(re.findall(r"`(\w+)`", section)) >= {
+        *TRACEPOINTS,
+        *EXEC_GUARD,
+        *GUARDS,
+        *HOOKS,
+        *CALLED,
+        *MAPS,
+        *LSM_MAPS,
+    }
     for program, tracepoint in {**TRACEPOINTS, **EXEC_GUARD, **GUARDS, **HOOKS}.items():
         assert any(program in line and tracepoint in line for line in section.splitlines()), program
 
