@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from egs_kernel.gate.parts import can_skip
 from egs_kernel.model import Tier
 from tests.harness import Instance, LoadedGate, compile_program
 from tests.refusals import TIER
@@ -15,8 +16,7 @@ from tests.refusals import TIER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from egs_kernel.gate.parts import can_skip
-from egs_kernel.gate.pins import Gate
+    from egs_kernel.gate.pins import Gate
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
