@@ -82,6 +82,7 @@ def load_gate(paths: Paths, config: Config) -> Loaded:
     if os.geteuid() != 0:
         raise GateError(Reason.NOT_PERMITTED, "only root can load the gate", "Run: sudo egs gate load")
     _require_no_realtime()
+    btf.KernelTypes().close()  # without them every other lack would be said in their stead
     _require_bpffs()
     if (paths.pins / "gate_configs").exists():
         return _update(paths, config)

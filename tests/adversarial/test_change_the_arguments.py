@@ -21,6 +21,8 @@ from tests.adversarial.arena import EVIDENCE, Arena, libc
 pytestmark = pytest.mark.kernel
 
 TRIES: Final = 100
+ROUNDS: Final = 10
+"""Of `TRIES` each, until the race was won: on one CPU a whole round may go by."""
 ECHO: Final = Path("/bin/echo")
 
 
@@ -61,16 +63,19 @@ def test_a_thread_rewrites_them_during_the_exec(arena: Arena) -> None:
             os.waitpid(child, 0)
 
     control = Counter(arena.attempt(race, governed=False).wrote.split())
-    done = arena.attempt(race)
-
     assert control.keys() == {b"good", b"evil"}, "the race was never won, so this shows nothing"
-    said = Counter(done.wrote.split())
-    assert said.keys() == {b"good"}
-    assert Counter(done.reasons) == {
-        Reason.AUTHORIZED: said[b"good"],
-        Reason.ARGV_MISMATCH: TRIES - said[b"good"],
-    }
-    assert {event.argv for event in done.execs} == {("echo", "good"), ("echo", "evil")}
+    seen: set[tuple[str, ...]] = set()
+    for _ in range(ROUNDS):
+        done = arena.attempt(race)
+        said = Counter(done.wrote.split())
+        assert said.keys() <= {b"good"}
+        assert Counter(done.reasons) == Counter(
+            {Reason.AUTHORIZED: said[b"good"], Reason.ARGV_MISMATCH: TRIES - said[b"good"]}
+        )
+        seen |= {event.argv for event in done.execs}
+        if len(seen) > 1:
+            break
+    assert seen == {("echo", "good"), ("echo", "evil")}
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["untouched", "rewritten"])
