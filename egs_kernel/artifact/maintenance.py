@@ -12,18 +12,15 @@ import msgspec
 from msgspec import Meta, field
 
 from egs_kernel.artifact.canonical import decode_canonical
-from egs_kernel.artifact.envelope import type_error
 from egs_kernel.artifact.statement import (
     STATEMENT_TYPE,
     Digest,
     Label,
     Text,
     Time,
-    encode_statement,
+    decode_statement,
     parse_time,
 )
-from egs_kernel.errors import Refused
-from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -131,24 +128,5 @@ def parse_maintenance(payload: bytes) -> MaintenanceStatement:
     Raises:
         Refused: not canonical, of another type or version, malformed, or with unknown fields.
     """
-    value = decode_canonical(payload)
-    if not isinstance(value, dict):
-        raise Refused(Reason.ARTIFACT_MALFORMED, "the payload is no JSON object", "Have it issued again.")
-    for name, expected in (("_type", STATEMENT_TYPE), ("predicateType", MAINTENANCE_TYPE)):
-        if value.get(name) != expected:
-            raise Refused(
-                Reason.ARTIFACT_UNKNOWN_VERSION,
-                f"{name} is {value.get(name)!r}, not {expected!r}",
-                "A seal is lifted by a maintenance artifact: egs maintenance issue",
-            )
-    try:
-        statement = _DECODER.decode(payload)
-    except msgspec.ValidationError as error:
-        raise type_error(error) from error
-    if encode_statement(statement) != payload:
-        raise Refused(
-            Reason.ARTIFACT_MALFORMED,
-            "the payload says nothing in more words than needed: null or an empty list",
-            "Leave out fields that are empty.",
-        )
-    return statement
+    advice = "A seal is lifted by a maintenance artifact: egs maintenance issue"
+    return decode_statement(payload, _DECODER, MAINTENANCE_TYPE, advice)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, field
@@ -264,6 +264,8 @@ class Statement(_Struct, frozen=True):
         return tuple(item for item in self.subject if item.role in (SubjectRole.SCRIPT, SubjectRole.LIBRARY))
 
 
+S = TypeVar("S", bound=msgspec.Struct)
+
 _DECODER = msgspec.json.Decoder(Statement)
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
@@ -274,18 +276,32 @@ def parse_statement(payload: bytes) -> Statement:
     Raises:
         Refused: not canonical, of another type or version, malformed, or with unknown fields.
     """
+    advice = "Use an execution authorization of this version of the format."
+    return decode_statement(payload, _DECODER, PREDICATE_TYPE, advice)
+
+
+def decode_statement(payload: bytes, decoder: msgspec.json.Decoder[S], predicate_type: str, advice: str) -> S:
+    """A statement with this predicate, strictly.
+
+    Args:
+        payload: of an envelope.
+        decoder: of the statement's type.
+        predicate_type: the only one that is taken.
+        advice: what to do about another one.
+
+    Raises:
+        Refused: not canonical, of another type or version, malformed, or with unknown fields.
+    """
     value = decode_canonical(payload)
     if not isinstance(value, dict):
         raise Refused(Reason.ARTIFACT_MALFORMED, "the payload is no JSON object", "Have it issued again.")
-    for name, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
+    for name, expected in (("_type", STATEMENT_TYPE), ("predicateType", predicate_type)):
         if value.get(name) != expected:
             raise Refused(
-                Reason.ARTIFACT_UNKNOWN_VERSION,
-                f"{name} is {value.get(name)!r}, not {expected!r}",
-                "Use an execution authorization of this version of the format.",
+                Reason.ARTIFACT_UNKNOWN_VERSION, f"{name} is {value.get(name)!r}, not {expected!r}", advice
             )
     try:
-        statement = _DECODER.decode(payload)
+        statement = decoder.decode(payload)
     except msgspec.ValidationError as error:
         raise type_error(error) from error
     if encode_statement(statement) != payload:
