@@ -82,7 +82,6 @@ def load_gate(paths: Paths, config: Config) -> Loaded:
     if os.geteuid() != 0:
         raise GateError(Reason.NOT_PERMITTED, "only root can load the gate", "Run: sudo egs gate load")
     _require_no_realtime()
-    btf.KernelTypes().close()  # without them every other lack would be said in their stead
     _require_bpffs()
     if (paths.pins / "gate_configs").exists():
         return _update(paths, config)
@@ -173,6 +172,7 @@ def _plan(config: Config) -> Plan:
     """
     if config.tier is Tier.TRACEPOINT:
         return TRACEPOINT_PLAN
+    btf.KernelTypes().close()  # without types every other lack would be said in their stead
     lsm = tiers.lsm_finding()
     if lsm.present:
         return Plan(Tier.LSM, digests=config.exec_digest and tiers.digest_finding().present)
