@@ -17,6 +17,23 @@ def check_digest(statement: Statement, digest: str) -> None:
     _require_digest(statement.program, digest)
 
 
+def check_script(statement: Statement, path: str, digest: str) -> None:
+    """Step 6, for a script that its interpreter is authorized to run.
+
+    Raises:
+        Refused: DIGEST_MISMATCH: the artifact names no script of this path, or another content.
+    """
+    for subject in statement.code:
+        if subject.name == path:
+            _require_digest(subject, digest)
+            return
+    raise Refused(
+        Reason.DIGEST_MISMATCH,
+        f"{path} is a script, and the artifact names no script of this path",
+        f"Name the script that it authorizes (egs show), or issue for it: egs issue --program {path}",
+    )
+
+
 def check_bound(statement: Statement, kind: ProgramKind) -> None:
     """Step 9, first part: a program that takes code from its arguments needs them signed.
 

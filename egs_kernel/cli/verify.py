@@ -10,11 +10,11 @@ import msgspec
 
 from egs_kernel.artifact.envelope import parse_envelope
 from egs_kernel.artifact.statement import format_time, parse_statement, parse_time
-from egs_kernel.checks.subjects import check_bound, check_digest
+from egs_kernel.checks.subjects import check_bound, check_digest, check_script
 from egs_kernel.cli.files import inspect_program, read_artifact
 from egs_kernel.cli.output import print_json, print_lines
 from egs_kernel.errors import ExitCode, Refused, UsageError
-from egs_kernel.model import Reason
+from egs_kernel.model import ProgramKind, Reason
 from egs_kernel.paths import Paths
 from egs_kernel.trust.store import TrustStore
 from egs_kernel.verify import STEPS, Artifact, Step, artifact_id, authenticate, check_window
@@ -33,7 +33,7 @@ _MARKS = {
 }
 _NOTES = {"host": "  (only the host can tell)", "skipped": "  (not checked)"}
 _OFFLINE_PART = {
-    Step.DIGEST: "  (the program; the host measures the others)",
+    Step.DIGEST: "  (the file that was named; the host measures the others)",
     Step.INTENT: "  (bound where they must be; the host compares them)",
 }
 
@@ -48,7 +48,10 @@ def add_commands(commands: Commands) -> None:
     verify.add_argument("file", type=Path, metavar="FILE")
     verify.add_argument("--trust", type=Path, metavar="DIR", help="trust folder (default: the host's)")
     verify.add_argument(
-        "--program", type=Path, metavar="PATH", help="compare this file with the authorized program"
+        "--program",
+        type=Path,
+        metavar="PATH",
+        help="compare this file with the authorized program, or this script with the authorized script",
     )
     verify.add_argument(
         "--at", metavar="T", help="verify as of this time, like 2026-11-23T14:00:00Z (default: now)"
@@ -134,9 +137,14 @@ def _run_steps(
     check_window(artifact, now)
     if program is not None:
         progress.reached(Step.DIGEST)
-        check_digest(artifact.statement, program.digest)
+        if program.kind is ProgramKind.SCRIPT:
+            check_script(artifact.statement, str(program.path), program.digest)
+        else:
+            check_digest(artifact.statement, program.digest)
         progress.reached(Step.INTENT)
-        check_bound(artifact.statement, program.kind)
+        # What the kernel executes for a script takes code from its arguments, whatever its name.
+        executed = ProgramKind.INTERPRETER if program.kind is ProgramKind.SCRIPT else program.kind
+        check_bound(artifact.statement, executed)
     return artifact
 
 

@@ -366,6 +366,19 @@ def test_a_script_is_issued_as_what_the_kernel_executes_for_it(egs: Egs, tmp_pat
     assert value["predicate"]["intent"]["argv"] == ["/bin/sh", "-eu", str(script.resolve()), "now"]
 
 
+def test_a_script_is_verified_as_the_script_that_the_artifact_names(egs: Egs, tmp_path: Path) -> None:
+    script, other = tmp_path / "job.sh", tmp_path / "other.sh"
+    script.write_text("#!/bin/sh\n")
+    shutil.copy(script, other)
+    issued = egs.issue("--argv", script, program=script)
+    egs("verify", issued, "--program", script)
+    egs("verify", issued, "--program", "/bin/sh")
+    named = ("verify", issued, "--program")
+    assert egs.refused(*named, other) == Reason.DIGEST_MISMATCH.code
+    script.write_text("#!/bin/sh\nfalse\n")
+    assert egs.refused(*named, script) == Reason.DIGEST_MISMATCH.code
+
+
 @pytest.mark.parametrize("line", ["#!", "#!sh", "#!/usr/bin/env sh", "#!/" + "x" * 300])
 def test_a_script_that_cannot_be_bound_is_not_issued(line: str, egs: Egs, tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
