@@ -1,0 +1,60 @@
+"""What the words of `egs audit` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from egs_kernel.audit.describe import describe
+from egs_kernel.audit.lines import decode
+from egs_kernel.paths import Paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from egs_kernel.cli.main import Commands
+
+
+def add_word(
+    words: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """A word of `egs audit`, with `--json`."""
+    parser = words.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_path(parser: argparse.ArgumentParser, option: str) -> None:
+    """Where the record is: this instance's, or one that was copied."""
+    parser.add_argument(
+        option,
+        type=Path,
+        default=Paths.from_environment().record,
+        help="the record's folder, or a copy of its file",
+    )
+
+
+def print_entry(line: bytes, *, as_json: bool) -> int:
+    """Print an entry, as it stands in the record or for people; its number."""
+    recorded = decode(line)
+    print_text(line.decode() if as_json else describe(recorded))
+    return recorded.seq
+
+
+def print_text(text: str) -> None:
+    """Print one line of text."""
+    sys.stdout.write(f"{text}\n")
+
+
+def natural(text: str) -> int:
+    """A number of an entry or a process.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:  # noqa: PLR2004 - below 2^53
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)

@@ -1,0 +1,96 @@
+"""`egs audit query`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from egs_kernel.audit.entries import ENTRY_TYPES
+from egs_kernel.audit.lines import decode, timestamp
+from egs_kernel.audit.query import Query
+from egs_kernel.audit.reader import lines_from, opened
+from egs_kernel.cli.audit.common import add_path, add_word, natural, print_entry
+from egs_kernel.config import parse_duration
+from egs_kernel.errors import ExitCode, UsageError
+from egs_kernel.model import Reason, Verdict
+
+if TYPE_CHECKING:
+    import argparse
+
+    from egs_kernel.cli.main import Commands
+
+
+def add_words(words: Commands) -> None:
+    """Add `query`."""
+    parser = add_word(words, "query", run_query, "entries that match all of the conditions")
+    parser.add_argument("--reason", metavar="R", help="a reason code, such as no_grant")
+    parser.add_argument("--verdict", metavar="V", help="allow, deny, kill or hold")
+    parser.add_argument("--pid", type=natural, metavar="N", help="the process that asked, executed or ended")
+    parser.add_argument("--artifact", metavar="ID", help="an artifact id, or how it begins")
+    parser.add_argument("--type", metavar="T", help=", ".join(ENTRY_TYPES))
+    parser.add_argument("--scope", metavar="S", help="a scope's name")
+    parser.add_argument(
+        "--since", metavar="T", help="2026-11-23, 2026-11-23T14:00:00Z, or a time ago: 90s, 15m, 1h, 30d"
+    )
+    add_path(parser, "--path")
+
+
+def run_query(arguments: argparse.Namespace) -> int:
+    """`egs audit query`.
+
+    Raises:
+        UsageError: a condition makes no sense.
+        EgsError: there is no record, or it may not be read.
+    """
+    query = Query(
+        reason=_reason(arguments.reason),
+        verdict=_verdict(arguments.verdict),
+        pid=arguments.pid,
+        artifact=arguments.artifact,
+        type=_type(arguments.type),
+        scope=arguments.scope,
+        since=_since(arguments.since, datetime.now(UTC)),
+    )
+    with opened(arguments.path) as file:
+        needles = query.needles()
+        for line in lines_from(file, 0):
+            if all(needle in line for needle in needles) and query.matches(decode(line)):
+                print_entry(line, as_json=arguments.json)
+    return int(ExitCode.DONE)
+
+
+def _reason(text: str | None) -> Reason | None:
+    if text is None:
+        return None
+    if text.upper() not in Reason.__members__:
+        codes = ", ".join(reason.code for reason in Reason)
+        raise UsageError(Reason.USAGE, f"{text!r} is no reason code", f"Use one of: {codes}.")
+    return Reason[text.upper()]
+
+
+def _verdict(text: str | None) -> Verdict | None:
+    if text is None:
+        return None
+    if text.upper() not in Verdict.__members__:
+        raise UsageError(Reason.USAGE, f"{text!r} is no verdict", "Use allow, deny, kill or hold.")
+    return Verdict[text.upper()]
+
+
+def _type(text: str | None) -> str | None:
+    if text is not None and text not in ENTRY_TYPES:
+        raise UsageError(Reason.USAGE, f"{text!r} is no entry type", f"Use one of: {', '.join(ENTRY_TYPES)}.")
+    return text
+
+
+def _since(text: str | None, now: datetime) -> str | None:
+    """A date or a time ago, as the record writes times, so that text compares as time does."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = now - timedelta(seconds=parse_duration(text, "--since"))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    whole = int((moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
+    return timestamp(whole * 1000)
