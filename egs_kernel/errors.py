@@ -70,3 +70,7 @@ class Unreachable(EgsError):
 
 class RecordError(EgsError):
     """The record cannot be written, or is not what was written: nothing may be authorized."""
+
+
+class NoteError(EgsError):
+    """A signed note, a checkpoint or a cosignature that is none, or that does not verify."""

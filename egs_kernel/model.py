@@ -139,6 +139,9 @@ class Reason(IntEnum):
     HOLD_LOST = 83  # what was held ended, or was let go by somebody else and therefore killed
     SEALED = 84  # the gate is sealed: only a maintenance artifact lifts that
 
+    # The log of the record.
+    NOTE_MALFORMED = 85  # not a signed note, a checkpoint or a verifier key
+
     @property
     def code(self) -> str:
         """The stable text form, as in JSON, metrics and messages."""
