@@ -18,6 +18,7 @@ from egs_kernel.audit.entries import (
     Outcome,
     PostureEntry,
     Recorded,
+    Refusal,
     Request,
     SealChange,
     Verification,
@@ -66,6 +67,9 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
             return _outcome(entry.event)
         case Code():
             return _code(entry.event)
+        case Refusal():
+            times = f" ({entry.count} times)" if entry.count > 1 else ""
+            return f"refused by {entry.word}: {entry.what}{times} {entry.scope}: execution {entry.execution}"
         case Attempt():
             return _attempt(entry.event)
         case SealChange():

@@ -120,6 +120,22 @@ class Code(Entry, frozen=True, kw_only=True, tag="code"):
     event: CodeEvent
 
 
+class Refusal(Entry, frozen=True, kw_only=True, tag="refusal"):
+    """A constraint refused a governed program something while it ran.
+
+    `word` is the constraint's, such as "syscalls"; `what` says what was refused, such as a system call's name; `count` how
+    often since the last such entry. `pid` is a process of that execution, when it is known.
+    """
+
+    execution: int
+    scope: str
+    word: str
+    what: str
+    count: int = 1
+    artifact_id: str | None = None
+    pid: int | None = None
+
+
 class Attempt(Entry, frozen=True, kw_only=True, tag="attempt"):
     """Somebody tried what the sealed gate refuses."""
 
@@ -180,6 +196,7 @@ EntryType = (
     | Exec
     | Outcome
     | Code
+    | Refusal
     | Attempt
     | SealChange
     | ArtifactChange

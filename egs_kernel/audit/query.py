@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from egs_kernel.audit.entries import DaemonStarted, Peer
+from egs_kernel.audit.entries import DaemonStarted, Peer, Refusal
 from egs_kernel.model import AttemptEvent, CodeEvent, ExecEvent, ExitEvent, Reason, TaskIdentity, Verdict
 
 if TYPE_CHECKING:
     from egs_kernel.audit.entries import Recorded
 
-_WITH_PID: Final = (DaemonStarted, Peer, TaskIdentity, ExecEvent, ExitEvent, CodeEvent, AttemptEvent)
+_WITH_PID: Final = (DaemonStarted, Peer, TaskIdentity, ExecEvent, ExitEvent, CodeEvent, AttemptEvent, Refusal)
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
