@@ -9,7 +9,7 @@
 #ifndef EGS_ABI_H
 #define EGS_ABI_H
 
-#define EGS_ABI_VERSION 2
+#define EGS_ABI_VERSION 3
 
 #define EGS_MAX_SCOPES 64
 #define EGS_SCOPE_SELF_TEST_OBSERVE 64 /* reserved: the loader's self-test, reads only */
@@ -229,6 +229,7 @@ struct egs_entry_key {
 struct egs_task {
 	__u64 execution;
 	__u64 artifact; /* the first 8 bytes of the id of what it runs under; 0: nothing it was authorized for */
+	__u64 started; /* when it was born, boot-time clock: nobody else ever was both, this and its number; 0: not known yet */
 	__u32 scope;
 	__u32 flags;
 	__u32 code_events;
@@ -417,6 +418,8 @@ struct egs_exit_event {
 	__u64 execution;
 	__u32 pid;
 	__u32 status; /* as wait(2) reports it */
+	__u64 cpu;    /* nanoseconds that its threads ran, as the scheduler had counted by then */
+	__u64 max_rss; /* pages that were resident at most, of the process since its fork */
 };
 
 #endif

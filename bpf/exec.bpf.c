@@ -187,6 +187,7 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 				task->artifact = verdict == EGS_HOLD ? 0 : artifact_key(decision->artifact_id);
 				task->flags = verdict == EGS_HOLD ? EGS_TASK_HELD : code_flags(decision);
 				task->code_events = 0;
+				task->started = birth(current_task);
 				task->exec_number = exec_number(current_task);
 				event->execution = task->execution;
 			}

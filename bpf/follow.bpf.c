@@ -76,8 +76,10 @@ int gate_attach(struct bpf_raw_tracepoint_args *ctx)
 	}
 	govern(tgid, scope);
 	task = tasks.lookup(&tgid);
-	if (task && !task->exec_number)
+	if (task && !task->exec_number) {
+		task->started = birth(read_pointer(moved, OFF_task_struct_group_leader));
 		task->exec_number = exec_number(moved);
+	}
 	return 0;
 }
 
@@ -127,25 +129,30 @@ static __always_inline u32 wait_status(u64 task, u64 signal)
 	return status;
 }
 
-int gate_exit(struct bpf_raw_tracepoint_args *ctx)
+/* What the scheduler has counted of threads that were released: of all of them, once the process was waited for. */
+static __always_inline u64 released_cpu(u64 signal)
 {
-	u64 leaving = ctx->args[0];
-	u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct egs_task *task = tasks.lookup(&pid);
-	struct egs_task last;
-	struct egs_exit_event *event;
-	u64 signal;
-	int live = 0;
+	u64 time = 0;
 
-	forget_pending(leaving);
-	if (!task)
-		return 0;
-	signal = read_pointer(leaving, OFF_task_struct_signal);
-	if (read_field(&live, sizeof(live), signal, OFF_signal_struct_live))
-		count_failure(EGS_FAIL_STATE_READ);
-	if (live != 0)
-		return 0; /* other threads go on */
-	last = *task;
+	read_field(&time, sizeof(time), signal, OFF_signal_struct_sum_sched_runtime);
+	return time;
+}
+
+/* The same of a thread that was not released yet, without the slice that runs now. */
+static __always_inline u64 thread_cpu(u64 task)
+{
+	u64 time = 0;
+
+	read_field(&time, sizeof(time), task, OFF_task_struct_se + OFF_sched_entity_sum_exec_runtime);
+	return time;
+}
+
+/* A process has ended, whose last thread was `task`: forget it, and report the outcome of an execution. */
+static __always_inline int end_process(u32 pid, struct egs_task *tracked, u64 task, u64 signal, u64 cpu)
+{
+	struct egs_task last = *tracked;
+	struct egs_exit_event *event;
+
 	armed_grants.delete(&pid);
 	if (release(pid))
 		return 0; /* two last threads raced here: the other one reports */
@@ -161,7 +168,60 @@ int gate_exit(struct bpf_raw_tracepoint_args *ctx)
 	event->time = bpf_ktime_get_boot_ns();
 	event->execution = last.execution;
 	event->pid = pid;
-	event->status = wait_status(leaving, signal);
+	event->status = wait_status(task, signal);
+	event->cpu = cpu;
+	event->max_rss = 0;
+	read_field(&event->max_rss, sizeof(event->max_rss), signal, OFF_signal_struct_maxrss);
 	events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 	return 0;
+}
+
+int gate_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 leaving = ctx->args[0];
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct egs_task *task = tasks.lookup(&pid);
+	u64 leader = read_pointer(leaving, OFF_task_struct_group_leader);
+	u64 signal, cpu;
+	int live = 0;
+
+	forget_pending(leaving);
+	if (!task)
+		return 0;
+	signal = read_pointer(leaving, OFF_task_struct_signal);
+	if (read_field(&live, sizeof(live), signal, OFF_signal_struct_live))
+		count_failure(EGS_FAIL_STATE_READ);
+	if (live != 0)
+		return 0; /* other threads go on */
+	cpu = released_cpu(signal) + thread_cpu(leaving);
+	if (leader != leaving)
+		cpu += thread_cpu(leader);
+	return end_process(pid, task, leaving, signal, cpu);
+}
+
+/*
+ * From Linux 7.0 on gate_exit can be preempted, and then the kernel skips it for whoever ends on the same CPU meanwhile.
+ * Every process comes by here when it was waited for and the last reader of it is gone: in the kernel's callbacks, where
+ * nothing is preempted. Its number may have another bearer by then.
+ */
+int guard_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 gone = ctx->args[0];
+	struct egs_task *task;
+	u64 signal;
+	u32 pid = 0, tgid = 0;
+
+	forget_pending(gone);
+	if (read_field(&pid, sizeof(pid), gone, OFF_task_struct_pid) ||
+	    read_field(&tgid, sizeof(tgid), gone, OFF_task_struct_tgid)) {
+		count_failure(EGS_FAIL_STATE_READ);
+		return 0;
+	}
+	if (pid != tgid)
+		return 0; /* no leader, or not any more: a thread executed, and has its number */
+	task = tasks.lookup(&tgid);
+	if (!task || !task->started || task->started != birth(gone))
+		return 0;
+	signal = read_pointer(gone, OFF_task_struct_signal);
+	return end_process(tgid, task, gone, signal, released_cpu(signal));
 }

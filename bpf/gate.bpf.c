@@ -14,6 +14,7 @@
  *                                            preempted. From Linux 7.0 on tracepoints can be (a46023d5616e), and
  *                                            the kernel skips a program that another task on the CPU is inside of.
  *   gate_exit    raw_tp/sched_process_exit   forget the process, report the outcome.
+ *   guard_exit   raw_tp/sched_process_free   where gate_exit can be skipped: the same, a moment later.
  *   gate_attach  raw_tp/cgroup_attach_task   a process moved into a scope's subtree is governed from then on.
  *   gate_mkdir   raw_tp/cgroup_mkdir         a scope's cgroup that is created (again) is the scope. Fires
  *                                            before kernfs_activate(): nobody can be inside yet.

@@ -107,6 +107,15 @@ static __always_inline u32 exec_number(u64 task)
 	return (u32)number | 0x80000000;
 }
 
+/* When the process of this leading thread was born, which a thread that executes takes over with its number; 0: unknown. */
+static __always_inline u64 birth(u64 leader)
+{
+	u64 time = 0;
+
+	read_field(&time, sizeof(time), leader, OFF_task_struct_start_boottime);
+	return time;
+}
+
 static __always_inline int govern(u32 pid, u32 scope)
 {
 	struct egs_task task = { .scope = scope };
@@ -120,7 +129,12 @@ static __always_inline int govern(u32 pid, u32 scope)
  */
 static __always_inline void govern_newborn(u32 pid, u32 scope, struct egs_task *parent, u64 child)
 {
-	struct egs_task task = { .scope = scope, .flags = EGS_TASK_INHERITED, .exec_number = exec_number(child) };
+	struct egs_task task = {
+		.scope = scope,
+		.flags = EGS_TASK_INHERITED,
+		.started = birth(child),
+		.exec_number = exec_number(child),
+	};
 	struct egs_task *stale = tasks.lookup(&pid);
 
 	if (parent) {

@@ -334,13 +334,19 @@ class ExecEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):
 
 
 class ExitEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exit"):
-    """The end of a governed process. `status` is wait(2)'s: exit code << 8 | signal."""
+    """The end of a governed process. `status` is wait(2)'s: exit code << 8 | signal.
+
+    `cpu_nanoseconds` is what all of its threads ran, less what ran since the scheduler last counted (a tick at most);
+    `max_rss_bytes` the most memory that was resident. Both are of the process since its fork, as wait4(2) tells them.
+    """
 
     scope: str
     time: int
     execution: int
     pid: int
     status: int
+    cpu_nanoseconds: int = 0
+    max_rss_bytes: int = 0
 
 
 class CodeEvent(msgspec.Struct, frozen=True, kw_only=True, tag="code"):

@@ -10,7 +10,7 @@ from ctypes import Array, Structure, c_char, c_int32, c_int64, c_uint8, c_uint16
 from enum import IntEnum, IntFlag
 from typing import Final
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 
 MAX_SCOPES: Final = 64
 SCOPE_SELF_TEST_OBSERVE: Final = 64
@@ -202,6 +202,7 @@ class Task(Structure):
     _fields_ = (
         ("execution", c_uint64),
         ("artifact", c_uint64),
+        ("started", c_uint64),
         ("scope", c_uint32),
         ("flags", c_uint32),
         ("code_events", c_uint32),
@@ -508,9 +509,13 @@ class ExitEvent(Structure):
         ("execution", c_uint64),
         ("pid", c_uint32),
         ("status", c_uint32),
+        ("cpu", c_uint64),
+        ("max_rss", c_uint64),
     )
     scope: int
     time: int
     execution: int
     pid: int
     status: int
+    cpu: int
+    max_rss: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from mmap import PAGESIZE
 from typing import Final
 
 from egs_kernel.errors import GateError
@@ -114,6 +115,8 @@ def _exit(raw: abi.ExitEvent, scopes: Mapping[int, str]) -> ExitEvent:
         execution=raw.execution,
         pid=raw.pid,
         status=raw.status,
+        cpu_nanoseconds=raw.cpu,
+        max_rss_bytes=raw.max_rss * PAGESIZE,
     )
 
 

@@ -72,8 +72,8 @@ SLEEPABLE: Final = frozenset({"check_exec"})
 GUARDS: Final = {"guard_return": "x86_fpu_regs_activated", "guard_fault": "page_fault_user"}
 """Programs that are attached while a scope holds, and where."""
 
-EXEC_GUARD: Final = {"guard_exec": "x86_fpu_regs_activated"}
-"""Attached besides where the kernel can skip `gate_exec`."""
+SKIP_GUARDS: Final = {"guard_exec": "x86_fpu_regs_activated", "guard_exit": "sched_process_free"}
+"""Attached besides where the kernel can skip `gate_exec` and `gate_exit`."""
 
 _SKIPS_FROM: Final = 7
 """Linux 7.0: tracepoints can be preempted (a46023d5616e), and a program that another task is inside of is skipped."""
@@ -134,7 +134,7 @@ LSM_MAPS: Final = (
 
 def tracepoints_of(tier: Tier) -> dict[str, str]:
     """Every program of a tier that is attached to a raw tracepoint, and to which."""
-    guard = EXEC_GUARD if can_skip() else {}
+    guard = SKIP_GUARDS if can_skip() else {}
     return {**TRACEPOINTS, **guard, **(LSM_TRACEPOINTS if tier is Tier.LSM else {})}
 
 

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from egs_kernel.gate import loader
-from egs_kernel.gate.parts import EXEC_GUARD, GUARDS, function_of, programs_of
+from egs_kernel.gate.parts import SKIP_GUARDS, GUARDS, function_of, programs_of
 from egs_kernel.gate.source import source_folder
 from egs_kernel.model import Tier
 
@@ -85,7 +85,7 @@ def test_the_walk_knows_good_from_bad() -> None:
 def test_no_loop_of_the_gate_falls_into_its_own_head(plan: loader.Plan) -> None:
     module = loader._compile(source_folder(), plan)
     try:
-        names = (*programs_of(plan.tier), *EXEC_GUARD, *GUARDS)
+        names = (*programs_of(plan.tier), *SKIP_GUARDS, *GUARDS)
         programs = {name: module.dump_func(function_of(name).encode()) for name in names}
     finally:
         module.cleanup()

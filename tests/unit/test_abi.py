@@ -188,7 +188,7 @@ def test_the_daemon_opens_every_map_and_program_of_the_gate() -> None:
     programs = re.findall(r"^int (\w+)\(struct bpf_raw_tracepoint_args", GATE, re.MULTILINE)
     assert set(programs) == {
         *parts.TRACEPOINTS,
-        *parts.EXEC_GUARD,
+        *parts.SKIP_GUARDS,
         *parts.LSM_TRACEPOINTS,
         *GUARDS,
         *parts.CALLED,

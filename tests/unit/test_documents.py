@@ -16,7 +16,7 @@ from egs_kernel.cli.main import _MODULES, _parser
 from egs_kernel.config import Config, MetricsConfig, ScopeConfig, parse_config
 from egs_kernel.errors import ExitCode
 from egs_kernel.filesystems import KNOWN, TRUSTED
-from egs_kernel.gate.parts import CALLED, EXEC_GUARD, GUARDS, HOOKS, LSM_MAPS, MAPS, TRACEPOINTS
+from egs_kernel.gate.parts import CALLED, GUARDS, HOOKS, LSM_MAPS, MAPS, SKIP_GUARDS, TRACEPOINTS
 from egs_kernel.model import LAST_GATE_REASON, Reason
 from tests.unit.test_imports import LAYERS
 
@@ -64,14 +64,14 @@ def test_every_hook_and_map_is_described() -> None:
     section = page("architecture.md").split("## Hooks and maps")[1].split("## How a scope")[0]
     assert set(re.findall(r"`(\w+)`", section)) >= {
         *TRACEPOINTS,
-        *EXEC_GUARD,
+        *SKIP_GUARDS,
         *GUARDS,
         *HOOKS,
         *CALLED,
         *MAPS,
         *LSM_MAPS,
     }
-    for program, tracepoint in {**TRACEPOINTS, **EXEC_GUARD, **GUARDS, **HOOKS}.items():
+    for program, tracepoint in {**TRACEPOINTS, **SKIP_GUARDS, **GUARDS, **HOOKS}.items():
         assert any(program in line and tracepoint in line for line in section.splitlines()), program
 
 
