@@ -69,6 +69,11 @@ class Paths:
         return self.state_dir / "record"
 
     @property
+    def log_keys(self) -> Path:
+        """The keys that sign the record's checkpoints."""
+        return self.state_dir / "log-keys"
+
+    @property
     def revocations(self) -> Path:
         """Revoked artifact ids, one file each."""
         return self.state_dir / "revoked"

@@ -17,7 +17,7 @@ PACKAGE = Path(egs_kernel.__file__).parent
 LAYERS = (
     {"model"},
     {"errors"},
-    {"paths", "ownership", "filesystems", "processes", "config"},
+    {"paths", "ownership", "filesystems", "processes", "config", "durable"},
     {"artifact", "trust"},
     {"checks"},
     {"verify"},
@@ -25,7 +25,7 @@ LAYERS = (
     {"audit"},
     {"measure", "posture", "constraints"},
     {"gate"},
-    {"launch"},
+    {"launch", "apply"},
     {"metrics", "metrics_server"},
     {"daemon"},
     {"cli"},
