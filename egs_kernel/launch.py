@@ -38,10 +38,9 @@ MAX_ARTIFACT = 64 * 1024
 MAX_FRAME = 1024 * 1024
 ANSWER_SECONDS = 120  # hashing a very large program takes a while
 
-_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
 _EPERM = 1
 _GO = b'{"type":"go"}'
-_FILTER = b'{"type":"filter",'
+_CONSTRAIN = b'{"type":"constrain",'
 _READY = b'{"op":"ready"}'
 _ESCAPES = {34: '\\"', 92: "\\\\"} | {code: f"\\u{code:04x}" for code in range(32)}
 
@@ -267,32 +266,23 @@ def _lost(why: str | None) -> Stop:
 
 
 def _constrain(answer: bytes) -> None:
-    """Install the filter that the daemon sent. Irrevocable.
+    """Do to this process what the daemon asks for. Irrevocable.
 
     Raises:
-        Stop: the answer was a refusal, or the kernel takes no filter.
+        Stop: the answer was a refusal, or the kernel does not do it.
     """
-    import binascii
-
-    if not answer.startswith(_FILTER):
+    if not answer.startswith(_CONSTRAIN):
         raise _refusal(answer)
-    _install_filter(binascii.a2b_base64(text_of(answer, "filter")))
+    from egs_kernel import apply
 
-
-def _install_filter(content: bytes) -> None:
-    import ctypes
-
-    class Program(ctypes.Structure):
-        """struct sock_fprog."""
-
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    program = Program(len(content) // 8, content)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise Stop(EXIT_REFUSED, f"no_new_privs: {os.strerror(ctypes.get_errno())}")
-    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
-        raise Stop(EXIT_REFUSED, f"seccomp: {os.strerror(ctypes.get_errno())} [constraint_unenforceable]")
+    try:
+        apply.apply(answer)
+    except apply.UnknownStepError as error:
+        raise Stop(EXIT_REFUSED, f"the daemon asks for a step that is unknown here: {error}") from error
+    except OSError as error:
+        raise Stop(
+            EXIT_REFUSED, f"the kernel does not take a constraint: {error} [constraint_unenforceable]"
+        ) from error
 
 
 def _refusal(answer: bytes) -> Stop:

@@ -18,7 +18,7 @@ from egs_kernel.checks.subjects import check_bound
 from egs_kernel.cli.files import inspect_program, read_artifact, read_head, replace_file
 from egs_kernel.cli.output import print_json, print_lines
 from egs_kernel.config import parse_duration
-from egs_kernel.constraints import seccomp
+from egs_kernel.constraints.plan import check as check_constraints
 from egs_kernel.errors import ExitCode, Refused, UsageError
 from egs_kernel.model import ProgramKind, Reason
 from egs_kernel.trust.keys import load_private
@@ -348,8 +348,8 @@ def _require_usable(statement: st.Statement, files: _Files) -> None:
     """Refuse to sign what could never be used."""
     check_bound(statement, files.program.kind)
     constraints = statement.predicate.constraints
-    if constraints is not None and constraints.syscalls is not None:
-        seccomp.check(constraints.syscalls)
+    if constraints is not None:
+        check_constraints(constraints)
     if files.program.kind is ProgramKind.INTERPRETER:
         _require_scripts_named(statement)
 

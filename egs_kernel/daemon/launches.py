@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from egs_kernel import verify
-from egs_kernel.audit.entries import Decision, Entry, Peer, Request
-from egs_kernel.constraints.attest import attest, seccomp_count
-from egs_kernel.constraints.seccomp import compile_filter
+from egs_kernel.audit.entries import Entry, Peer, Request
+from egs_kernel.constraints.attest import Before, Plan
+from egs_kernel.constraints.escort import Escort
+from egs_kernel.constraints.plan import plan as plan_of
 from egs_kernel.daemon import protocol
-from egs_kernel.daemon.host import cgroup_number, now
+from egs_kernel.daemon.arming import Arming
+from egs_kernel.daemon.decided import Decided
 from egs_kernel.daemon.intents import (
     declared_intent,
     interpreted_intent,
@@ -27,40 +27,20 @@ from egs_kernel.daemon.intents import (
     recorded_intent,
 )
 from egs_kernel.daemon.scoping import announce, enter_cgroup, target_cgroup
-from egs_kernel.daemon.server import wait_readable
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
-from egs_kernel.model import GrantKind, Intent, ProgramKind, Reason, Tier, Verdict
+from egs_kernel.model import GrantKind, ProgramKind, Reason, Tier, Verdict
 
 if TYPE_CHECKING:
+    from egs_kernel import verify
     from egs_kernel.config import Config
     from egs_kernel.daemon.events import Events
-    from egs_kernel.daemon.host import Host, Settings
+    from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.judging import Judge
-    from egs_kernel.daemon.programs import Program
     from egs_kernel.daemon.server import Connection
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExecEvent, TaskIdentity
-
-EXEC_SECONDS: Final = 5.0
-"""How long an armed launcher may take to execute."""
-
-
-@dataclass(frozen=True)
-class _Decided:
-    """A launch that is authorized and in the record, and spent its use; nothing is armed yet."""
-
-    id: str
-    task: TaskIdentity
-    program: Program
-    intent: Intent
-    trial: Trial
-    artifact: verify.Artifact
-    authorization: verify.Authorization
-    settings: Settings
-    filter: bytes | None
-    entered: asyncio.Task[None]
 
 
 class Launches:
@@ -79,8 +59,7 @@ class Launches:
         self._host = host
         self._journal = journal
         self._judge = judge
-        self._events = events
-        self._armed: dict[asyncio.Task[ExecEvent | None], tuple[str, asyncio.Future[str]]] = {}
+        self._arming = Arming(gate=gate, host=host, journal=journal, events=events)
 
     async def serve(self, connection: Connection, request: protocol.LaunchRequest) -> None:
         """Decide, attest, arm, and let the launcher go.
@@ -98,39 +77,29 @@ class Launches:
         finally:
             os.close(descriptor)
         try:
-            filters = await self._constrain(connection, decided)
-            await decided.entered
-            watcher = await self._arm(connection, decided, filters)
+            watcher = await self._arm(connection, decided)
         except EgsError as error:
             await asyncio.gather(decided.entered, return_exceptions=True)
-            await self._record_end(decided, error)
+            await self._arming.record_end(decided, error)
             raise
         if self._gate.tier is Tier.LSM:
             await self._tell_refusal(watcher)
 
     async def take_back(self, why: str, artifact_id: str | None = None) -> None:
         """Disarm what was not used yet: of one artifact, or all. Returns when that is in the record."""
-        chosen = [
-            (watcher, stop)
-            for watcher, (armed_by, stop) in self._armed.items()
-            if artifact_id in (None, armed_by)
-        ]
-        for _, stop in chosen:
-            if not stop.done():
-                stop.set_result(why)
-        await asyncio.gather(*(watcher for watcher, _ in chosen), return_exceptions=True)
+        await self._arming.take_back(why, artifact_id)
 
     # -- the decision ----------------------------------------------------------------------------
 
     async def _decide(
         self, connection: Connection, request: protocol.LaunchRequest, descriptor: int
-    ) -> _Decided:
+    ) -> Decided:
         """Judge, and record request and decision in one append before anybody learns of it."""
         peer = connection.peer
         number = os.urandom(8).hex()
         settings = self._host.settings
         intent = declared_intent(peer, request)
-        trial, program, code = Trial(), None, None
+        trial, program, plan = Trial(), None, Plan()
         try:
             program = await self._judge.measure(descriptor, peer.uid)
             if program.kind is ProgramKind.SCRIPT:
@@ -140,7 +109,7 @@ class Launches:
             trial = await self._judge.judge(request.artifact, intent)
             if trial.authorization is not None:
                 self._require_free(peer.task, trial.authorization.scope)
-                code = _compiled(trial.authorization)
+                plan = plan_of(trial.authorization.constraints)
         except EgsError as error:
             trial.error = error
         # No waiting between the verdict and here: what is spent is counted by handing in the entries.
@@ -173,7 +142,7 @@ class Launches:
         except BaseException:
             entered.cancel()
             raise
-        return _Decided(
+        return Decided(
             number,
             peer.task,
             program,
@@ -182,7 +151,7 @@ class Launches:
             trial.artifact,
             trial.authorization,
             settings,
-            code,
+            plan,
             entered,
         )
 
@@ -207,45 +176,35 @@ class Launches:
 
     # -- constraints -----------------------------------------------------------------------------
 
-    async def _constrain(self, connection: Connection, decided: _Decided) -> int | None:
-        """Have the launcher install the filter, and read it back; how many filters it has then."""
-        if decided.filter is None:
+    async def _attest(self, connection: Connection, decided: Decided) -> Escort | None:
+        """Have the launcher do its steps, and see that it did. It stays stopped, in the hands of the escort."""
+        plan = decided.plan
+        if plan.empty:
             return None
         pid = decided.task.pid
-        expected = seccomp_count(pid) + 1
-        await connection.send(protocol.InstallFilter(filter=decided.filter))
-        if not isinstance(await connection.receive(), protocol.ReadyRequest):
-            raise protocol.protocol_error("after a filter the launcher says ready, and nothing else")
-        loop = asyncio.get_running_loop()
-        attested = await loop.run_in_executor(None, attest, pid, decided.filter, expected)
-        if attested != decided.task or not connection.peer.alive():
-            raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone, and another process bears its pid")
-        return expected
+        before = Before.of(pid)
+        if plan.steps:
+            await connection.send(protocol.Constrain(steps=plan.steps))
+            if not isinstance(await connection.receive(), protocol.ReadyRequest):
+                raise protocol.protocol_error("after its steps the launcher says ready, and nothing else")
+        escort = Escort(pid, plan, before)
+        try:
+            _require_same(connection, decided, await asyncio.wrap_future(escort.attest()))
+        except BaseException:
+            escort.close()
+            raise
+        return escort
 
-    # -- arming ----------------------------------------------------------------------------------
-
-    async def _arm(
-        self, connection: Connection, decided: _Decided, filters: int | None
-    ) -> asyncio.Task[ExecEvent | None]:
-        """Arm it and let it go; the task is done when its exec is decided, or will not come."""
-        self._require_still(decided)
-        task = decided.task
-        grant = decided.authorization.grant(
-            decided.program.measurement,
-            decided.trial.named,
-            boot_offset=self._host.clock_offset,
-            cgroup_id=cgroup_number(decided.authorization.cgroup),
-            seccomp_filters=filters,
-        )
-        if not connection.peer.alive():
-            raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone")
-        executed = self._events.expect(task.pid, task.start_ticks)
-        self._gate.arm(grant, task)
-        loop = asyncio.get_running_loop()
-        stop: asyncio.Future[str] = loop.create_future()
-        watcher = loop.create_task(self._watch(decided, executed, stop, os.dup(connection.peer.pidfd)))
-        self._armed[watcher] = decided.artifact.id, stop
-        watcher.add_done_callback(self._armed.pop)
+    async def _arm(self, connection: Connection, decided: Decided) -> asyncio.Task[ExecEvent | None]:
+        """Attest it, arm it and let it go; the task is done when its exec is decided, or will not come."""
+        escort = await self._attest(connection, decided)
+        try:
+            await decided.entered
+            watcher = self._arming.arm(connection.peer, decided, escort)
+        except BaseException:
+            if escort is not None:
+                escort.close()
+            raise
         await connection.send(protocol.Go())
         return watcher
 
@@ -263,71 +222,7 @@ class Launches:
                 f"Look at what it was: egs audit query --type exec --pid {event.pid}",
             )
 
-    def _require_still(self, decided: _Decided) -> None:
-        """What was decided before the waiting must hold after it."""
-        if decided.settings is not self._host.settings:
-            raise Refused(
-                Reason.POLICY_MISMATCH,
-                "configuration, trust or policy were read again meanwhile",
-                "Try again.",
-            )
-        uses = self._journal.uses()
-        if decided.authorization.uses_left is not None:
-            uses[decided.artifact.id] -= 1  # its own, which is counted already
-        facts = self._host.facts(decided.artifact, uses=uses, revoked=self._journal.revoked())
-        intent = decided.trial.intent or decided.intent
-        verify.authorize(decided.artifact, intent, facts, now())
 
-    async def _watch(
-        self,
-        decided: _Decided,
-        executed: asyncio.Future[ExecEvent],
-        stop: asyncio.Future[str],
-        pidfd: int,
-    ) -> ExecEvent | None:
-        """Wait until the gate has decided the exec; take the grant back when it does not come, or was refused."""
-        task = decided.task
-        gone = asyncio.ensure_future(wait_readable(pidfd))
-        waited: set[asyncio.Future[Any]] = {executed, gone, stop}
-        await asyncio.wait(waited, timeout=EXEC_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        why = f"it did not execute within {EXEC_SECONDS:g} seconds"
-        if stop.done():
-            why = stop.result()
-        elif gone.done():
-            why = "it ended before its exec"
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-        os.close(pidfd)
-        if not executed.done():
-            self._gate.disarm(task.pid)
-            self._events.drain()  # the exec may have been faster than the disarming: then it is in here
-        self._events.forget(task.pid, task.start_ticks)
-        if executed.done():
-            event = executed.result()
-            if event.verdict is Verdict.DENY:  # by what it would execute first: a script
-                self._gate.disarm(task.pid)
-            return event
-        await self._record_end(decided, Refused(Reason.LAUNCHER_LOST, f"the launcher was lost: {why}"))
-        return None
-
-    async def _record_end(self, decided: _Decided, error: EgsError) -> None:
-        """An authorized launch did not come about."""
-        decision = Decision(
-            verdict=Verdict.DENY,
-            reason=error.reason,
-            scope=decided.authorization.scope,
-            policy_digest=self._host.settings.policy_digest,
-            posture=self._host.posture_digest,
-            request=decided.id,
-            artifact_id=decided.artifact.id,
-            task=decided.task,
-            detail=error.message,
-        )
-        await asyncio.shield(self._journal.submit([decision], essential=True))
-
-
-def _compiled(authorization: verify.Authorization) -> bytes | None:
-    constraints = authorization.constraints
-    return (
-        None if constraints is None or constraints.syscalls is None else compile_filter(constraints.syscalls)
-    )
+def _require_same(connection: Connection, decided: Decided, attested: TaskIdentity) -> None:
+    if attested != decided.task or not connection.peer.alive():
+        raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone, and another process bears its pid")

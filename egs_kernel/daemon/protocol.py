@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from egs_kernel.constraints.steps import Step
 from egs_kernel.errors import EgsError, ExitCode, Refused
 from egs_kernel.model import Reason
 
@@ -40,7 +41,7 @@ class LaunchRequest(_Request, frozen=True, kw_only=True, tag="launch"):
 
 
 class ReadyRequest(_Request, frozen=True, kw_only=True, tag="ready"):
-    """The launcher has installed the filter that it was sent."""
+    """The launcher has done the steps that it was sent."""
 
 
 class StatusRequest(_Request, frozen=True, kw_only=True, tag="status"):
@@ -138,10 +139,10 @@ class Go(_Answer, frozen=True, tag="go"):
     """The exec is armed: execve now."""
 
 
-class InstallFilter(_Answer, frozen=True, kw_only=True, tag="filter"):
-    """Set no_new_privs, install this seccomp filter (an array of struct sock_filter), then say `ready`."""
+class Constrain(_Answer, frozen=True, kw_only=True, tag="constrain"):
+    """Do these steps to yourself, in this order, then say `ready`."""
 
-    filter: bytes
+    steps: tuple[Step, ...]
 
 
 class Done(_Answer, frozen=True, kw_only=True, tag="done"):
@@ -282,7 +283,7 @@ class HoldsAnswer(_Answer, frozen=True, kw_only=True, tag="holds"):
     more: bool = False
 
 
-Answer = Failure | Go | InstallFilter | Done | StatusAnswer | ProcessesAnswer | ArtifactsAnswer | HoldsAnswer
+Answer = Failure | Go | Constrain | Done | StatusAnswer | ProcessesAnswer | ArtifactsAnswer | HoldsAnswer
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

@@ -15,24 +15,27 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from egs_kernel.artifact.statement import SyscallConstraint
-from egs_kernel.constraints import attest as attest_module
+from egs_kernel.constraints import tracing
 from egs_kernel.constraints.attest import (
-    STOP_DEADLINE,
+    Before,
+    Plan,
     attest,
     installed_filters,
-    no_new_privs,
     require_attestation,
     restrictions,
-    seccomp_count,
 )
+from egs_kernel.constraints.proc import no_new_privs, seccomp_count
 from egs_kernel.constraints.seccomp import compile_filter
 from egs_kernel.constraints.syscalls import LAUNCH
+from egs_kernel.constraints.tracing import STOP_DEADLINE
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 from tests.harness import COMMAND_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from egs_kernel.model import TaskIdentity
 
 pytestmark = pytest.mark.kernel
 
@@ -104,9 +107,14 @@ def await_status(pid: int, field: str, value: str) -> None:
         os.sched_yield()
 
 
+def attest_filter(pid: int, expected: bytes, count: int) -> TaskIdentity:
+    """One filter was asked for; `count` are there then."""
+    return attest(pid, Plan(filters=(expected,)), Before(filters=count - 1))
+
+
 def refusal(pid: int, expected_filter: bytes, expected_count: int = 1) -> str:
     with pytest.raises(Refused) as caught:
-        attest(pid, expected_filter, expected_count)
+        attest_filter(pid, expected_filter, expected_count)
     assert caught.value.reason is Reason.CONSTRAINT_NOT_ATTESTED
     assert caught.value.next_step
     return caught.value.message
@@ -114,7 +122,7 @@ def refusal(pid: int, expected_filter: bytes, expected_count: int = 1) -> str:
 
 def test_a_launcher_that_did_what_was_signed_passes_and_goes_on(strict: str) -> None:
     with child("nnp", strict, "wait", "exec:/bin/true") as process:
-        task = attest(process.pid, compile_filter(STRICT), 1)
+        task = attest_filter(process.pid, compile_filter(STRICT), 1)
         started = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
         assert (task.pid, task.start_ticks) == (process.pid, started)
         assert status(process.pid, "TracerPid") == "0"
@@ -128,7 +136,7 @@ def test_filters_come_oldest_first(programs: Programs, strict: str) -> None:
     with child("nnp", weaker, strict, "wait") as process:
         assert installed_filters(process.pid) == [compile_filter(WEAKER), compile_filter(STRICT)]
         # A caller that was restricted before keeps its filter below ours.
-        assert attest(process.pid, compile_filter(STRICT), 2).pid == process.pid
+        assert attest_filter(process.pid, compile_filter(STRICT), 2).pid == process.pid
 
 
 def test_a_weaker_filter_is_refused(programs: Programs) -> None:
@@ -217,7 +225,7 @@ def test_a_launcher_that_dies_while_it_is_inspected_is_refused(strict: str) -> N
             refused = False
             while not refused:
                 try:
-                    attest(process.pid, expected, 1)
+                    attest_filter(process.pid, expected, 1)
                 except Refused as caught:
                     assert caught.reason is Reason.CONSTRAINT_NOT_ATTESTED  # noqa: PT017 - passing is fine too
                     refused = True
@@ -244,7 +252,7 @@ def test_one_that_job_control_stopped_stays_stopped(strict: str) -> None:
     with child("nnp", strict, "wait") as process:
         os.kill(process.pid, signal.SIGSTOP)
         await_status(process.pid, "State", "T")
-        attest(process.pid, compile_filter(STRICT), 1)
+        attest_filter(process.pid, compile_filter(STRICT), 1)
         await_status(process.pid, "State", "T")
         assert status(process.pid, "TracerPid") == "0"
         os.kill(process.pid, signal.SIGCONT)
@@ -252,19 +260,19 @@ def test_one_that_job_control_stopped_stays_stopped(strict: str) -> None:
 
 
 def test_a_signal_that_was_being_delivered_is_handed_on(strict: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = attest_module._ptrace
+    really = tracing.ptrace
 
-    def interrupted_by_a_signal(request: int, pid: int) -> None:
-        really(request, pid)
-        if request == attest_module._SEIZE:
+    def interrupted_by_a_signal(request: int, pid: int, data: int = 0) -> None:
+        really(request, pid, data)
+        if request == tracing._SEIZE:
             os.kill(pid, signal.SIGRTMIN)
             await_status(pid, "State", "t")  # stopped in the middle of its delivery
 
-    monkeypatch.setattr(attest_module, "_ptrace", interrupted_by_a_signal)
+    monkeypatch.setattr(tracing, "ptrace", interrupted_by_a_signal)
     read_end, write_end = os.pipe()
     with child(f"signals:{write_end}", "nnp", strict, "wait", pass_fds=(write_end,)) as process:
         os.close(write_end)
-        attest(process.pid, compile_filter(STRICT), 1)
+        attest_filter(process.pid, compile_filter(STRICT), 1)
         assert select.select([read_end], [], [], 10)[0], "the signal got lost"
         assert os.read(read_end, 16) == bytes([signal.SIGRTMIN])
         assert released(process) == 0
@@ -285,11 +293,11 @@ def test_one_that_cannot_be_stopped_is_refused_in_time_and_let_go(strict: str) -
 def test_a_daemon_under_a_filter_of_its_own_says_so(programs: Programs, strict: str) -> None:
     script = (
         "import sys, runpy; child = runpy.run_path(sys.argv[1])\n"
-        "from egs_kernel.constraints.attest import attest, require_attestation\n"
+        "from egs_kernel.constraints.attest import Before, Plan, attest, require_attestation\n"
         "from egs_kernel.errors import HostLacks, Refused\n"
         "from pathlib import Path\n"
         "child['install'](Path(sys.argv[2]).read_bytes())\n"
-        "try: attest(int(sys.argv[3]), b'', 1)\n"
+        "try: attest(int(sys.argv[3]), Plan(filters=(b'',)), Before(filters=0))\n"
         "except Refused as refused: print(refused.reason.code, refused.message)\n"
         "try: require_attestation()\n"
         "except HostLacks as lacks: print(lacks.reason.code, lacks.message)\n"
@@ -317,10 +325,10 @@ def test_this_process_may_attest() -> None:
 def test_an_unprivileged_process_cannot_attest_and_says_what_it_lacks(strict: str) -> None:
     script = (
         "import os, sys\n"
-        "from egs_kernel.constraints.attest import attest, require_attestation\n"
+        "from egs_kernel.constraints.attest import Before, Plan, attest, require_attestation\n"
         "from egs_kernel.errors import HostLacks, Refused\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "try: attest(int(sys.argv[1]), b'', 1)\n"
+        "try: attest(int(sys.argv[1]), Plan(filters=(b'',)), Before(filters=0))\n"
         "except Refused as refused: print(refused.message)\n"
         "try: require_attestation()\n"
         "except HostLacks as lacks: print(lacks.message)\n"
@@ -451,6 +459,6 @@ def test_the_launch_list_is_enough_for_a_launch(programs: Programs, tmp_path: Pa
     with child(
         "nnp", programs.step("launch", compile_filter(constraint)), "wait", f"exec:{binary}"
     ) as process:
-        attest(process.pid, compile_filter(constraint), 1)
+        attest_filter(process.pid, compile_filter(constraint), 1)
         output, _ = process.communicate(b"\n", timeout=COMMAND_SECONDS)
     assert (output, process.returncode) == (b"ran\n", 0)

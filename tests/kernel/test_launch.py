@@ -229,7 +229,8 @@ def test_a_launcher_that_does_not_install_the_filter(running: Running) -> None:
     liar = (
         "import os, sys, socket\n"
         "from egs_kernel import launch\n"
-        "launch._install_filter = lambda content: None\n"
+        "from egs_kernel.apply import seccomp\n"
+        "seccomp.apply = lambda step: None\n"
         "sys.exit(launch.main(sys.argv[1:]))\n"
     )
     done = subprocess.run(

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egs_kernel import launch
+from egs_kernel import apply, launch
 from egs_kernel.artifact.envelope import MAX_ARTIFACT
+from egs_kernel.constraints.steps import ORDER, NoNewPrivs, Seccomp
 from egs_kernel.daemon import protocol
 from egs_kernel.paths import Paths
 from tests.harness import BIN
@@ -104,7 +105,25 @@ def test_texts_of_answers_are_read_without_json(message: str, reason: str, next_
 def test_the_daemons_words_are_the_launchers() -> None:
     assert msgspec.json.encode(protocol.Go()) == launch._GO
     assert protocol.decode_request(launch._READY) == protocol.ReadyRequest()
-    assert msgspec.json.encode(protocol.InstallFilter(filter=b"")).startswith(launch._FILTER)
+    assert msgspec.json.encode(protocol.Constrain(steps=())).startswith(launch._CONSTRAIN)
+
+
+def test_every_step_has_its_module() -> None:
+    names = {kind.__struct_config__.tag for kind in ORDER}
+    assert names == set(apply.MODULES)
+    assert names == {path.stem for path in Path(apply.__file__).parent.glob("*.py")} - {"__init__", "libc"}
+
+
+def test_steps_are_read_without_json() -> None:
+    steps = (NoNewPrivs(), Seccomp(filter=b"\0\xff"))
+    content = msgspec.json.encode(protocol.Constrain(steps=steps))
+    assert apply.decode(content) == msgspec.json.decode(content)
+
+
+def test_a_step_that_is_unknown_stops_before_the_first_one() -> None:
+    with pytest.raises(apply.UnknownStepError):
+        apply.apply(b'{"type":"constrain","steps":[{"step":"no_new_privs"},{"step":"__init__"}]}')
+    assert "NoNewPrivs:\t0" in Path("/proc/self/status").read_text()
 
 
 def test_an_answer_of_another_protocol_is_no_refusal() -> None:

@@ -1,0 +1,12 @@
+"""No exec raises privileges any more."""
+
+from __future__ import annotations
+
+from egs_kernel.apply.libc import prctl
+
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def apply(_step: dict[str, object]) -> None:
+    """Set no_new_privs."""
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -1,0 +1,127 @@
+"""One launcher, from its attestation to its exec, held by ptrace where something could be taken back in between.
+
+What a launcher installs and cannot take back (filters, no_new_privs, a Landlock domain) is attested once. For the rest
+(limits, umask, folder, environment, namespaces) the daemon stays with it:
+
+1. It is stopped at each system call. At the entry of its exec it has one thread, which is held: nothing in it can
+   change or make anything any more. Now, and not before, the grant is armed.
+2. The kernel stops it again when the new image is there and has run nothing. What it is now is compared with what was
+   signed. Any difference, and it is killed.
+
+Should the daemon die meanwhile, the kernel kills it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from egs_kernel.constraints.attest import Before, Plan, Stopped, confirm, inspect, require_single
+from egs_kernel.constraints.proc import Status, not_attested
+from egs_kernel.constraints.tracing import Stop, Traced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from egs_kernel.model import TaskIdentity
+
+_FIRST_PAUSE: Final = 20e-6
+_LONGEST_PAUSE: Final = 0.5e-3
+_LET_GO_SECONDS: Final = 0.5
+
+
+class Escort:
+    """The calls come from the event loop; the work is done by a thread of its own, as ptrace demands.
+
+    `close` it: with the thread's end the kernel lets go of whatever is still held.
+    """
+
+    def __init__(self, pid: int, plan: Plan, before: Before) -> None:
+        self._pid = pid
+        self._plan = plan
+        self._before = before
+        self._traced: Traced | None = None
+        self._leave = threading.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-escort")
+
+    @property
+    def filters(self) -> int | None:
+        """How many filters it has once it is attested; None: the plan has none."""
+        return self._before.filters + len(self._plan.filters) if self._plan.filters else None
+
+    def attest(self) -> Future[TaskIdentity]:
+        """Stop it and check it. It stays stopped."""
+        return self._thread.submit(self._attest)
+
+    def conduct(self, arm: Callable[[], None]) -> Future[bool]:
+        """Let it go on to its exec; call `arm`, from the thread, when it stands at its entry; check the new image.
+
+        The future is True when the new image was found as signed, False when there was no exec. It raises Refused when
+        what was found is not what was signed: then it was not armed, or the new image was killed.
+        """
+        return self._thread.submit(self._conduct, arm)
+
+    def leave(self) -> None:
+        """It is not waited for any more: `conduct` ends soon."""
+        self._leave.set()
+
+    def close(self) -> None:
+        """Let it go, if it is still held, and end the thread. Does not wait."""
+        self._leave.set()
+        self._thread.submit(self._let_go)
+        self._thread.shutdown(wait=False)
+
+    # -- in the thread ---------------------------------------------------------------------------
+
+    def _attest(self) -> TaskIdentity:
+        self._traced = Traced(self._pid)
+        self._traced.stop()
+        return inspect(self._pid, self._plan, self._before)
+
+    def _let_go(self) -> None:
+        if self._traced is not None:
+            self._traced.detach()
+
+    def _conduct(self, arm: Callable[[], None]) -> bool:
+        traced = self._traced
+        if traced is None:
+            raise not_attested(self._pid, "was not attested")
+        traced.follow()
+        armed = False
+        while True:
+            traced.run()
+            where = self._next_stop(traced)
+            if where is Stop.EXECUTED:
+                return self._check_image()
+            if where is Stop.ENDED or self._leave.is_set():
+                return False
+            if where is Stop.CALL and armed:
+                return False  # its exec failed: what it does now, nobody armed it for
+            if where is Stop.CALLS_EXEC:
+                require_single(Stopped(self._pid, Status(self._pid), self._before))
+                arm()
+                armed = True
+
+    def _check_image(self) -> bool:
+        try:
+            confirm(self._pid, self._plan, self._before)
+        except BaseException:
+            os.kill(self._pid, signal.SIGKILL)  # held by us and not waited for: the number is still its own
+            raise
+        return True
+
+    def _next_stop(self, traced: Traced) -> Stop:
+        pause, deadline = _FIRST_PAUSE, float("inf")
+        while (where := traced.where()) is None:
+            if self._leave.is_set() and deadline == float("inf"):
+                traced.interrupt()
+                deadline = time.monotonic() + _LET_GO_SECONDS
+            if time.monotonic() > deadline:
+                raise not_attested(self._pid, f"did not stop within {_LET_GO_SECONDS} s")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return where
