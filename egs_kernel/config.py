@@ -21,6 +21,9 @@ MAX_SCOPES = 64
 MAX_LIBRARY_ROOTS = 64
 """bpf/egs_abi.h EGS_LIBRARY_FOLDERS."""
 
+MAX_WITNESSES = 16
+"""A checkpoint with all of their cosignatures is one that every verifier must accept (signed-note)."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d)")
 _HOLD_TIMEOUT = "60s"
@@ -59,6 +62,24 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     listen: str = "127.0.0.1:9731"
 
 
+class RecordConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The record as a log: its name for others, and how often its checkpoints go to the witnesses."""
+
+    origin: str | None = None
+    witness_interval: str = "1m"
+
+    def origin_of(self, host_id: str) -> str:
+        """The log's origin on the host with this id."""
+        return self.origin or f"egs-kernel/{host_id}/record"
+
+
+class WitnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A witness that cosigns this host's checkpoints: the address before `/add-checkpoint`, and its verifier key."""
+
+    url: str
+    key: str
+
+
 LIBRARY_ROOTS = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32")
 """Folders below which a library of root's may be code of any governed program; those that exist count."""
 
@@ -81,6 +102,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     trusted_filesystems: frozenset[str] = frozenset()
     scopes: tuple[ScopeConfig, ...] = ()
     metrics: MetricsConfig = MetricsConfig()
+    record: RecordConfig = RecordConfig()
+    witnesses: tuple[WitnessConfig, ...] = ()
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +117,8 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     trusted_filesystems: tuple[str, ...] = ()
     scope: tuple[ScopeConfig, ...] = ()
     metrics: MetricsConfig = MetricsConfig()
+    record: RecordConfig = RecordConfig()
+    witness: tuple[WitnessConfig, ...] = ()
 
 
 def load_config(path: Path) -> Config:
@@ -143,7 +168,21 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
         trusted_filesystems=frozenset(file.trusted_filesystems),
         scopes=file.scope,
         metrics=file.metrics,
+        record=file.record,
+        witnesses=_witnesses(name, file),
     )
+
+
+def _witnesses(name: str, file: _File) -> tuple[WitnessConfig, ...]:
+    parse_duration(file.record.witness_interval, f"{name}: record.witness_interval")
+    for witness in file.witness:
+        if not witness.url.startswith(("http://", "https://")):
+            raise _invalid(name, f"witness: the url {witness.url!r} begins with neither http:// nor https://")
+    if len({witness.key for witness in file.witness}) != len(file.witness):
+        raise _invalid(name, "two witnesses have one key")
+    if len(file.witness) > MAX_WITNESSES:
+        raise _invalid(name, f"{len(file.witness)} witnesses; at most {MAX_WITNESSES}")
+    return file.witness
 
 
 def _tier(name: str, tier: str) -> Tier | None:

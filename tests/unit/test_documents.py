@@ -13,7 +13,14 @@ from typing import Final
 import pytest
 
 from egs_kernel.cli.main import _MODULES, _parser
-from egs_kernel.config import Config, MetricsConfig, ScopeConfig, parse_config
+from egs_kernel.config import (
+    Config,
+    MetricsConfig,
+    RecordConfig,
+    ScopeConfig,
+    WitnessConfig,
+    parse_config,
+)
 from egs_kernel.errors import ExitCode
 from egs_kernel.filesystems import KNOWN, TRUSTED
 from egs_kernel.gate.parts import CALLED, GUARDS, HOOKS, LSM_MAPS, MAPS, SKIP_GUARDS, TRACEPOINTS
@@ -135,6 +142,9 @@ def test_every_exit_code() -> None:
 # -- configuration.md --------------------------------------------------------------------------------
 
 
+PLURALS: Final = {"scopes": "scope", "witnesses": "witness"}
+
+
 def example() -> str:
     found = re.search(r"```toml\n(.*?)```", page("configuration.md"), re.DOTALL)
     assert found is not None
@@ -145,9 +155,10 @@ def test_the_example_is_a_configuration_and_uses_every_setting() -> None:
     config = parse_config(example().encode())
     assert [scope.name for scope in config.scopes] == ["agents", "compilers", "contractors"]
     table = tomllib.loads(example())
-    wanted = {"scope" if name == "scopes" else name for name in Config.__struct_fields__}
-    assert table.keys() == wanted
+    assert table.keys() == {PLURALS.get(name, name) for name in Config.__struct_fields__}
     assert table["metrics"].keys() == set(MetricsConfig.__struct_fields__)
+    assert table["record"].keys() == set(RecordConfig.__struct_fields__)
+    assert table["witness"][0].keys() == set(WitnessConfig.__struct_fields__)
 
 
 def test_every_setting_is_described() -> None:
@@ -156,7 +167,9 @@ def test_every_setting_is_described() -> None:
         *Config.__struct_fields__,
         *ScopeConfig.__struct_fields__,
         *MetricsConfig.__struct_fields__,
-    } - {"scopes", "metrics"}:
+        *RecordConfig.__struct_fields__,
+        *WitnessConfig.__struct_fields__,
+    } - {"scopes", "metrics", "record", "witnesses"}:
         assert f"`{name}`" in text, name
     for name in TRUSTED | KNOWN:
         assert name in text, name
