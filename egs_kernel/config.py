@@ -127,6 +127,15 @@ def load_config(path: Path) -> Config:
     Raises:
         UsageError: it is missing, unsafe, or says something that this version does not understand.
     """
+    return parse_config(read_config(path), str(path))
+
+
+def read_config(path: Path) -> bytes:
+    """The configuration file's bytes.
+
+    Raises:
+        UsageError: it is missing or unsafe.
+    """
     if not path.exists():
         raise UsageError(
             Reason.CONFIG_INVALID,
@@ -134,12 +143,11 @@ def load_config(path: Path) -> Config:
             "Create it; docs/configuration.md has an example.",
         )
     try:
-        content = read_private_file(path, CONFIG_LIMIT)
+        return read_private_file(path, CONFIG_LIMIT)
     except OSError as error:
         raise UsageError(
             Reason.CONFIG_INVALID, f"cannot read {path}: {error.strerror}", f"Run: chmod u+r {path}"
         ) from error
-    return parse_config(content, str(path))
 
 
 def parse_config(content: bytes, name: str = "egs.toml") -> Config:

@@ -9,6 +9,7 @@ from egs_kernel.audit.entries import (
     ArtifactChange,
     Attempt,
     Code,
+    ConfigurationChange,
     DaemonStarted,
     DaemonStopped,
     Decision,
@@ -27,7 +28,7 @@ from egs_kernel.audit.entries import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from egs_kernel.model import AttemptEvent, CodeEvent, ExecEvent, ExitEvent
+    from egs_kernel.model import AttemptEvent, CodeEvent, ExecEvent
 
 
 def describe(recorded: Recorded) -> str:
@@ -64,7 +65,7 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
         case Exec():
             return _exec(entry.event)
         case Outcome():
-            return _outcome(entry.event)
+            return _outcome(entry)
         case Code():
             return _code(entry.event)
         case Refusal():
@@ -80,6 +81,8 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
             count = f"{entry.lost} events: " if entry.lost is not None else ""
             kept = f", kept in {entry.kept}" if entry.kept else ""
             return f"{entry.cause}: {count}{entry.detail}{kept}"
+        case ConfigurationChange():
+            return _configuration(entry)
         case PostureEntry():
             problems = "; ".join(entry.posture.problems) or "no problems"
             return f"{entry.digest[:12]} {entry.posture.tier.value} {problems}"
@@ -92,10 +95,18 @@ def _exec(event: ExecEvent) -> str:
     return f"{event.verdict.name} {event.reason.code}{observed} {event.scope}: {who}: {command}{_id(event.artifact_id)}"
 
 
-def _outcome(event: ExitEvent) -> str:
-    signal = event.status & 0x7F
-    how = f"signal {signal}" if signal else f"exit {event.status >> 8 & 0xFF}"
-    return f"{event.scope}: pid {event.pid} {how}"
+def _outcome(entry: Outcome) -> str:
+    event = entry.event
+    how = entry.signal or f"exit {entry.exit_code}"
+    used = f"{event.cpu_nanoseconds / 1e9:.3f} s, {event.max_rss_bytes // 1024} KiB"
+    return f"{event.scope}: pid {event.pid} execution {event.execution} {how} ({used})"
+
+
+def _configuration(entry: ConfigurationChange) -> str:
+    if entry.action == "refused":
+        return f"refused ({entry.cause}): {entry.detail}"
+    scopes = ", ".join(f"{scope.name} {scope.mode.value}" for scope in entry.scopes) or "no scopes"
+    return f"applied ({entry.cause}): {scopes}; {len(entry.trusted_keys)} trusted keys"
 
 
 def _code(event: CodeEvent) -> str:

@@ -5,6 +5,7 @@ A struct's fields are the fields of the JSON object; `lines.py` gives it its byt
 
 from __future__ import annotations
 
+from signal import Signals
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -16,6 +17,8 @@ from egs_kernel.model import (
     ExitEvent,
     GrantKind,
     Intent,
+    Mode,
+    OnMissing,
     Posture,
     Reason,
     TaskIdentity,
@@ -109,9 +112,26 @@ class Exec(Entry, frozen=True, kw_only=True, tag="exec"):
 
 
 class Outcome(Entry, frozen=True, kw_only=True, tag="outcome"):
-    """A governed process ended."""
+    """A governed process ended, with an exit code or by a signal (its name, such as "SIGKILL")."""
 
     event: ExitEvent
+    exit_code: int | None = None
+    signal: str | None = None
+
+
+def outcome(event: ExitEvent) -> Outcome:
+    """The entry of an end, with its wait(2) status in words."""
+    number = event.status & 0x7F
+    if number:
+        return Outcome(event=event, signal=_signal_name(number))
+    return Outcome(event=event, exit_code=event.status >> 8 & 0xFF)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"SIGRTMIN+{number - Signals.SIGRTMIN}"
 
 
 class Code(Entry, frozen=True, kw_only=True, tag="code"):
@@ -157,9 +177,12 @@ class SealChange(Entry, frozen=True, kw_only=True, tag="seal"):
 
 
 class ArtifactChange(Entry, frozen=True, kw_only=True, tag="artifact"):
-    """A standing artifact came or went, or an artifact was revoked. `envelope` is its DSSE JSON text."""
+    """A standing artifact came or went, one was presented for a launch or a hold, or one was revoked.
 
-    action: Literal["added", "removed", "revoked"]
+    `envelope` is its DSSE JSON text.
+    """
+
+    action: Literal["added", "presented", "removed", "revoked"]
     artifact_id: str
     source: str = ""
     peer: Peer | None = None
@@ -178,6 +201,31 @@ class Gap(Entry, frozen=True, kw_only=True, tag="gap"):
     detail: str
     lost: int | None = None
     kept: str | None = None
+
+
+class ScopeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A scope as it is configured."""
+
+    name: str
+    mode: Mode
+    on_missing: OnMissing
+
+
+class ConfigurationChange(Entry, frozen=True, kw_only=True, tag="configuration"):
+    """What the daemon was told to go by: read at its start or a reload and applied, or refused (the old one stays).
+
+    `config_digest` is the SHA-256 of egs.toml, `trusted_keys` are the ids of the trust store. Of one that was refused
+    `detail` says why, and the rest is not known.
+    """
+
+    action: Literal["applied", "refused"]
+    cause: str
+    peer: Peer | None = None
+    config_digest: str | None = None
+    policy_digest: str | None = None
+    trusted_keys: tuple[str, ...] = ()
+    scopes: tuple[ScopeState, ...] = ()
+    detail: str = ""
 
 
 class PostureEntry(Entry, frozen=True, kw_only=True, tag="posture"):
@@ -201,6 +249,7 @@ EntryType = (
     | SealChange
     | ArtifactChange
     | Gap
+    | ConfigurationChange
     | PostureEntry
 )
 ENTRY_CLASSES: Final[tuple[type[Entry], ...]] = get_args(EntryType)

@@ -45,10 +45,12 @@ ENVELOPE_FIELDS: Final = ("v", "seq", "prev", "time", "type")
 WIDE: Final = frozenset(
     {
         "cgroup_id",
+        "cpu_nanoseconds",
         "ctime_seconds",
         "execution",
         "grant_id",
         "inode",
+        "max_rss_bytes",
         "parent_execution",
         "size",
         "start_ticks",

@@ -66,4 +66,4 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 def _pids(subject: Any) -> set[int]:
     """The processes an entry is about."""
     holders = (subject, getattr(subject, "peer", None), getattr(subject, "task", None))
-    return {holder.pid for holder in holders if isinstance(holder, _WITH_PID)}
+    return {holder.pid for holder in holders if isinstance(holder, _WITH_PID) and holder.pid is not None}

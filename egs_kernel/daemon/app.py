@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sdnotify
 
 from egs_kernel import __version__
-from egs_kernel.audit.entries import DaemonStarted, DaemonStopped, Decision
+from egs_kernel.audit.entries import ConfigurationChange, DaemonStarted, DaemonStopped, Decision
 from egs_kernel.audit.record import Record
 from egs_kernel.daemon.control import Control
 from egs_kernel.daemon.events import Events
@@ -41,6 +41,7 @@ from egs_kernel.ownership import require_private_folder
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
+    from egs_kernel.audit.entries import Peer
     from egs_kernel.paths import Paths
     from egs_kernel.verify import Artifact
 
@@ -167,7 +168,7 @@ class _Daemon:
             host_id=self._host.settings.host_id,
             posture=self._host.posture_digest,
         )
-        await self._journal.append(self._host.posture_entry(), started)
+        await self._journal.append(self._host.posture_entry(), started, self._host.settings.entry("start"))
         self._standing.open()
         self._disarm_leftovers()
         live = {task.execution for task in self._gate.governed()}
@@ -228,8 +229,8 @@ class _Daemon:
         """What ends the daemon when it is done."""
         return {self._end, self._journal.failure, *self._tasks}
 
-    async def reload(self) -> None:
-        """Read everything again. What is wrong leaves the old settings in force.
+    async def reload(self, cause: str, peer: Peer | None = None) -> None:
+        """Read everything again. What is wrong leaves the old settings in force; both is recorded.
 
         Raises:
             EgsError: with what is wrong.
@@ -239,12 +240,16 @@ class _Daemon:
             apply_library_roots(self._gate, settings.config.library_roots)
             apply_scopes(self._gate, settings.config)
         except EgsError as error:
+            refused = ConfigurationChange(action="refused", cause=cause, peer=peer, detail=str(error))
+            await self._journal.append(refused)
             error.next_step = f"The old settings stay in force. {error.next_step}"
             raise
         self._host.settings = settings
+        durable = self._journal.submit([settings.entry(cause, peer)], essential=True)
         if self._host.refresh_posture():
             self._heart.posture_changed()
         self._standing.rescan()
+        await asyncio.shield(durable)
         _log.info("configuration, trust, policy and artifacts were read again")
 
     def _find(self, artifact_id: str) -> Artifact | None:
@@ -299,7 +304,7 @@ class _Daemon:
 
     async def _reload_and_log(self) -> None:
         try:
-            await self.reload()
+            await self.reload("SIGHUP")
         except EgsError as error:
             _log.error("%s\n%s", error, error.next_step)
 

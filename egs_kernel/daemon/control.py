@@ -51,7 +51,7 @@ class Control:
         holds: Holds,
         reports: Reports,
         sealing: Sealing,
-        reload: Callable[[], Awaitable[None]],
+        reload: Callable[[str, Peer], Awaitable[None]],
     ) -> None:
         self._paths = paths
         self._host = host
@@ -109,7 +109,7 @@ class Control:
                 artifact_id, until = await self._sealing.unseal(content, peer)
                 return protocol.Done(message=f"lifts the seal until {format_time(until)}", id=artifact_id)
             case protocol.ReloadRequest():
-                await self._reload()
+                await self._reload("asked for", peer)
                 return protocol.Done(message="configuration, trust, policy and artifacts were read again")
             case _:
                 raise protocol.protocol_error("this message answers nothing that was said")

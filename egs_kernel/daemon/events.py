@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.audit.entries import Attempt, Code, Decision, Exec, Outcome
+from egs_kernel.audit.entries import Attempt, Code, Decision, Exec, Outcome, outcome
 from egs_kernel.daemon.verdicts import use_until
 from egs_kernel.model import (
     AttemptEvent,
@@ -181,7 +181,7 @@ class Events:
 
     def _entry(self, event: GateEvent) -> Exec | Outcome | Code | Attempt:
         if isinstance(event, ExitEvent):
-            return Outcome(event=event)
+            return outcome(event)
         if isinstance(event, CodeEvent):
             return Code(event=event)
         if isinstance(event, AttemptEvent):

@@ -7,6 +7,7 @@ observed while the daemon runs.
 from __future__ import annotations
 
 import grp
+import hashlib
 import pwd
 import time
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from egs_kernel.audit.entries import ConfigurationChange, ScopeState
 from egs_kernel.audit.lines import posture_digest, posture_entry
-from egs_kernel.config import Config, load_config
+from egs_kernel.config import Config, parse_config, read_config
 from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from egs_kernel.audit.entries import PostureEntry
+    from egs_kernel.audit.entries import Peer, PostureEntry
     from egs_kernel.gate.pins import Gate
     from egs_kernel.paths import Paths
     from egs_kernel.verify import Artifact
@@ -46,6 +48,7 @@ class Settings:
     """Everything that a reload reads."""
 
     config: Config
+    config_digest: str
     trust: TrustStore
     policy_digest: str
     host_id: str
@@ -57,8 +60,29 @@ class Settings:
         Raises:
             UsageError: one of them is missing, unsafe or wrong.
         """
-        config = load_config(paths.config)
-        return cls(config, TrustStore.load(paths.trust), policy_digest(paths.policy), host_id(config))
+        content = read_config(paths.config)
+        config = parse_config(content, str(paths.config))
+        return cls(
+            config=config,
+            config_digest=hashlib.sha256(content).hexdigest(),
+            trust=TrustStore.load(paths.trust),
+            policy_digest=policy_digest(paths.policy),
+            host_id=host_id(config),
+        )
+
+    def entry(self, cause: str, peer: Peer | None = None) -> ConfigurationChange:
+        """The entry that says that these are in force from now on."""
+        return ConfigurationChange(
+            action="applied",
+            cause=cause,
+            peer=peer,
+            config_digest=self.config_digest,
+            policy_digest=self.policy_digest,
+            trusted_keys=tuple(sorted(self.trust.keys)),
+            scopes=tuple(
+                ScopeState(scope.name, scope.mode, scope.on_missing) for scope in self.config.scopes
+            ),
+        )
 
 
 class _Manifest(msgspec.Struct, frozen=True):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from egs_kernel.audit.entries import ArtifactChange
 from egs_kernel.daemon.host import now
 from egs_kernel.daemon.programs import digests_of
 from egs_kernel.daemon.verdicts import Trial
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.programs import Program, Surveyor
     from egs_kernel.daemon.standing import Standing
     from egs_kernel.model import Intent
+
+_RECORDED: Final = 4096
+"""Ids of artifacts that are remembered as recorded; recording one twice does no harm."""
 
 
 class Judge:
@@ -50,6 +55,7 @@ class Judge:
         self._surveyor = surveyor
         self._standing = standing
         self._drain = drain
+        self._recorded: set[str] = set()
         self._turns: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def measure(self, descriptor: int, uid: int) -> Program:
@@ -77,6 +83,8 @@ class Judge:
         if content is not None:
             trial = Trial()
             trial.authenticate(content, self._host.settings.trust, now())
+            if trial.artifact_id is not None:
+                self._record(trial.artifact_id, content)
             await self._try(trial, intent, require)
             return trial
         best = Trial()
@@ -93,6 +101,21 @@ class Judge:
             if trial.progress > best.progress:
                 best = trial
         return best
+
+    def _record(self, artifact_id: str, content: bytes) -> None:
+        """Who verifies a decision later needs the artifact that it was made by: it is recorded when it first comes."""
+        if artifact_id in self._recorded:
+            return
+        change = ArtifactChange(action="presented", artifact_id=artifact_id, envelope=content.decode())
+        durable = self._journal.submit([change])
+        durable.add_done_callback(partial(self._note_recorded, artifact_id))
+
+    def _note_recorded(self, artifact_id: str, durable: asyncio.Future[None]) -> None:
+        if durable.cancelled() or durable.exception() is not None:
+            return  # so was everything that was decided by it: next time
+        if len(self._recorded) >= _RECORDED:
+            self._recorded.clear()
+        self._recorded.add(artifact_id)
 
     async def _try(self, trial: Trial, intent: Intent, require: Callable[[Trial], None]) -> None:
         artifact = trial.artifact

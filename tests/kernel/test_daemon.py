@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from egs_kernel.audit.entries import ArtifactChange, DaemonStarted, DaemonStopped, Decision, Exec, Outcome
+from egs_kernel.audit.entries import (
+    ArtifactChange,
+    ConfigurationChange,
+    DaemonStarted,
+    DaemonStopped,
+    Decision,
+    Exec,
+    Outcome,
+)
 from egs_kernel.audit.reader import verify
 from egs_kernel.daemon import protocol
 from egs_kernel.gate import abi
@@ -232,6 +241,17 @@ def test_a_bad_configuration_is_refused_and_the_old_one_stays(running: Running) 
     running.instance.egs("reload")
     scopes = json.loads(running.instance.egs("status", "--json").stdout)["scopes"]
     assert [scope["name"] for scope in scopes] == ["second", "test"]
+    started, refused_change, applied = running.entries(ConfigurationChange)
+    assert (started.action, started.cause, [scope.name for scope in started.scopes]) == (
+        "applied",
+        "start",
+        ["test"],
+    )
+    assert (refused_change.action, refused_change.config_digest) == ("refused", None)
+    assert "config_invalid" in refused_change.detail
+    assert applied.config_digest == hashlib.sha256(config.read_bytes()).hexdigest()
+    assert applied.peer is not None
+    assert len(applied.trusted_keys) == 1
 
 
 def test_a_key_that_is_trusted_no_longer(running: Running) -> None:

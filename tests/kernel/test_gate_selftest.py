@@ -30,6 +30,11 @@ HARMLESS: Final = {
     "OFF_inode_i_generation",
     # Guards against a descriptor that is not open; the callers have theirs open.
     "OFF_fdtable_max_fds",
+    # Told in an outcome, and nothing is decided by it; tests/kernel/test_outcome.py compares it with wait4(2).
+    "OFF_sched_entity_sum_exec_runtime",
+    "OFF_signal_struct_maxrss",
+    "OFF_signal_struct_sum_sched_runtime",
+    "OFF_task_struct_se",
 }
 _FIELDS: Final = {f"OFF_{field.replace('.', '_')}" for field in FIELDS}
 _LSM_FIELDS: Final = {f"OFF_{field.replace('.', '_')}" for field in LSM_FIELDS}

@@ -21,12 +21,12 @@ from egs_kernel.audit.entries import (
     Decision,
     Exec,
     Gap,
-    Outcome,
     Peer,
     Recorded,
     Request,
     Step,
     Verification,
+    outcome,
 )
 from egs_kernel.audit.lines import posture_entry
 from egs_kernel.audit.reader import RECORD_FILE, read
@@ -111,7 +111,7 @@ ENTRIES: list[Entry] = [
         task=TaskIdentity(43, 1),
     ),
     Exec(event=EVENT),
-    Outcome(event=ExitEvent(scope="agents", time=1, execution=1, pid=77, status=9)),
+    outcome(ExitEvent(scope="agents", time=1, execution=1, pid=77, status=9)),
     Gap(cause="events_lost", detail="ring buffer full", lost=3),
     DaemonStopped(cause="SIGTERM"),
 ]
@@ -324,7 +324,7 @@ def test_every_type_has_a_description(folder: Path) -> None:
     shown = [describe(recorded).split(" ", 3) for recorded in read(folder)]
     assert [fields[2] for fields in shown] == [entry.__struct_config__.tag for entry in ENTRIES]
     assert all(fields[3] for fields in shown)
-    assert "signal 9" in shown[7][3]
+    assert "SIGKILL" in shown[7][3]
 
 
 @pytest.mark.parametrize(
