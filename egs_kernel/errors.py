@@ -74,3 +74,7 @@ class RecordError(EgsError):
 
 class NoteError(EgsError):
     """A signed note, a checkpoint or a cosignature that is none, or that does not verify."""
+
+
+class ProofError(EgsError):
+    """An inclusion or consistency proof that does not show what it should."""

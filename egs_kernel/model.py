@@ -141,6 +141,7 @@ class Reason(IntEnum):
 
     # The log of the record.
     NOTE_MALFORMED = 85  # not a signed note, a checkpoint or a verifier key
+    PROOF_INVALID = 86  # an inclusion or consistency proof does not show what it should
 
     @property
     def code(self) -> str:
