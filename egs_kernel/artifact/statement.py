@@ -49,6 +49,8 @@ SpiffeId = Annotated[
 VariableName = Annotated[
     str, Meta(min_length=1, max_length=256, pattern=r"^(?![\s\S]*[^A-Za-z0-9_])[A-Za-z_]")
 ]
+WHOLE_HALF: Final = 2**32 - 1
+Half = Annotated[int, Meta(ge=0, le=WHOLE_HALF)]
 SyscallName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9_])")]
 ProfileName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9-])[a-z]")]
 
@@ -139,19 +141,40 @@ class DeclaredIntent(_Struct, frozen=True):
             raise ValueError(f"argv has more than {ARGV_MAX} bytes, a NUL after each argument included")
 
 
+class SyscallRule(_Struct, frozen=True):
+    """What an argument of a call must look like for the call to pass.
+
+    The low half (32 bits) of argument `argument`, as far as `mask` says, is one of `values` (`eq`) or none of them
+    (`ne`).
+    """
+
+    call: SyscallName
+    argument: Annotated[int, Meta(ge=0, le=5)]
+    op: Literal["eq", "ne"]
+    values: Annotated[tuple[Half, ...], Meta(min_length=1, max_length=16)]
+    mask: Annotated[int, Meta(ge=1, le=WHOLE_HALF)] = WHOLE_HALF
+
+
 class SyscallConstraint(_Struct, frozen=True):
-    """Which system calls the program may make: a base profile, and lists that change it."""
+    """Which system calls the program may make: a base profile, and lists and rules that change it.
+
+    `architectures`: the processor's other conventions that the program may use as well.
+    """
 
     profile: ProfileName | None = None
     allow: Annotated[tuple[SyscallName, ...], Meta(max_length=512)] = ()
     deny: Annotated[tuple[SyscallName, ...], Meta(max_length=512)] = ()
-    action: Literal["errno", "kill"] | None = None
+    rules: Annotated[tuple[SyscallRule, ...], Meta(max_length=64)] = ()
+    action: Literal["errno", "kill", "log"] | None = None
+    architectures: Annotated[tuple[Literal["i386", "x32"], ...], Meta(max_length=2)] = ()
 
     def __post_init__(self) -> None:
-        if self.profile is None and not self.allow and not self.deny:
-            raise ValueError("syscalls needs at least one of profile, allow, deny")
+        if self.profile is None and not (self.allow or self.deny or self.rules):
+            raise ValueError("syscalls needs at least one of profile, allow, deny, rules")
         if both := set(self.allow) & set(self.deny):
             raise ValueError(f"syscalls both allows and denies {', '.join(sorted(both))}")
+        if len(set(self.architectures)) < len(self.architectures):
+            raise ValueError("syscalls names an architecture twice")
 
 
 class CodeConstraint(_Struct, frozen=True):

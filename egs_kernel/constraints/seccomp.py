@@ -3,7 +3,7 @@
 `check` is pure and needs no libseccomp: `egs issue` refuses early with it. `compile_filter` gives the same
 bytes for the same constraint on the same host: the daemon compares them with what the kernel says it runs.
 
-Default deny, in both forms of the constraint: a call that this version does not know answers ENOSYS (programs
+Default deny, in every form of the constraint: a call that this version does not know answers ENOSYS (programs
 then fall back, as on an older kernel), a call that it knows and does not allow meets `action`.
 """
 
@@ -11,24 +11,33 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from egs_kernel.constraints.syscalls import LAUNCH, PROFILES, SYSCALLS, Condition
+from egs_kernel.constraints.conditions import Condition, split
+from egs_kernel.constraints.profiles import PROFILES
+from egs_kernel.constraints.syscalls import I386_ONLY, LAUNCH, MULTIPLEXERS, SAME_ON_I386, SYSCALLS
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from egs_kernel.artifact.statement import SyscallConstraint
+    from egs_kernel.artifact.statement import SyscallConstraint, SyscallRule
 
 FIELD: Final = "constraints.syscalls"
-ACTIONS: Final = ("errno", "kill")
+ACTIONS: Final = ("errno", "kill", "log")
 _UNKNOWN_CALL: Final = -1  # libseccomp's __NR_SCMP_ERROR; other negative numbers: not on this architecture
+_TWICE_ON_I386: Final = (
+    *range(-120, -100),
+    *range(-224, -200),
+)  # libseccomp's numbers of what multiplexers do, too
 _INSTRUCTION_SIZE: Final = 8
 _MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS
+_MAX_PARTS: Final = 640
+"""Parts that the rules of one constraint may cut arguments into: more would not fit into a filter."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +49,20 @@ class Plan:
     Attributes:
         allowed: calls that pass.
         denied: calls that meet the action.
-        conditional: calls that pass when the condition holds and meet the action otherwise.
+        conditional: calls that pass when every condition holds and meet the action otherwise.
         absent: calls that answer ENOSYS.
         named: calls that the artifact names itself; each must be known to this host's libseccomp.
-        kill: the action is to kill the process; otherwise it is EPERM.
+        action: what a refused call meets: "errno" is EPERM, "kill" the end of the process; "log" lets it pass.
+        conventions: the other ones of the processor that may be used.
     """
 
     allowed: frozenset[str]
     denied: frozenset[str]
-    conditional: tuple[tuple[str, Condition], ...]
+    conditional: tuple[tuple[str, tuple[Condition, ...]], ...]
     absent: frozenset[str]
     named: frozenset[str]
-    kill: bool
+    action: str
+    conventions: tuple[str, ...]
 
 
 def check(constraint: SyscallConstraint) -> Plan:
@@ -72,7 +83,7 @@ def check(constraint: SyscallConstraint) -> Plan:
             raise _malformed(
                 f"deny[{index}]", f"{name!r} is in allow as well", "Remove it from one of the two lists."
             )
-    plan = _plan(constraint)
+    plan = _plan(constraint, _check_rules(constraint))
     _check_launch(constraint, plan)
     return plan
 
@@ -81,8 +92,8 @@ def check(constraint: SyscallConstraint) -> Plan:
 def compile_filter(constraint: SyscallConstraint) -> bytes:
     """Compile to the `struct sock_filter` array that seccomp(2) takes, in this host's byte order.
 
-    Only the native architecture passes: a system call by another convention of the processor (i386 or x32
-    on x86-64) kills the process, because its numbers mean other calls.
+    A system call by another convention of the processor (i386 or x32 on x86-64) than the native one and those that the
+    constraint names kills the process, because its numbers mean other calls.
 
     Raises:
         Refused: `check` refuses it, or this host's libseccomp is missing or too old for it.
@@ -127,9 +138,77 @@ def _check_names(field: str, names: Sequence[str]) -> None:
             raise _malformed(f"{field}[{index}]", f"{name!r} is listed twice", "Remove one.")
 
 
-def _plan(constraint: SyscallConstraint) -> Plan:
+def _check_rules(constraint: SyscallConstraint) -> dict[str, tuple[Condition, ...]]:
+    """The conditions that the artifact states itself, by call."""
+    found: dict[str, tuple[Condition, ...]] = {}
+    for index, rule in enumerate(constraint.rules):
+        field = f"rules[{index}]"
+        _check_rule(field, rule)
+        for name in ("allow", "deny"):
+            if rule.call in getattr(constraint, name):
+                raise _malformed(
+                    f"{field}.call", f"{rule.call!r} is in {name} as well", f"Remove it from {name}."
+                )
+        others = found.get(rule.call, ())
+        if any(rule.argument == other.argument for other in others):
+            raise _malformed(
+                f"{field}.argument",
+                f"argument {rule.argument} of {rule.call!r} has a rule already",
+                "Write all values into one rule.",
+            )
+        condition = Condition(rule.argument, tuple(sorted(rule.values)), rule.mask, rule.op == "eq")
+        found[rule.call] = (*others, condition)
+        if sum(sum(1 for _ in split(conditions)) for conditions in found.values()) > _MAX_PARTS:
+            raise _malformed(
+                field,
+                f"with this rule a filter needs more than {_MAX_PARTS} patterns",
+                "Compare fewer values, fewer bits, or fewer arguments of one call.",
+            )
+    return found
+
+
+def _check_rule(field: str, rule: SyscallRule) -> None:
+    if rule.call not in SYSCALLS:
+        raise _malformed(f"{field}.call", f"{rule.call!r} is no known system call", "Correct the name.")
+    if rule.call in LAUNCH:
+        raise _malformed(f"{field}.call", f"{rule.call!r} is needed by the launch itself", "Remove the rule.")
+    for index, value in enumerate(rule.values):
+        if value & ~rule.mask:
+            raise _malformed(
+                f"{field}.values[{index}]",
+                f"{value:#x} has bits that the mask {rule.mask:#x} leaves out",
+                "Correct the value or the mask.",
+            )
+        if value in rule.values[:index]:
+            raise _malformed(f"{field}.values[{index}]", f"{value:#x} is listed twice", "Remove one.")
+    if len(rule.values) == 1 << rule.mask.bit_count():
+        raise _malformed(
+            f"{field}.values", "these are all that the mask leaves", "Use allow or deny instead of a rule."
+        )
+
+
+def _plan(constraint: SyscallConstraint, rules: dict[str, tuple[Condition, ...]]) -> Plan:
     allow, deny = frozenset(constraint.allow), frozenset(constraint.deny)
-    named, kill = allow | deny, constraint.action == "kill"
+    denied, absent, conditions = _base(constraint, allow, deny)
+    named = allow | deny | set(rules)
+    conditional = {name: rule for name, rule in conditions.items() if name not in named} | rules
+    denied = (denied - allow - set(rules)) | deny
+    absent = absent - named
+    return Plan(
+        allowed=SYSCALLS - denied - absent - set(conditional),
+        denied=denied,
+        conditional=tuple(sorted(conditional.items())),
+        absent=absent,
+        named=named,
+        action=constraint.action or "errno",
+        conventions=tuple(sorted(constraint.architectures)),
+    )
+
+
+def _base(
+    constraint: SyscallConstraint, allow: frozenset[str], deny: frozenset[str]
+) -> tuple[frozenset[str], frozenset[str], Mapping[str, tuple[Condition, ...]]]:
+    """What the lists and rules change: calls that are denied, absent, and conditional."""
     if constraint.profile is None:
         if allow and deny:
             raise _malformed(
@@ -137,20 +216,13 @@ def _plan(constraint: SyscallConstraint) -> Plan:
                 "allow and deny without a profile do not say what happens to all other calls",
                 "Name a profile, or keep one of the two lists.",
             )
-        allowed = allow or SYSCALLS - deny
-        return Plan(allowed, SYSCALLS - allowed, (), frozenset(), named, kill)
+        return (SYSCALLS if allow else frozenset()), frozenset(), {}
     profile = PROFILES.get(constraint.profile)
     if profile is None:
         raise _malformed(
             "profile", f"{constraint.profile!r} is unknown", f"Use one of: {', '.join(sorted(PROFILES))}."
         )
-    denied = (profile.denied - allow) | deny
-    absent = profile.absent - named
-    conditional = tuple(
-        sorted((name, rule) for name, rule in profile.conditions.items() if name not in named)
-    )
-    allowed = SYSCALLS - denied - absent - {name for name, _ in conditional}
-    return Plan(allowed, denied, conditional, absent, named, kill)
+    return profile.denied, profile.absent, profile.conditions
 
 
 def _check_launch(constraint: SyscallConstraint, plan: Plan) -> None:
@@ -168,17 +240,88 @@ def _check_launch(constraint: SyscallConstraint, plan: Plan) -> None:
 
 
 def _compile(plan: Plan, seccomp: Any) -> bytes:
-    action = seccomp.KILL_PROCESS if plan.kill else seccomp.ERRNO(errno.EPERM)
+    program = _native(plan, seccomp)
+    for convention in plan.conventions:
+        if platform.machine() != "x86_64":
+            raise Refused(
+                Reason.CONSTRAINT_UNENFORCEABLE,
+                f"{FIELD}.architectures: this processor has no convention {convention}",
+                "Run it on an x86-64 host, or issue an artifact without it.",
+            )
+        program.merge(_i386(plan, seccomp) if convention == "i386" else _x32(plan, seccomp))
+    return _export(program)
+
+
+def _empty(seccomp: Any) -> Any:
     program = seccomp.SyscallFilter(seccomp.ERRNO(errno.ENOSYS))
     program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+    return program
+
+
+def _action(plan: Plan, seccomp: Any) -> int:
+    actions: dict[str, int] = {
+        "errno": seccomp.ERRNO(errno.EPERM),
+        "kill": seccomp.KILL_PROCESS,
+        "log": seccomp.LOG,
+    }
+    return actions[plan.action]
+
+
+def _native(plan: Plan, seccomp: Any) -> Any:
+    program, action = _empty(seccomp), _action(plan, seccomp)
     # Sorted: the order of the rules decides the order of the instructions.
     for name in sorted(plan.allowed):
         _add(program, seccomp, seccomp.ALLOW, name, plan.named)
     for name in sorted(plan.denied):
         _add(program, seccomp, action, name, plan.named)
-    for name, condition in plan.conditional:
-        _add_conditional(program, seccomp, action, name, condition)
-    return _export(program)
+    for name, conditions in plan.conditional:
+        number = _number(seccomp, name, plan.named)
+        if number is not None:
+            _add_conditional(program, seccomp, action, number, conditions)
+    return program
+
+
+def _x32(plan: Plan, seccomp: Any) -> Any:
+    """The same calls by the same names, with numbers of their own."""
+    program, action = _foreign(seccomp, seccomp.Arch.X32), _action(plan, seccomp)
+    conditional = dict(plan.conditional)
+    for name in sorted(SYSCALLS - plan.absent):
+        if seccomp.resolve_syscall(seccomp.Arch.X32, name) < 0:
+            continue
+        number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+        if name in conditional:
+            _add_conditional(program, seccomp, action, number, conditional[name])
+        else:
+            program.add_rule_exactly(seccomp.ALLOW if name in plan.allowed else action, number)
+    return program
+
+
+def _i386(plan: Plan, seccomp: Any) -> Any:
+    """Its calls by the names they have there, judged as the ones they stand for; what cannot be judged is refused."""
+    program, action = _foreign(seccomp, seccomp.Arch.X86), _action(plan, seccomp)
+    conditional = dict(plan.conditional)
+    judged = {name: name for name in SYSCALLS} | I386_ONLY
+    for name, as_what in sorted(judged.items()):
+        there = seccomp.resolve_syscall(seccomp.Arch.X86, name)
+        if as_what in plan.absent or (there < 0 and there not in _TWICE_ON_I386):
+            continue
+        number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)  # negative where only i386 has it
+        if as_what in conditional and as_what in SAME_ON_I386:
+            _add_conditional(program, seccomp, action, number, conditional[as_what])
+        else:
+            program.add_rule_exactly(seccomp.ALLOW if as_what in plan.allowed else action, number)
+    # Last: libseccomp adds the part of a multiplexer that a call stands for, and the whole replaces that.
+    for name, parts in sorted(MULTIPLEXERS.items()):
+        number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+        program.add_rule_exactly(seccomp.ALLOW if parts <= plan.allowed else action, number)
+    return program
+
+
+def _foreign(seccomp: Any, architecture: int) -> Any:
+    program = _empty(seccomp)
+    program.remove_arch(seccomp.Arch.NATIVE)
+    program.add_arch(architecture)
+    return program
 
 
 def _number(seccomp: Any, name: str, named: frozenset[str]) -> int | None:
@@ -199,21 +342,15 @@ def _add(program: Any, seccomp: Any, action: int, name: str, named: frozenset[st
         program.add_rule_exactly(action, number)
 
 
-def _add_conditional(program: Any, seccomp: Any, action: int, name: str, condition: Condition) -> None:
-    """Allow when the condition holds; otherwise the action, and not the ENOSYS of unknown calls.
-
-    "Otherwise" is written as one rule for each bit that may differ: libseccomp has no masked "not equal".
-    """
-    number = _number(seccomp, name, frozenset())
-    if number is None:
-        return
-    argument = condition.argument
-    holds = seccomp.Arg(argument, seccomp.MASKED_EQ, condition.mask, condition.value)
-    program.add_rule_exactly(seccomp.ALLOW, number, holds)
-    for bit in (1 << index for index in range(32)):
-        if condition.mask & bit:
-            differs = seccomp.Arg(argument, seccomp.MASKED_EQ, bit, ~condition.value & bit)
-            program.add_rule_exactly(action, number, differs)
+def _add_conditional(
+    program: Any, seccomp: Any, action: int, number: int, conditions: Sequence[Condition]
+) -> None:
+    """Allow when all of them hold; otherwise the action, and not the ENOSYS of unknown calls."""
+    for holds, patterns in split(conditions):
+        arguments = [
+            seccomp.Arg(item.argument, seccomp.MASKED_EQ, item.mask, item.value) for item in patterns
+        ]
+        program.add_rule_exactly(seccomp.ALLOW if holds else action, number, *arguments)
 
 
 def _export(program: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""The system calls that a constraint may name, and the named base profiles. Facts: imports nothing of ours.
+"""The system calls that a constraint may name. Facts: imports nothing of ours.
 
 The names are those of the 64-bit architectures that the product runs on (x86-64, arm64, riscv64). A call that
 is missing here is one that nobody has reviewed: under every profile it answers ENOSYS, as on an older kernel.
@@ -6,15 +6,15 @@ is missing here is one that nobody has reviewed: under every profile it answers 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
-SYSCALLS: Final = _names(
+SYSCALLS: Final = names(
     """
     _sysctl accept accept4 access acct add_key adjtimex afs_syscall alarm arch_prctl bind bpf brk cachestat
     capget capset chdir chmod chown chroot clock_adjtime clock_getres clock_gettime clock_nanosleep
@@ -59,7 +59,7 @@ SYSCALLS: Final = _names(
     """
 )
 
-LAUNCH: Final = _names(
+LAUNCH: Final = names(
     """
     brk close execve execveat exit exit_group futex mmap mprotect munmap poll read recvfrom recvmsg
     restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sendmsg sendto write
@@ -67,80 +67,46 @@ LAUNCH: Final = _names(
 )
 """What the launcher itself still calls between installing the filter and the end of its execve."""
 
-
-@dataclass(frozen=True)
-class Condition:
-    """A call that is allowed only when one of its arguments looks right.
-
-    Attributes:
-        argument: index of the argument. Only its low 32 bits count, as in the kernel.
-        mask: the bits of it that are compared.
-        value: what they must be.
+_I386_ONLY: Final = names(
     """
-
-    argument: int
-    mask: int
-    value: int
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A named base: everything that SYSCALLS lists, less what it denies.
-
-    Attributes:
-        summary: one sentence for the documentation.
-        denied: calls that are refused.
-        conditions: calls that are refused unless the condition holds.
-        absent: calls that answer ENOSYS whatever the action is: programs then use an older call,
-            whose arguments a filter can see.
-    """
-
-    summary: str
-    denied: frozenset[str]
-    conditions: dict[str, Condition]
-    absent: frozenset[str]
-
-
-# CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: linux/sched.h
-_CLONE_NEW: Final = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
-_AF_UNIX: Final = 1
-
-_NO_NEW_NAMESPACE: Final = {"clone": Condition(argument=0, mask=_CLONE_NEW, value=0)}
-_ONLY_UNIX_SOCKETS: Final = {
-    name: Condition(argument=0, mask=0xFFFFFFFF, value=_AF_UNIX) for name in ("socket", "socketpair")
-}
-
-_ADMINISTRATION: Final = _names(
-    """
-    acct bpf chroot clock_settime create_module delete_module fanotify_init finit_module fsconfig fsmount
-    fsopen fspick get_kernel_syms init_module ioperm iopl kexec_file_load kexec_load mount mount_setattr
-    move_mount nfsservctl open_by_handle_at open_tree open_tree_attr perf_event_open pivot_root query_module
-    quotactl quotactl_fd reboot setdomainname sethostname setns settimeofday swapoff swapon syslog umount2
-    unshare vhangup
+    _llseek=lseek _newselect=select chown32=chown clock_adjtime64=clock_adjtime
+    clock_getres_time64=clock_getres clock_gettime64=clock_gettime clock_nanosleep_time64=clock_nanosleep
+    clock_settime64=clock_settime fadvise64_64=fadvise64 fchown32=fchown fcntl64=fcntl fstat64=fstat
+    fstatat64=newfstatat fstatfs64=fstatfs ftruncate64=ftruncate futex_time64=futex getegid32=getegid
+    geteuid32=geteuid getgid32=getgid getgroups32=getgroups getresgid32=getresgid getresuid32=getresuid
+    getuid32=getuid io_pgetevents_time64=io_pgetevents lchown32=lchown lstat64=lstat mmap2=mmap
+    mq_timedreceive_time64=mq_timedreceive mq_timedsend_time64=mq_timedsend nice=setpriority oldfstat=fstat
+    oldlstat=lstat oldolduname=uname oldstat=stat olduname=uname ppoll_time64=ppoll
+    pselect6_time64=pselect6 readdir=getdents recvmmsg_time64=recvmmsg
+    rt_sigtimedwait_time64=rt_sigtimedwait sched_rr_get_interval_time64=sched_rr_get_interval
+    semtimedop_time64=semtimedop sendfile64=sendfile setfsgid32=setfsgid setfsuid32=setfsuid setgid32=setgid
+    setgroups32=setgroups setregid32=setregid setresgid32=setresgid setresuid32=setresuid
+    setreuid32=setreuid setuid32=setuid sgetmask=rt_sigprocmask sigaction=rt_sigaction signal=rt_sigaction
+    sigpending=rt_sigpending sigprocmask=rt_sigprocmask sigreturn=rt_sigreturn sigsuspend=rt_sigsuspend
+    ssetmask=rt_sigprocmask stat64=stat statfs64=statfs stime=settimeofday timer_gettime64=timer_gettime
+    timer_settime64=timer_settime timerfd_gettime64=timerfd_gettime timerfd_settime64=timerfd_settime
+    truncate64=truncate ugetrlimit=getrlimit umount=umount2 utimensat_time64=utimensat waitpid=wait4
     """
 )
-_OTHER_PROCESSES: Final = _names("kcmp pidfd_getfd process_vm_readv process_vm_writev ptrace")
-_KERNEL_ATTACK_SURFACE: Final = _names(
-    """
-    _sysctl add_key get_mempolicy io_uring_enter io_uring_register io_uring_setup keyctl lookup_dcookie
-    mbind migrate_pages move_pages personality request_key set_mempolicy set_mempolicy_home_node sysfs
-    uselib userfaultfd ustat
-    """
-)
-_DENIED: Final = _ADMINISTRATION | _OTHER_PROCESSES | _KERNEL_ATTACK_SURFACE
+I386_ONLY: Final = {name: as_what for name, _, as_what in (pair.partition("=") for pair in _I386_ONLY)}
+"""The calls that only i386 has, and the call of SYSCALLS that each is judged as."""
 
-PROFILES: Final = {
-    "default": Profile(
-        summary="What container runtimes refuse: administration of the host, new namespaces, other "
-        "processes' memory, and parts of the kernel that ordinary programs do not need.",
-        denied=_DENIED,
-        conditions=_NO_NEW_NAMESPACE,
-        absent=frozenset({"clone3"}),
+MULTIPLEXERS: Final = {
+    "socketcall": names(
+        """
+        accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg
+        sendmmsg sendmsg sendto setsockopt shutdown socket socketpair
+        """
     ),
-    "no-network": Profile(
-        summary="As default, and no new socket of any family but AF_UNIX.",
-        denied=_DENIED,
-        conditions={**_NO_NEW_NAMESPACE, **_ONLY_UNIX_SOCKETS},
-        absent=frozenset({"clone3"}),
+    "ipc": names(
+        "msgctl msgget msgrcv msgsnd semctl semget semop semtimedop shmat shmctl shmdt shmget",
     ),
 }
+"""Calls of i386 that stand for others. Their arguments lie in memory, where a filter cannot look."""
+
+SAME_ON_I386: Final = names(
+    """
+    clone fcntl ioctl kill memfd_create mprotect open openat personality prctl ptrace setns tgkill tkill unshare
+    """
+)
+"""Calls whose arguments are the same ones on i386, so that a rule holds there as well."""

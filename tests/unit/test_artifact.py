@@ -257,7 +257,7 @@ WRONG: list[tuple[str, Any]] = [
     ("predicate.constraints.code", {"anonymous": "maybe"}),
     ("predicate.constraints.syscalls", {}),
     ("predicate.constraints.syscalls", {"action": "kill"}),
-    ("predicate.constraints.syscalls", {"profile": "x", "action": "log"}),
+    ("predicate.constraints.syscalls", {"profile": "x", "action": "trap"}),
     ("predicate.constraints.syscalls", {"allow": ["read"], "deny": ["read"]}),
     ("predicate.uses", 0),
     ("predicate.uses", 2**32),
