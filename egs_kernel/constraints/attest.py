@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from egs_kernel.constraints.filters import read_filters
 from egs_kernel.constraints.proc import Status, not_attested, task_identity
 from egs_kernel.constraints.steps import NoNewPrivs, Seccomp, Step, in_order
-from egs_kernel.constraints.tracing import Traced
+from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.errors import HostLacks
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from egs_kernel.model import TaskIdentity
-
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,11 @@ class Before:
 
     Attributes:
         filters: how many seccomp filters it had.
+        capabilities: its effective ones, as the kernel's bits.
     """
 
     filters: int
+    capabilities: int = 0
 
     @classmethod
     def of(cls, pid: int) -> Before:
@@ -43,7 +41,8 @@ class Before:
         Raises:
             Refused: it is gone, or the kernel does not say.
         """
-        return cls(filters=Status(pid).number("Seccomp_filters"))
+        status = Status(pid)
+        return cls(filters=status.number("Seccomp_filters"), capabilities=status.number("CapEff", base=16))
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,8 @@ class Plan:
         """What the launcher does, in order. Whoever does anything sets no_new_privs first."""
         asked = [part.step for part in self.parts if part.step is not None]
         asked += [Seccomp(filter=program) for program in self.filters]
-        return in_order([NoNewPrivs(), *asked]) if asked else ()
+        others = [step for step in asked if not isinstance(step, NoNewPrivs)]
+        return in_order([NoNewPrivs(), *others]) if asked else ()
 
     @property
     def empty(self) -> bool:
@@ -139,7 +139,7 @@ def attest(pid: int, plan: Plan, before: Before) -> TaskIdentity:
     Raises:
         Refused: anything is different, or it could not be established.
     """
-    return _while_stopped(pid, lambda: inspect(pid, plan, before))
+    return while_stopped(pid, lambda: inspect(pid, plan, before))
 
 
 def inspect(pid: int, plan: Plan, before: Before) -> TaskIdentity:
@@ -189,7 +189,7 @@ def restrictions(pid: int) -> Restrictions:
     Raises:
         Refused: it is gone, somebody traces it already, it does not stop, or the kernel does not let us look.
     """
-    return _while_stopped(pid, lambda: _restrictions(pid))
+    return while_stopped(pid, lambda: _restrictions(pid))
 
 
 def installed_filters(pid: int) -> list[bytes]:
@@ -222,21 +222,6 @@ def require_attestation() -> None:
                 f"this process lacks {name}, so it cannot read seccomp filters",
                 f"Give {name} to egsd (CapabilityBoundingSet= in egsd.service).",
             )
-
-
-def _while_stopped(pid: int, look: Callable[[], _T]) -> _T:
-    def hold() -> _T:
-        traced = Traced(pid)
-        traced.stop()
-        try:
-            return look()
-        finally:
-            traced.detach()
-
-    # A thread of its own: the kernel detaches everything that a tracing thread holds when the thread ends.
-    # So the process goes on whatever happens here, even when it did not stop in time and cannot be detached.
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-attest") as tracer:
-        return tracer.submit(hold).result()
 
 
 def _restrictions(pid: int) -> Restrictions:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason, TaskIdentity
 from egs_kernel.processes import start_ticks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Status:
@@ -29,6 +34,25 @@ class Status:
         Raises:
             Refused: the kernel does not show it.
         """
+        value = self._value(field)
+        try:
+            return int(value, base)
+        except ValueError as error:
+            raise not_attested(self._pid, f"has an unreadable {field}: {value!r}") from error
+
+    def numbers(self, field: str) -> tuple[int, ...]:
+        """The numbers of a field that has several, such as `Uid`.
+
+        Raises:
+            Refused: the kernel does not show it.
+        """
+        value = self._value(field)
+        try:
+            return tuple(map(int, value.split()))
+        except ValueError as error:
+            raise not_attested(self._pid, f"has an unreadable {field}: {value!r}") from error
+
+    def _value(self, field: str) -> bytes:
         wanted = field.encode()
         values = [rest for name, _, rest in (line.partition(b":") for line in self._lines) if name == wanted]
         if len(values) != 1:
@@ -37,10 +61,50 @@ class Status:
                 f"cannot be inspected: this kernel does not show {field}",
                 "Use a kernel of 5.10 or later.",
             )
-        try:
-            return int(values[0], base)
-        except ValueError as error:
-            raise not_attested(self._pid, f"has an unreadable {field}: {values[0]!r}") from error
+        return values[0]
+
+
+def working_directory(pid: int) -> str:
+    """Its working directory.
+
+    Raises:
+        Refused: it is gone.
+    """
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError as error:
+        raise not_attested(pid, f"is gone: {error.strerror}") from error
+
+
+def environment(pid: int) -> tuple[tuple[str, str], ...]:
+    """The environment that it was executed with.
+
+    Raises:
+        Refused: it is gone.
+    """
+    try:
+        return parse_environment(Path(f"/proc/{pid}/environ").read_bytes())
+    except OSError as error:
+        raise not_attested(pid, f"is gone: {error.strerror}") from error
+
+
+def parse_environment(content: bytes) -> tuple[tuple[str, str], ...]:
+    """The (name, value) pairs in a /proc/PID/environ. Pure."""
+    pairs = (os.fsdecode(entry).partition("=") for entry in content.split(b"\0") if entry)
+    return tuple((name, value) for name, _, value in pairs)
+
+
+def descriptors(pid: int) -> Iterator[tuple[int, str]]:
+    """The open descriptors of a process, each with what the kernel calls it.
+
+    Raises:
+        Refused: it is gone, or the kernel does not say.
+    """
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            yield int(entry.name), str(entry.readlink())
+    except OSError as error:
+        raise not_attested(pid, f"cannot be inspected: its descriptors: {error.strerror}") from error
 
 
 def no_new_privs(pid: int) -> bool:

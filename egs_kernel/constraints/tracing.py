@@ -10,10 +10,16 @@ import ctypes
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from egs_kernel.constraints.proc import not_attested
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
 
 STOP_DEADLINE: Final = 0.5
 """Seconds that a launcher may take to stop. A waiting one takes microseconds; one that cannot stop (its vfork
@@ -176,6 +182,27 @@ class Traced:
             )
         known = _EXEC_CALLS.get(os.uname().machine, set())
         return info.op == _INFO_ENTRY and (info.arch, info.number) in known
+
+
+def while_stopped(pid: int, look: Callable[[], _T]) -> _T:
+    """Stop the process, look at it, let it go on.
+
+    Raises:
+        Refused: it cannot be stopped; or whatever `look` raises.
+    """
+
+    def hold() -> _T:
+        traced = Traced(pid)
+        traced.stop()
+        try:
+            return look()
+        finally:
+            traced.detach()
+
+    # A thread of its own: the kernel detaches everything that a tracing thread holds when the thread ends.
+    # So the process goes on whatever happens here, even when it did not stop in time and cannot be detached.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-attest") as tracer:
+        return tracer.submit(hold).result()
 
 
 def ptrace(request: int, pid: int, data: int = 0) -> None:

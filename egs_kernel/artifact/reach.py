@@ -1,0 +1,73 @@
+"""The constraint words `filesystem` and `network`, as types with every rule that needs no context."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+_PLAIN = (
+    r"^(?![\s\S]*[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069])"  # as in statement.py
+)
+
+# In its one form: no empty, `.` or `..` part, and no slash at the end.
+RootPath = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=4095,
+        pattern=_PLAIN + r"(?![\s\S]*//)(?![\s\S]*/\.{1,2}(/|$))(?![\s\S]+/$)/",
+    ),
+]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class _Struct(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
+):
+    """As in statement.py: immutable, strict, and written without the fields that say nothing."""
+
+
+class FilesystemConstraint(_Struct, frozen=True):
+    """Which files it may use: those below the roots, and no others.
+
+    `write` does not include `read`; `execute` does. `base` adds what a dynamically linked program needs. `degrade`
+    names what may stay unrestricted on a kernel that cannot restrict it.
+    """
+
+    base: Literal["system"] | None = None
+    read: Annotated[tuple[RootPath, ...], Meta(max_length=256)] = ()
+    write: Annotated[tuple[RootPath, ...], Meta(max_length=256)] = ()
+    execute: Annotated[tuple[RootPath, ...], Meta(max_length=256)] = ()
+    degrade: tuple[Literal["truncate", "device-control"], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.base is None and not (self.read or self.write or self.execute):
+            raise ValueError("filesystem needs at least one of base, read, write, execute")
+        for name in ("read", "write", "execute", "degrade"):
+            _once(name, getattr(self, name))
+
+
+class NetworkConstraint(_Struct, frozen=True):
+    """Which network it may use. `none`: only a loopback of its own. `ports`: TCP, by port, and `udp` if it is allowed."""
+
+    mode: Literal["none", "ports"]
+    connect: Annotated[tuple[Port, ...], Meta(max_length=256)] = ()
+    bind: Annotated[tuple[Port, ...], Meta(max_length=256)] = ()
+    udp: Literal["allowed", "refused"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode == "none" and (self.connect or self.bind or self.udp is not None):
+            raise ValueError("network of mode none has no connect, bind or udp")
+        if self.mode == "ports" and not self.connect and not self.bind and self.udp != "allowed":
+            raise ValueError("network of mode ports allows nothing: use mode none")
+        _once("connect", self.connect)
+        _once("bind", self.bind)
+
+
+def _once(name: str, values: tuple[object, ...]) -> None:
+    """Each value once; otherwise somebody meant another one."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{name} lists {value} twice")
