@@ -180,7 +180,7 @@ def _launch(command: Command) -> NoReturn:
     daemon = _connect(socket_path(os.environ))
     _send(daemon, message, descriptor)
     _restore_environment()
-    answer = _receive(daemon.fileno())
+    answer = _receive_first(daemon)
     _restore_signals()
     if answer != _GO:
         _constrain(answer)
@@ -240,9 +240,20 @@ def _send(daemon: _socket.socket, message: bytes, descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _receive(daemon: int) -> bytes:
-    """One frame, by read(2) alone: after the filter is in place not much else may be allowed."""
-    length = int.from_bytes(_read(daemon, 4), "big")
+def _receive_first(daemon: _socket.socket) -> bytes:
+    """The first answer. A descriptor that comes with it stays open: the daemon looks for it, we need not know it."""
+    try:
+        head = daemon.recvmsg(4, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)[0]
+    except OSError as error:
+        raise _lost(error.strerror) from error
+    if not head:
+        raise _lost("it closed the connection")
+    return _receive(daemon.fileno(), head)
+
+
+def _receive(daemon: int, head: bytes = b"") -> bytes:
+    """One frame, of which `head` was received; by read(2) alone: a filter may not allow much else by now."""
+    length = int.from_bytes(head + _read(daemon, 4 - len(head)), "big")
     if not 0 < length <= MAX_FRAME:
         raise _lost("it does not speak our protocol")
     return _read(daemon, length)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.constraints.proc import Status, not_attested
+from egs_kernel.constraints.view import identity
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 
@@ -50,6 +52,8 @@ def isolate(process: Injected) -> None:
     status = Status(pid)
     users, groups, everybody = _mapping(status)
     answer = process.call(_UNSHARE, _NEWUSER | _NEWNET)
+    if answer == -errno.EINVAL:
+        raise not_attested(pid, "has several threads")
     if answer < 0:
         raise Refused(
             Reason.CONSTRAINT_UNENFORCEABLE,
@@ -69,6 +73,18 @@ def isolate(process: Injected) -> None:
         raise not_attested(
             pid, f"cannot be given a network namespace: {error.strerror}", "Run: egs doctor"
         ) from error
+
+
+def network_of(pid: int) -> tuple[int, int]:
+    """What the kernel knows the network namespace of a process by.
+
+    Raises:
+        Refused: it is gone.
+    """
+    try:
+        return identity(f"/proc/{pid}/ns/net")
+    except OSError as error:
+        raise not_attested(pid, f"cannot be inspected: its namespaces: {error.strerror}") from error
 
 
 def _mapping(status: Status) -> tuple[str, str, bool]:

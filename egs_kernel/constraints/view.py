@@ -1,7 +1,8 @@
 """Which files a launcher's paths lead to, and whether that is for somebody else to arrange than who may.
 
 A path of the artifact is what it is in the launcher's own mount namespace. Anybody can make a user namespace, a mount
-namespace in it, and mount what they like where the artifact permits it. So both must be of root's making.
+namespace in it, and mount what they like where the artifact permits it. So both must be of root's making when the paths
+are looked up, and the mount namespace must be the same when the program is executed.
 """
 
 from __future__ import annotations
@@ -20,30 +21,42 @@ _NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 
 @dataclass(frozen=True)
 class View:
-    """A launcher's files: its mount namespace, and its root folder in it, by device, inode and mount."""
+    """A process's files: its mount namespace, and its root folder in it, by device, inode and mount."""
 
-    namespace: int
+    namespace: tuple[int, int]
     root: tuple[int, int, str]
+
+
+def require_trusted_view(pid: int) -> None:
+    """Check that nobody but root has arranged what files a process has.
+
+    Raises:
+        Refused: it is in a user namespace that is not ours, or its mount namespace belongs to such a one; or it is gone.
+    """
+    try:
+        ours = identity("/proc/self/ns/user")
+        trusted = identity(f"/proc/{pid}/ns/user") == ours and _owner(pid) == ours
+    except OSError as error:
+        raise _unseen(pid, error) from error
+    if not trusted:
+        raise not_attested(
+            pid,
+            "is in a namespace that need not be of root's making",
+            "Start it outside of user namespaces (rootless containers, unshare --user).",
+        )
 
 
 def view_of(pid: int) -> View:
     """What a process has for its files.
 
     Raises:
-        Refused: it is in a user namespace that is not ours, or its mount namespace belongs to such a one; or it is gone.
+        Refused: it is gone.
     """
     try:
-        ours = _identity("/proc/self/ns/user")
-        if _identity(f"/proc/{pid}/ns/user") != ours or _owner(pid) != ours:
-            raise not_attested(
-                pid,
-                "is in a namespace that need not be of root's making",
-                "Start it outside of user namespaces (rootless containers, unshare --user).",
-            )
         root = open_root(pid)
         try:
             found = os.fstat(root)
-            return View(_identity(f"/proc/{pid}/ns/mnt")[1], (found.st_dev, found.st_ino, _mount_id(root)))
+            return View(identity(f"/proc/{pid}/ns/mnt"), (found.st_dev, found.st_ino, _mount_id(root)))
         finally:
             os.close(root)
     except OSError as error:
@@ -76,7 +89,12 @@ def _owner(pid: int) -> tuple[int, int]:
         os.close(owner)
 
 
-def _identity(path: str) -> tuple[int, int]:
+def identity(path: str) -> tuple[int, int]:
+    """What the kernel knows a file, or a namespace, by.
+
+    Raises:
+        OSError: there is none.
+    """
     found = Path(path).stat()
     return found.st_dev, found.st_ino
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.daemon import protocol
@@ -81,16 +81,21 @@ class Connection:
         """The file descriptor that came with the messages so far; the caller closes it."""
         return self._descriptors.pop() if self._descriptors else None
 
-    async def send(self, answer: protocol.Answer, seconds: float = WRITE_SECONDS) -> None:
-        """Send an answer.
+    async def send(
+        self, answer: protocol.Answer, descriptors: Sequence[int] = (), seconds: float = WRITE_SECONDS
+    ) -> None:
+        """Send an answer, and with its first byte copies of these descriptors.
 
         Raises:
             Refused: the client does not read it, or hung up.
         """
         loop = asyncio.get_running_loop()
+        content = protocol.encode(answer)
         try:
+            if descriptors:  # nothing was sent before that could fill the socket's buffer
+                content = content[socket.send_fds(self._socket, [content], list(descriptors)) :]
             async with asyncio.timeout(seconds):
-                await loop.sock_sendall(self._socket, protocol.encode(answer))
+                await loop.sock_sendall(self._socket, content)
         except (TimeoutError, OSError) as error:
             raise Refused(Reason.LAUNCHER_LOST, "the client went away before its answer") from error
 
