@@ -59,6 +59,11 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where metrics go. `textfile_dir` is node exporter's textfile folder; None writes none."""
 
     textfile_dir: str | None = None
+
+
+class ConsoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the console listens: on loopback."""
+
     listen: str = "127.0.0.1:9731"
 
 
@@ -102,6 +107,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     trusted_filesystems: frozenset[str] = frozenset()
     scopes: tuple[ScopeConfig, ...] = ()
     metrics: MetricsConfig = MetricsConfig()
+    console: ConsoleConfig = ConsoleConfig()
     record: RecordConfig = RecordConfig()
     witnesses: tuple[WitnessConfig, ...] = ()
 
@@ -117,6 +123,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     trusted_filesystems: tuple[str, ...] = ()
     scope: tuple[ScopeConfig, ...] = ()
     metrics: MetricsConfig = MetricsConfig()
+    console: ConsoleConfig = ConsoleConfig()
     record: RecordConfig = RecordConfig()
     witness: tuple[WitnessConfig, ...] = ()
 
@@ -176,6 +183,7 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
         trusted_filesystems=frozenset(file.trusted_filesystems),
         scopes=file.scope,
         metrics=file.metrics,
+        console=file.console,
         record=file.record,
         witnesses=_witnesses(name, file),
     )

@@ -1,7 +1,7 @@
 """What operators watch, as Prometheus metrics: a frozen snapshot in, the text exposition out.
 
 The daemon takes a snapshot every few seconds and writes it to files: one in node exporter's textfile folder, one
-that `egs metrics serve` (metrics_server.py, not root) serves on loopback. The daemon itself listens on no port.
+that `egs console serve` (not root) serves on loopback. The daemon itself listens on no port.
 """
 
 from __future__ import annotations

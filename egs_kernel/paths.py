@@ -80,5 +80,5 @@ class Paths:
 
     @property
     def metrics(self) -> Path:
-        """The daemon's metrics, which `egs metrics serve` serves."""
+        """The daemon's metrics, which `egs console serve` serves."""
         return self.run_dir / "metrics.prom"

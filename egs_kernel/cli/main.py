@@ -31,7 +31,7 @@ _MODULES: Final = {
     "egs_kernel.cli.holds": ("holds",),
     "egs_kernel.cli.seal": ("seal", "unseal", "maintenance"),
     "egs_kernel.cli.wrap": ("wrap",),
-    "egs_kernel.cli.metrics": ("metrics",),
+    "egs_kernel.cli.console": ("console",),
 }
 _INTERRUPTED: Final = 130
 _UNHEARD: Final = 141  # as a shell shows SIGPIPE

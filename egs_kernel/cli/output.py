@@ -20,6 +20,12 @@ def print_lines(lines: Iterable[str]) -> None:
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
+def announce(line: str) -> None:
+    """Print a line that somebody waits for, now: a service says that it is ready."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def columns(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows under a heading, each column as wide as its widest cell."""
     table = [heading, *rows]

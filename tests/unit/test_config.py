@@ -83,6 +83,7 @@ def test_everything_it_can_say() -> None:
         ('daemon_grace = "-1s"', "daemon_grace"),
         ('daemon_grace = "1s"\ndaemon_grace = "2s"', "egs.toml"),
         ("[metrics]\nport = 1", "port"),
+        ("[metrics]\nlisten = '127.0.0.1:1'", "listen"),
         ("[record]\nwitness_interval = 60", "witness_interval"),
         ('[record]\nwitness_interval = "often"', "witness_interval"),
         ("[record]\nname = 'x'", "name"),

@@ -15,6 +15,7 @@ import pytest
 from egs_kernel.cli.main import _MODULES, _parser
 from egs_kernel.config import (
     Config,
+    ConsoleConfig,
     MetricsConfig,
     RecordConfig,
     ScopeConfig,
@@ -85,7 +86,7 @@ def test_every_hook_and_map_is_described() -> None:
 def test_the_import_direction() -> None:
     said = page("architecture.md").split("and never up: ")[1].split(", where each")[0].replace("\n", " ")
     layers = [{name.strip() for name in layer.split(",")} for layer in said.split("→")]
-    assert layers == [layer - {"metrics_server"} for layer in LAYERS]
+    assert layers == list(LAYERS)
 
 
 # -- commands.md -------------------------------------------------------------------------------------
@@ -157,6 +158,7 @@ def test_the_example_is_a_configuration_and_uses_every_setting() -> None:
     table = tomllib.loads(example())
     assert table.keys() == {PLURALS.get(name, name) for name in Config.__struct_fields__}
     assert table["metrics"].keys() == set(MetricsConfig.__struct_fields__)
+    assert table["console"].keys() == set(ConsoleConfig.__struct_fields__)
     assert table["record"].keys() == set(RecordConfig.__struct_fields__)
     assert table["witness"][0].keys() == set(WitnessConfig.__struct_fields__)
 
@@ -167,9 +169,10 @@ def test_every_setting_is_described() -> None:
         *Config.__struct_fields__,
         *ScopeConfig.__struct_fields__,
         *MetricsConfig.__struct_fields__,
+        *ConsoleConfig.__struct_fields__,
         *RecordConfig.__struct_fields__,
         *WitnessConfig.__struct_fields__,
-    } - {"scopes", "metrics", "record", "witnesses"}:
+    } - {"scopes", "metrics", "console", "record", "witnesses"}:
         assert f"`{name}`" in text, name
     for name in TRUSTED | KNOWN:
         assert name in text, name

@@ -26,7 +26,9 @@ LAYERS = (
     {"measure", "posture", "constraints"},
     {"gate"},
     {"launch", "apply"},
-    {"metrics", "metrics_server"},
+    {"metrics"},
+    {"web"},
+    {"console"},
     {"daemon"},
     {"cli"},
 )

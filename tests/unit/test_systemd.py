@@ -17,7 +17,7 @@ PREFIX: Final = "/opt/egs/bin"
 
 # `systemd-analyze security`, times ten: 0 is closed, 100 open. What the two root units need of the kernel keeps them
 # where they are (docs/systemd.md); less hardening than this fails.
-EXPOSURE: Final = {"egs-gate.service": 67, "egsd.service": 65, "egs-metrics.service": 9}
+EXPOSURE: Final = {"egs-gate.service": 67, "egsd.service": 65, "egs-console.service": 9}
 
 # Each of these lines counts in systemd's own sum. Others (ReadOnlyPaths, KeyringMode, …) harden without counting.
 COUNTED: Final = {
@@ -39,7 +39,7 @@ COUNTED: Final = {
         "PrivateNetwork",
         "ProtectSystem",
     ),
-    "egs-metrics.service": (
+    "egs-console.service": (
         "CapabilityBoundingSet",
         "DynamicUser",
         "IPAddressDeny",
@@ -246,9 +246,9 @@ def test_nothing_starts_in_the_governed_slice_before_the_gate_stands() -> None:
     assert "ExecStop" not in gate  # stopping a unit must not open the gate
 
 
-def test_only_the_metrics_server_has_a_network_and_it_is_loopback() -> None:
-    metrics = settings("egs-metrics.service")
-    assert ("DynamicUser", "yes") in metrics
-    assert ("IPAddressDeny", "any") in metrics
-    assert ("IPAddressAllow", "localhost") in metrics
-    assert ("CapabilityBoundingSet", "") in metrics
+def test_the_console_s_network_is_loopback() -> None:
+    console = settings("egs-console.service")
+    assert ("DynamicUser", "yes") in console
+    assert ("IPAddressDeny", "any") in console
+    assert ("IPAddressAllow", "localhost") in console
+    assert ("CapabilityBoundingSet", "") in console

@@ -44,7 +44,7 @@ PROGRAMS: Final = {"enabled": "sleep", "governed": "echo", "other": "echo", "lau
 OBSERVER: Final = """\
 [Unit]
 Description=Looks at the units (%i)
-After=egs-gate.service egsd.service egs-metrics.service vm-enabled.service
+After=egs-gate.service egsd.service egs-console.service vm-enabled.service
 [Service]
 Type=exec
 WorkingDirectory=/opt/vm

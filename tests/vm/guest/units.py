@@ -27,7 +27,7 @@ from tests.vm.guest.observing import (
     wait_for_the_gate,
 )
 
-UNITS: Final = ("egs-gate.service", "egsd.service", "egs-metrics.service")
+UNITS: Final = ("egs-gate.service", "egsd.service", "egs-console.service")
 USER: Final = "alice"
 METRICS: Final = "http://127.0.0.1:9731/metrics"
 
@@ -81,10 +81,10 @@ def boot(guest: Guest) -> None:
 
 def metrics(guest: Guest) -> None:
     """/metrics, by a user that exists only while it runs."""
-    pid = show("egs-metrics.service", "MainPID")["MainPID"]
+    pid = show("egs-console.service", "MainPID")["MainPID"]
     status = Path(f"/proc/{pid}/status").read_text()
     uid = int(next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1])
-    guest.check("egs-metrics runs as a dynamic user", 61184 <= uid <= 65519, f"uid {uid}")
+    guest.check("egs-console runs as a dynamic user", 61184 <= uid <= 65519, f"uid {uid}")
     answer = ""
 
     def answered() -> bool:

