@@ -130,8 +130,9 @@ static __always_inline u32 judge_environment(struct exec_facts *facts, u64 *stri
 		if (at >= forget(facts->environment_end))
 			return found ? EGS_ENVIRONMENT_REFUSED : EGS_AUTHORIZED;
 		length = bpf_probe_read_user_str(string, EGS_ENV_STRING, (void *)at);
-		if (length <= 0)
+		if (length < 0)
 			return EGS_ENVIRONMENT_UNREADABLE;
+		length += !length; /* Linux 6.1 does not count the NUL of an empty string */
 		found |= is_code_variable(known, string);
 		/*
 		 * What is longer goes on in the next piece, after the NUL that is not there; at worst it is refused for

@@ -309,6 +309,35 @@ def test_the_pieces_of_a_long_variable_are_no_hiding_place(
         refused(run(program, env={"A": "a" * length, "LD_PRELOAD": "x"}), Reason.ENVIRONMENT_REFUSED)
 
 
+@pytest.mark.parametrize("length", [4092, 4093, 4094, 8188, 8189])
+def test_a_long_variable_is_no_reason_to_refuse(
+    gate: Gate, run: Callable[..., Run], grant: Grant, program: Path, length: int
+) -> None:
+    """Also where a piece of it begins at its end, and is an empty string."""
+    gate.install(grant)
+    assert run(program, env={"A": "a" * length, "B": "b"}).code == 0
+
+
+def test_an_empty_variable_is_no_reason_to_refuse(
+    gate: Gate, run: Callable[..., Run], grant: Grant, program: Path
+) -> None:
+    """A string without even a name, as execve(2) permits."""
+    gate.install(grant)
+
+    def execute() -> None:
+        words = (ctypes.c_char_p * 2)(bytes(program), None)
+        for variables in ((b"", b"A=b", None), (b"", b"LD_PRELOAD=x", None)):
+            child = os.fork()
+            if child == 0:
+                ctypes.CDLL(None).execve(bytes(program), words, (ctypes.c_char_p * 3)(*variables))
+                os._exit(1)
+            ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        os._exit(ends == [0, KILLED.code])
+
+    ends: list[int] = []
+    assert run(program, prepare=execute).code == 1
+
+
 def test_uses_run_out(gate: Gate, run: Callable[..., Run], grant: Grant, program: Path) -> None:
     gate.install(msgspec.structs.replace(grant, uses=2))
     assert [run(program).code for _ in range(2)] == [0, 0]
