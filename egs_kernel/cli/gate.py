@@ -38,7 +38,8 @@ def add_commands(commands: Commands) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="what this host can enforce, why, and what is missing",
-        description="Try what the gate needs on this kernel. Exit code 3 when nothing can be enforced here.",
+        description="Try what the gate needs on this kernel: which tier it offers, and whether a scope may hold "
+        "(on_missing). Exit code 3 when nothing can be enforced here.",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
@@ -157,8 +158,9 @@ def _doctor(options: argparse.Namespace) -> int:
     from egs_kernel.gate.seal import seal_word  # noqa: PLC0415 - as above
     from egs_kernel.gate.tiers import diagnose, probe  # noqa: PLC0415 - loads what it tries
 
-    diagnosis = diagnose(os.uname().release, probe())
-    seal = seal_word(Paths.from_environment().pins)
+    pins = Paths.from_environment().pins
+    diagnosis = diagnose(os.uname().release, probe(pins))
+    seal = seal_word(pins)
     if options.json:
         print_json({**msgspec.to_builtins(diagnosis), "seal": seal})
     else:

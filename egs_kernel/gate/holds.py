@@ -141,6 +141,11 @@ class HeldTasks:
             os.close(pidfd)
 
 
+def given_up(pins: Path) -> bool:
+    """Whether a gate is loaded there that found, at its self-test, that it cannot hold."""
+    return (pins / "gate_configs").exists() and not all((pins / name).exists() for name in GUARDS)
+
+
 def _signalled(pidfd: int, number: signal.Signals) -> bool:
     try:
         signal.pidfd_send_signal(pidfd, number)

@@ -215,12 +215,19 @@ class _LoadOpts(ctypes.Structure):
     )
 
 
+_PROG_TYPE_RAW_TRACEPOINT: Final = 17
 _PROG_TYPE_LSM: Final = 29
 _ATTACH_LSM_MAC: Final = 27
 _SLEEPABLE: Final = 1 << 4  # BPF_F_SLEEPABLE
 _LOG_BYTES: Final = 1 << 20
 _LOG_TAIL: Final = 3
 """Lines of the kernel's verdict on a program that it does not accept: the last ones say why."""
+
+
+def load_raw_tracepoint(name: str, code: bytes) -> int:
+    """A descriptor of a program for raw tracepoints."""
+    arguments = (_PROG_TYPE_RAW_TRACEPOINT, name.encode()[:15], b"GPL", code, len(code) // 8)
+    return _checked(libbpf.bpf_prog_load(*arguments, None), name)
 
 
 def load_lsm(name: str, hook: str, code: bytes, *, sleepable: bool = False) -> int:

@@ -21,8 +21,15 @@ from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
 from egs_kernel.gate.cgroups import cgroup_mount
-from egs_kernel.gate.libbpf import attach_lsm, libbpf, load_lsm
-from egs_kernel.gate.parts import tracepoints_of
+from egs_kernel.gate.holds import given_up
+from egs_kernel.gate.libbpf import (
+    attach_lsm,
+    attach_raw_tracepoint,
+    libbpf,
+    load_lsm,
+    load_raw_tracepoint,
+)
+from egs_kernel.gate.parts import GUARDS, tracepoints_of
 from egs_kernel.model import Tier
 
 _MAP_TYPE_RINGBUF: Final = 27
@@ -74,6 +81,7 @@ _REQUIRED: Final = frozenset(
 )
 _LSM: Final = "BPF LSM"
 _IMA: Final = "IMA digests"
+_HOLDING: Final = "holding"
 _NO_SKIPPING: Final = (6, 2)
 
 
@@ -91,8 +99,12 @@ def diagnose(kernel: str, findings: tuple[Finding, ...]) -> Diagnosis:
     return Diagnosis(tier=Tier.TRACEPOINT, why=why, kernel=kernel, findings=findings)
 
 
-def probe() -> tuple[Finding, ...]:
-    """Try everything on the running kernel. Loads tiny programs and leaves nothing behind."""
+def probe(pins: Path) -> tuple[Finding, ...]:
+    """Try everything on the running kernel. Loads tiny programs and leaves nothing behind.
+
+    Args:
+        pins: the gate's folder, as what is loaded there may know more: its self-test has held a process.
+    """
     findings = [
         _root(),
         Finding(
@@ -106,7 +118,8 @@ def probe() -> tuple[Finding, ...]:
         _package("libseccomp", "libseccomp2", lambda: ctypes.CDLL("libseccomp.so.2")),
     ]
     if all(found.present for found in findings):
-        findings += [*_kernel_types(), *_programs(), _memory_readable(), _seccomp_read_back()]
+        findings += [*_kernel_types(), *_programs(), hold_finding(pins)]
+        findings += [_memory_readable(), _seccomp_read_back()]
     return (*findings, _preemption(), _cgroups(), _lockdown())
 
 
@@ -221,6 +234,38 @@ def digest_finding() -> Finding:
     if _read(Path("/sys/kernel/security/ima/runtime_measurements_count")) is None:
         return Finding(name=_IMA, present=False, detail="no IMA, or securityfs is not mounted", cure=cure)
     return Finding(name=_IMA, present=True)
+
+
+def hold_finding(pins: Path) -> Finding:
+    """Whether a scope may hold (on_missing = "hold"): the guards' tracepoints are there, and no gate here gave up on them.
+
+    Args:
+        pins: the gate's folder.
+    """
+    cure = 'Use on_missing = "kill" in every scope: holding takes an x86 kernel with CONFIG_TRACEPOINTS=y.'
+    try:
+        program = load_raw_tracepoint("egs_probe", _RETURN_ZERO)
+    except OSError as error:
+        return Finding(
+            name=_HOLDING, present=False, detail=f"no program for its guards: {error.strerror}", cure=cure
+        )
+    try:
+        for tracepoint in GUARDS.values():
+            os.close(attach_raw_tracepoint(tracepoint, program))
+    except OSError as error:
+        missing = f"no tracepoint {error.filename}"
+        detail = missing if error.errno == errno.ENOENT else f"{error.filename}: {error.strerror}"
+        return Finding(name=_HOLDING, present=False, detail=detail, cure=cure)
+    finally:
+        os.close(program)
+    if given_up(pins):
+        return Finding(
+            name=_HOLDING,
+            present=False,
+            detail="the gate that is loaded found at its self-test that what is held gets away here",
+            cure='Use on_missing = "kill" in every scope, and report this kernel.',
+        )
+    return Finding(name=_HOLDING, present=True)
 
 
 def _lsm_refused(step: str, error: OSError) -> Finding:

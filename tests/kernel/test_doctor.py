@@ -6,6 +6,7 @@ The BPF LSM cases need kernels that differ: scripts/test-vm boots each with and 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -76,3 +77,19 @@ def test_bpf_lsm_is_there_or_the_boot_parameter_is_named(instance: Instance) -> 
     assert answer["tier"] == ("lsm" if found["present"] else "tracepoint")
     said = instance.egs("doctor").stdout
     assert found["present"] or found["cure"] in said
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="holding takes x86")
+def test_whether_a_scope_may_hold(instance: Instance) -> None:
+    """By trying, and as the self-test of a gate that is loaded has found."""
+
+    def holding() -> dict[str, Any]:
+        return finding(json.loads(instance.egs("doctor", "--json").stdout), "holding")
+
+    assert holding()["present"]
+    gate = instance.load_gate()
+    assert holding()["present"]
+    gate.holds.give_up()
+    gate.close()
+    assert (holding()["present"], "gets away" in holding()["detail"]) == (False, True)
+    assert 'on_missing = "kill"' in instance.egs("doctor").stdout
