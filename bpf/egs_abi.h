@@ -9,7 +9,7 @@
 #ifndef EGS_ABI_H
 #define EGS_ABI_H
 
-#define EGS_ABI_VERSION 3
+#define EGS_ABI_VERSION 4
 
 #define EGS_MAX_SCOPES 64
 #define EGS_SCOPE_SELF_TEST_OBSERVE 64 /* reserved: the loader's self-test, reads only */
@@ -327,6 +327,7 @@ struct egs_exec_event {
 	__u64 cgroup_id;
 	__u64 start_ticks;
 	struct egs_file_id file;
+	struct egs_file_id script; /* that the kernel hands to `file`, its interpreter; all zero: none, or the tier does not see it */
 	__u8 artifact_id[32];
 	__u32 scope;
 	__u32 grant_kind;

@@ -11,6 +11,10 @@ static __always_inline void describe(struct egs_exec_event *event, struct exec_f
 	event->cgroup_id = facts->cgroup_id;
 	event->start_ticks = facts->start_ticks;
 	event->file = facts->file;
+	if (facts->script_seen)
+		event->script = facts->script;
+	else
+		__builtin_memset(&event->script, 0, sizeof(event->script));
 	event->pid = facts->pid;
 	event->parent_pid = facts->parent_pid;
 	event->uid = facts->uid;
@@ -171,7 +175,7 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 		refuse_unrecorded(decision);
 	verdict = EGS_ALLOW;
 	if (decision->reason != EGS_AUTHORIZED)
-		verdict = event && !untracked ? refusal(decision, &scratch->facts, scope) : EGS_KILL;
+		verdict = event && !untracked ? refusal(decision, &scratch->facts, scope, bprm) : EGS_KILL;
 	enforced = mode != EGS_MODE_OBSERVE;
 	count_decision(verdict, decision->reason, enforced);
 	if (event) {

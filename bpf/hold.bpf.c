@@ -12,8 +12,13 @@
  *   guard_fault   raw_tp/page_fault_user          a fresh image faults in its first page. Not always: the kernel itself
  *                                                 may have, for the end of a data segment or the arguments on the
  *                                                 stack, and so has who reads /proc/PID/mem. The second line.
+ *
+ * On the tier `lsm` the signal is refused before that (continues_held, for keep_signal and keep_sigio): whoever sends it
+ * gets EPERM, and what is held waits on. Signals of the kernel's own, as to an orphaned process group, and tracers
+ * do not come by there.
  */
 
+#define EGS_SIGCONT 18
 #define EGS_SIGSTOP 19
 #define EGS_REASON_BIT(reason) (1ULL << (reason))
 
@@ -21,7 +26,8 @@
 #define EGS_CURABLE                                                                                                    \
 	(EGS_REASON_BIT(EGS_NO_GRANT) | EGS_REASON_BIT(EGS_FILE_CHANGED) | EGS_REASON_BIT(EGS_NOT_YET_VALID) |         \
 	 EGS_REASON_BIT(EGS_EXPIRED) | EGS_REASON_BIT(EGS_IDENTITY_MISMATCH) | EGS_REASON_BIT(EGS_CGROUP_MISMATCH) |   \
-	 EGS_REASON_BIT(EGS_USES_EXHAUSTED) | EGS_REASON_BIT(EGS_ARGV_MISMATCH))
+	 EGS_REASON_BIT(EGS_USES_EXHAUSTED) | EGS_REASON_BIT(EGS_ARGV_MISMATCH) | EGS_REASON_BIT(EGS_FILE_OPENED) |     \
+	 EGS_REASON_BIT(EGS_DIGEST_DIFFERS) | EGS_REASON_BIT(EGS_SCRIPT_UNAUTHORIZED))
 
 static __always_inline int is_held(u32 tgid)
 {
@@ -42,6 +48,22 @@ static __always_inline int may_hold(u32 scope, struct decision *decision)
 	       decision->kind != EGS_GRANT_ARMED && decision->reason < 64 &&
 	       (EGS_CURABLE & EGS_REASON_BIT(decision->reason & 63));
 }
+
+#ifdef EGS_LSM
+/*
+ * Whether a signal would let what is held go on. SIGCONT alone does, but for SIGKILL, which ends it: others wait until
+ * it is continued. Nobody needs it while the mark is there: the daemon takes that away first.
+ */
+static __always_inline int continues_held(u64 task, u32 signal)
+{
+	u32 zero = 0, pid = 0;
+	u64 *count = held_counts.lookup(&zero);
+
+	if (signal != EGS_SIGCONT || (count && !*count))
+		return 0;
+	return read_field(&pid, sizeof(pid), task, OFF_task_struct_tgid) || is_held(pid);
+}
+#endif
 
 /* Mark and stop the current process, which is tracked. Any other outcome is a reason to kill it. */
 static __always_inline u32 hold(u32 pid)
@@ -65,7 +87,7 @@ static __always_inline u32 hold(u32 pid)
 }
 
 /* What becomes of a refused exec whose event has its room: HOLD, or KILL with the reason that is nearest. */
-static __always_inline u32 refusal(struct decision *decision, struct exec_facts *facts, u32 scope)
+static __always_inline u32 refusal(struct decision *decision, struct exec_facts *facts, u32 scope, u64 bprm)
 {
 	u32 reason = EGS_AUTHORIZED;
 
@@ -76,6 +98,8 @@ static __always_inline u32 refusal(struct decision *decision, struct exec_facts 
 		reason = EGS_ARGV_UNREADABLE;
 	else if (facts->environment != EGS_AUTHORIZED)
 		reason = facts->environment;
+	else if (script_unseen(facts, bprm))
+		reason = EGS_SCRIPT_UNAUTHORIZED;
 	else
 		reason = hold(facts->pid);
 	if (reason == EGS_AUTHORIZED)

@@ -4,7 +4,8 @@
  * gate, what it decides by, or the program that the daemon is. root and process 1 included.
  *
  * Hook map
- *   keep_signal, keep_sigio         lsm/task_kill, file_send_sigiotask   signals to the daemon
+ *   keep_signal, keep_sigio         lsm/task_kill, file_send_sigiotask   signals to the daemon; and, sealed or not, those
+ *                                                                        that would continue what is held (hold.bpf.c)
  *   keep_trace                      lsm/ptrace_access_check              its memory and descriptors
  *   keep_limits                     lsm/task_setrlimit                   a limit on CPU time kills
  *   keep_schedule                   lsm/task_setscheduler, task_setnice  its heartbeat
@@ -16,7 +17,7 @@
  *   see_exec, see_exit              raw_tp/sched_process_exec, _exit     as above
  *   see_free                        lsm/task_free                        as above
  *
- * Not sealed, each ends after one look at an array.
+ * Not sealed, each ends after one look at an array, or at two.
  *
  * A daemon that starts while the gate is sealed, because the last one crashed, is the daemon when it has executed nothing
  * but what is kept. It begins with an exec of the registered interpreter, while the registered daemon is gone. From then on
@@ -389,6 +390,8 @@ int keep_signal(u64 *ctx)
 	u64 task = ctx[0];
 	u32 signal = ctx[2];
 
+	if (continues_held(task, signal))
+		return -EGS_EPERM;
 	if (!signal || !binds_current() || !is_protected_task(task) || is_shutdown())
 		return 0;
 	return refuse_attempt(EGS_ATTEMPT_SIGNAL, signal, 0);
@@ -400,6 +403,8 @@ int keep_sigio(u64 *ctx)
 	u64 task = ctx[0];
 	u32 signal = ctx[2];
 
+	if (continues_held(task, signal))
+		return -EGS_EPERM;
 	/* What the daemon's own leases send, and nobody heeds (measure.py). */
 	if (!is_sealed() || signal == EGS_SIGURG || !is_protected_task(task))
 		return 0;

@@ -302,7 +302,11 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):
-    """One exec in a governed scope as the gate saw and decided it. Times: CLOCK_BOOTTIME nanoseconds."""
+    """One exec in a governed scope as the gate saw and decided it. Times: CLOCK_BOOTTIME nanoseconds.
+
+    `script` is what the kernel hands to its interpreter, `file`: None when there is none, and on the tier `tracepoint`,
+    which does not see it.
+    """
 
     verdict: Verdict
     reason: Reason
@@ -332,6 +336,7 @@ class ExecEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):
     argv_bytes: int
     argv_truncated: bool
     kill_error: int
+    script: FileIdentity | None = None
 
 
 class ExitEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exit"):

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from egs_kernel.audit.entries import Exec
-from egs_kernel.model import Verdict
+from egs_kernel.model import Tier, Verdict
 from tests.harness import Instance
+from tests.refusals import TIER
 from tests.running import Running
 
 HOLD: Final = 'on_missing = "hold"'
@@ -33,8 +34,28 @@ class Waiting:
         return os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP
 
     def let_go(self) -> None:
-        """What the owner may do."""
+        """What its owner may try.
+
+        Raises:
+            PermissionError: on the tier `lsm`; it waits on.
+        """
         os.kill(self.pid, signal.SIGCONT)
+
+    def freed(self) -> tuple[int, bytes]:
+        """Its end when its owner continues it: by a guard, or where that is refused (tier `lsm`), by its owner's SIGKILL."""
+        try:
+            self.let_go()
+        except PermissionError:
+            assert TIER is Tier.LSM
+            assert self.is_waiting()
+            os.kill(self.pid, signal.SIGKILL)
+        else:
+            assert TIER is Tier.TRACEPOINT
+        return self.end()
+
+    def is_waiting(self) -> bool:
+        """Whether it is stopped now, traced or not."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
 
     def end(self) -> tuple[int, bytes]:
         """Wait for its end: the exit code or minus the signal, and what it wrote."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from egs_kernel.constraints.proc import parse_environment
 from egs_kernel.daemon import protocol
-from egs_kernel.daemon.intents import MAX_ARGUMENTS, parse_environment
+from egs_kernel.daemon.intents import MAX_ARGUMENTS
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.gate.events import split_argv
 from egs_kernel.model import ARGV_MAX, Intent, Reason, TaskIdentity
@@ -129,6 +130,12 @@ def require_conditions(grant: Grant, event: ExecEvent) -> None:
             Reason.CGROUP_MISMATCH,
             f"process {event.pid} executed in another cgroup than the artifact is for",
             "Start it in that cgroup, or have it issued without one.",
+        )
+    if event.script is not None and all(file.identity != event.script for file in grant.subjects):
+        raise Refused(
+            Reason.SCRIPT_UNAUTHORIZED,
+            f"process {event.pid} executes the script {event.filename}, which the artifact does not name, or not as it was then",
+            f"Issue for it: egs issue --program {event.filename}; if it was touched since, deny this one, and start it again.",
         )
 
 

@@ -10,7 +10,7 @@ from ctypes import Array, Structure, c_char, c_int32, c_int64, c_uint8, c_uint16
 from enum import IntEnum, IntFlag
 from typing import Final
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 
 MAX_SCOPES: Final = 64
 SCOPE_SELF_TEST_OBSERVE: Final = 64
@@ -348,6 +348,7 @@ class ExecEvent(Structure):
         ("cgroup_id", c_uint64),
         ("start_ticks", c_uint64),
         ("file", FileId),
+        ("script", FileId),
         ("artifact_id", c_uint8 * 32),
         ("scope", c_uint32),
         ("grant_kind", c_uint32),
@@ -376,6 +377,7 @@ class ExecEvent(Structure):
     cgroup_id: int
     start_ticks: int
     file: FileId
+    script: FileId
     artifact_id: Array[c_uint8]
     scope: int
     grant_kind: int

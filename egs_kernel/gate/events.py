@@ -75,6 +75,7 @@ def split_argv(raw: bytes) -> tuple[str, ...]:
 def _exec(data: bytes, scopes: Mapping[int, str], tier: Tier) -> ExecEvent:
     raw = abi.ExecEvent.from_buffer_copy(data)
     head = ctypes.sizeof(abi.ExecEvent)
+    script = file_identity(raw.script)
     argv = data[head : head + raw.argv_copied]
     return ExecEvent(
         verdict=Verdict(raw.verdict),
@@ -89,6 +90,7 @@ def _exec(data: bytes, scopes: Mapping[int, str], tier: Tier) -> ExecEvent:
         grant_kind=GrantKind(raw.grant_kind),
         artifact_id=bytes(raw.artifact_id).hex() if raw.grant_kind else "",
         file=file_identity(raw.file),
+        script=None if script == _NO_FILE else script,
         pid=raw.pid,
         parent_pid=raw.parent_pid,
         uid=raw.uid,

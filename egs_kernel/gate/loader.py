@@ -40,7 +40,8 @@ from egs_kernel.gate.parts import (
 )
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
-from egs_kernel.gate.selftest import prove_exec_guard, prove_hold, run_self_test
+from egs_kernel.gate.selftest import run_self_test
+from egs_kernel.gate.selftest_guards import prove_exec_guard, prove_hold
 from egs_kernel.gate.selftest_seal import check_seal
 from egs_kernel.gate.source import gate_source, source_folder
 from egs_kernel.gate.variables import variables_table

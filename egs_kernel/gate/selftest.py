@@ -9,7 +9,7 @@ denied program run. So before any scope exists, real processes execute a known p
 4. cgroups: a re-created cgroup is the scope; a process moved below it, its child, and a process born into it
    are governed and stay so.
 
-Where the kernel can hold (gate/holds.py), `prove_hold` shows that it does.
+What the guards do is shown by selftest_guards.py.
 
 Each offset that is wrong fails one of these (tests/kernel/test_gate_selftest.py tries them all).
 """
@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Final
 
 from egs_kernel.errors import GateError
-from egs_kernel.gate import abi, libbpf
+from egs_kernel.gate import abi
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount, move
-from egs_kernel.gate.parts import TRACEPOINTS, can_skip
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.selftest_lsm import check_lsm
 from egs_kernel.gate.specimen import (
@@ -97,87 +96,6 @@ def run_self_test(gate: Gate) -> tuple[str, ...]:
         for slot in (abi.SCOPE_SELF_TEST_OBSERVE, abi.SCOPE_SELF_TEST_ENFORCE):
             gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
     return checks
-
-
-def prove_exec_guard(gate: Gate, pins: Path) -> Iterator[str]:
-    """Where the kernel can skip the decision on an exec: such an exec ends before its first instruction.
-
-    Args:
-        gate: the gate.
-        pins: its folder. `gate_exec` is detached for a moment.
-
-    Raises:
-        GateError: SELF_TEST_FAILED; it ran.
-    """
-    if not can_skip():
-        return
-    slot = ctypes.c_uint32(abi.SCOPE_SELF_TEST_ENFORCE)
-    gate.scope_slots.put(slot, abi.Scope(mode=abi.Mode.ENFORCE, name=b"self-test"))
-    gate.beat()
-    (pins / "link_gate_exec").unlink()
-    try:
-        with Child(command=(SHELL, *GRANTED)) as child:
-            arm(gate, child)
-            gate.assume(child.pid, exec_number=1)  # no process has this number: the kernel's have another bit
-            status, written = child.finish()
-        gate.disarm(child.pid)
-    finally:
-        _attach_exec(pins)
-        gate.scope_slots.put(slot, abi.Scope(mode=abi.Mode.UNUSED))
-    drain(gate)
-    same("end of an exec that nobody decided", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
-    yield "an exec that nobody decided dies and writes nothing"
-
-
-def _attach_exec(pins: Path) -> None:
-    program = libbpf.open_pin(pins / "gate_exec")
-    link = libbpf.attach_raw_tracepoint(TRACEPOINTS["gate_exec"], program)
-    libbpf.pin(link, pins / "link_gate_exec")
-    os.close(link)
-    os.close(program)
-
-
-def prove_hold(gate: Gate) -> str:
-    """Hold a process, let it go as its owner would, and see it die; what was checked, in words.
-
-    All that it could execute is in its memory by then, so that no page fault stops it.
-
-    Raises:
-        HostLacks: this kernel cannot hold.
-        GateError: SELF_TEST_FAILED, it was not stopped, or it got away.
-    """
-    slot = abi.SCOPE_SELF_TEST_ENFORCE
-    gate.scope_slots.put(
-        ctypes.c_uint32(slot),
-        abi.Scope(mode=abi.Mode.ENFORCE, on_missing=abi.Missing.HOLD, name=b"self-test"),
-    )
-    gate.beat()
-    gate.holds.attach_guards()
-    try:
-        with Child() as child:
-            gate.govern_slot(child.pid, slot)
-            same("stop of a held process", child.until_stopped(), signal.SIGSTOP)
-            _read_executable_memory(child.pid)
-            os.kill(child.pid, signal.SIGCONT)
-            status, written = child.finish()
-    finally:
-        gate.holds.detach_guards()
-        gate.scope_slots.put(ctypes.c_uint32(slot), abi.Scope(mode=abi.Mode.UNUSED))
-    event = exec_event(gate, child.pid)
-    same("verdict on a held process", (event.verdict, event.reason), (Verdict.HOLD, Reason.NO_GRANT))
-    same("end of a held process that was let go", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
-    return "a held process that its owner lets go dies and writes nothing"
-
-
-def _read_executable_memory(pid: int) -> None:
-    """Whoever reads another process's memory brings it in, without a fault of that process."""
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            span, modes = line.split()[:2]
-            if "x" in modes and not line.endswith("[vsyscall]"):
-                start, end = (int(edge, 16) for edge in span.split("-"))
-                memory.seek(start)
-                memory.read(end - start)
 
 
 def _check_fields(gate: Gate) -> Iterator[str]:

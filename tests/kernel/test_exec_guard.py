@@ -13,7 +13,7 @@ import pytest
 
 from egs_kernel.config import load_config
 from egs_kernel.errors import GateError
-from egs_kernel.gate import abi, loader, parts, selftest
+from egs_kernel.gate import abi, loader, parts, selftest_guards
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Tier
 from tests.harness import Instance
@@ -31,7 +31,7 @@ ON_TRACEPOINT = pytest.mark.skipif(
 
 @pytest.fixture
 def skipping(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (parts, selftest):
+    for module in (parts, selftest_guards):
         monkeypatch.setattr(module, "can_skip", lambda: True)
     assert "guard_exec" in parts.links_of(Tier.TRACEPOINT)
 

@@ -17,10 +17,10 @@ import pytest
 
 from egs_kernel.audit.entries import Decision, Outcome, PostureEntry, Request
 from egs_kernel.gate.parts import GUARDS
-from egs_kernel.model import GrantKind, Reason, Verdict
+from egs_kernel.model import GrantKind, Reason, Tier, Verdict
 from tests.harness import BIN, PATIENCE, Instance
 from tests.holding import HOLD, Waiting, execute, holding_system, holds, wait_until_held
-from tests.refusals import KILLED, REFUSED
+from tests.refusals import KILLED, REFUSED, TIER
 from tests.running import SECONDS
 
 if TYPE_CHECKING:
@@ -151,6 +151,22 @@ def test_a_person_approves_with_a_key(system: Running) -> None:
     assert second.pid in holds(system)
 
 
+def test_a_script_runs_by_an_artifact_that_names_it(system: Running) -> None:
+    """What waits is its interpreter; on the tier lsm an artifact for that alone lets nobody go."""
+    path = system.folder / "script"
+    argv = [word for argument in ("/bin/sh", "-eu", str(path), "word") for word in ("--argv", argument)]
+    path.unlink(missing_ok=True)
+    unnamed = system.issue(Path("/bin/sh").resolve(), *argv, name="unnamed.json")
+    path.write_text('#!/bin/sh -eu\necho "$1"\n')
+    path.chmod(0o755)
+    waiting, hold = held(system, path)
+    approved = system.instance.egs("holds", "approve", hold, "--artifact", str(unnamed), check=False)
+    if TIER is Tier.LSM:
+        assert (approved.returncode, "[script_unauthorized]" in approved.stderr) == (1, True)
+        system.add(system.issue(path, "--argv", str(path), "--argv", "word", name="script.json"))
+    assert waiting.end() == RAN
+
+
 def test_only_root_lists_approves_and_denies(system: Running) -> None:
     echo = system.copy("/bin/echo", "echo")
     waiting, hold = held(system, echo)
@@ -248,13 +264,24 @@ def test_it_is_killed_from_outside(system: Running) -> None:
     assert holds(system) == {}
 
 
-def test_an_owner_who_continues_it_ends_it(system: Running) -> None:
+def test_an_owner_who_continues_it_frees_it_not(system: Running) -> None:
+    """A guard ends it; on the tier lsm the signal is refused before."""
     before = broken_holds(system)
     waiting, hold = held(system, system.copy("/bin/echo", "echo"))
-    waiting.let_go()
-    assert waiting.end() == DIED
+    assert waiting.freed() == DIED
     decision_on(system, hold, Reason.HOLD_LOST)
-    assert broken_holds(system) == before + 1
+    assert broken_holds(system) == before + (TIER is Tier.TRACEPOINT)
+
+
+@pytest.mark.lsm
+def test_an_owner_who_may_not_continue_it_keeps_it(system: Running) -> None:
+    """The signal that was refused costs nothing: an artifact lets it go afterwards."""
+    echo = system.copy("/bin/echo", "echo")
+    waiting, _ = held(system, echo)
+    with pytest.raises(PermissionError):
+        waiting.let_go()
+    system.add(system.issue(echo))
+    assert waiting.end() == RAN
 
 
 def broken_holds(system: Running) -> int:
@@ -331,8 +358,7 @@ def test_while_no_daemon_runs_nobody_does(system: Running) -> None:
     freed, _ = held(system, echo)
     kept, hold = held(system, echo)
     system.stop(signal.SIGKILL)
-    freed.let_go()
-    assert freed.end() == DIED
+    assert freed.freed() == DIED
     system.start()
     assert set(holds(system)) == {kept.pid}
     assert holds(system)[kept.pid]["id"] == hold
@@ -344,7 +370,7 @@ def test_a_daemon_that_stops_leaves_who_waits_stopped(system: Running) -> None:
     echo = system.copy("/bin/echo", "echo")
     waiting, _ = held(system, echo)
     assert system.stop() == 0
-    assert Path(f"/proc/{waiting.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    assert waiting.is_waiting()
     system.start()
     system.add(system.issue(echo))
     assert waiting.end() == RAN
@@ -371,8 +397,7 @@ def test_a_scope_that_is_removed_frees_nobody(fresh: Running) -> None:
     config = fresh.instance.paths.config
     config.write_text(config.read_text().replace('name = "test"', 'name = "other"'))
     fresh.instance.egs("reload")
-    waiting.let_go()
-    assert waiting.end() == DIED
+    assert waiting.freed() == DIED
 
 
 def test_unloading_the_gate_frees_nobody(fresh: Running) -> None:

@@ -6,15 +6,17 @@ import ctypes
 import hashlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from egs_kernel.errors import ExitCode
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.pins import Gate
-from egs_kernel.model import ExecEvent, Grant, Reason, TaskIdentity, Verdict
+from egs_kernel.model import ExecEvent, FileIdentity, Grant, Measurement, Reason, TaskIdentity, Verdict
 from egs_kernel.processes import start_ticks
 from tests.harness import Instance
 from tests.holding import HOLD, execute
@@ -34,10 +36,12 @@ class Holding:
         self.instance = instance
         self.gate = gate
 
-    def execute(self, *, before: Callable[[], object] = lambda: None) -> tuple[ExecEvent, int]:
-        """What the gate decided on an exec of a program without a grant, and how that ended, killed if need be."""
+    def execute(
+        self, program: Path = TRUE, *, before: Callable[[], object] = lambda: None
+    ) -> tuple[ExecEvent, int]:
+        """What the gate decided on an exec, of a program without a grant, and how that ended, killed if need be."""
         self.gate.drain(lambda _event: None)
-        waiting = execute(self.instance, TRUE, before=before)
+        waiting = execute(self.instance, program, before=before)
         _, status = os.waitpid(waiting.pid, os.WUNTRACED)
         if os.WIFSTOPPED(status):
             os.kill(waiting.pid, signal.SIGKILL)
@@ -84,6 +88,77 @@ def test_with_a_variable_that_loads_code_it_dies(holding: Holding) -> None:
     assert (event.verdict, event.reason) == (Verdict.KILL, Reason.ENVIRONMENT_REFUSED)
 
 
+@pytest.mark.lsm
+def test_what_was_opened_for_writing_since_it_was_measured_waits(holding: Holding, tmp_path: Path) -> None:
+    """As what was changed does."""
+    holding.gate.beat()
+    program = copy_of_true(tmp_path)
+    grant = permit(holding.gate, program)
+    standing = holding.gate.install(grant)
+    assert holding.execute(program)[0].verdict is Verdict.ALLOW
+    program.open("ab").close()
+    event, _ = holding.execute(program)
+    holding.gate.withdraw(standing)
+    assert (event.verdict, event.reason) == (Verdict.HOLD, Reason.FILE_OPENED)
+
+
+@pytest.mark.lsm
+def test_what_the_kernel_hashes_to_another_digest_waits(holding: Holding, tmp_path: Path) -> None:
+    if not holding.gate.digests:
+        pytest.skip("this kernel hashes nothing for the gate")
+    holding.gate.beat()
+    program = copy_of_true(tmp_path)
+    standing = holding.gate.install(msgspec.structs.replace(permit(holding.gate, program), digest="12" * 32))
+    event, _ = holding.execute(program)
+    holding.gate.withdraw(standing)
+    assert (event.verdict, event.reason) == (Verdict.HOLD, Reason.DIGEST_DIFFERS)
+
+
+@pytest.mark.lsm
+def test_a_script_that_nobody_names_waits_and_is_told(holding: Holding, tmp_path: Path) -> None:
+    holding.gate.beat()
+    script, shell = tmp_path / "script", Path("/bin/sh")
+    script.write_text("#!/bin/sh\nexit 0\n")
+    script.chmod(0o755)
+    standing = holding.gate.install(permit(holding.gate, shell))
+    event, _ = holding.execute(script)
+    holding.gate.withdraw(standing)
+    assert (event.verdict, event.reason) == (Verdict.HOLD, Reason.SCRIPT_UNAUTHORIZED)
+    assert (event.file, event.script) == (identify(holding.gate, shell), identify(holding.gate, script))
+
+
+def copy_of_true(folder: Path) -> Path:
+    program = folder / "true"
+    program.write_bytes(TRUE.read_bytes())
+    program.chmod(0o755)
+    return program
+
+
+def identify(gate: Gate, path: Path) -> FileIdentity:
+    descriptor = os.open(path, os.O_PATH)
+    try:
+        return gate.identify(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def permit(gate: Gate, program: Path) -> Grant:
+    """A grant for a program as it is now, with any arguments."""
+    file, digest = identify(gate, program), hashlib.sha256(program.read_bytes()).hexdigest()
+    gate.openings.last(file)
+    measured = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return Grant(
+        artifact_id="11" * 32,
+        scope="test",
+        file=file,
+        digest=digest,
+        measured=measured,
+        subjects=(Measurement(digest, file, measured),),
+        not_before=0,
+        not_after=2**62,
+    )
+
+
 def test_who_is_armed_executes_that_or_dies(holding: Holding, instance_grant: Callable[[int], None]) -> None:
     holding.gate.beat()
     event, _ = holding.execute(before=lambda: instance_grant(os.getpid()))
@@ -93,9 +168,7 @@ def test_who_is_armed_executes_that_or_dies(holding: Holding, instance_grant: Ca
 @pytest.fixture
 def instance_grant(holding: Holding) -> Callable[[int], None]:
     """Arms a process for other arguments than those that it will have."""
-    descriptor = os.open(TRUE, os.O_PATH)
-    identity = holding.gate.identify(descriptor)
-    os.close(descriptor)
+    identity = identify(holding.gate, TRUE)
 
     def arm(pid: int) -> None:
         grant = Grant(
@@ -144,12 +217,15 @@ def test_a_scope_that_observes_holds_nobody(holding: Holding) -> None:
 def test_the_count_is_of_those_who_wait(holding: Holding) -> None:
     """Ended by a signal, by a guard: whoever waits no more is not counted."""
     holding.gate.beat()
-    for end in (signal.SIGKILL, signal.SIGCONT):
+    for by_a_guard in (False, True):
         waiting = execute(holding.instance, TRUE)
         assert waiting.is_stopped()
         assert len(holding.gate.holds.held()) == 1
-        os.kill(waiting.pid, end)
-        assert waiting.end() == (-signal.SIGKILL, b"")
+        if by_a_guard:
+            assert waiting.freed() == (-signal.SIGKILL, b"")
+        else:
+            os.kill(waiting.pid, signal.SIGKILL)
+            assert waiting.end() == (-signal.SIGKILL, b"")
     descriptor = libbpf.open_pin(holding.instance.paths.pins / "held_counts")
     counts = libbpf.Map(descriptor, ctypes.c_uint32, ctypes.c_uint64)
     left = counts.get(ctypes.c_uint32(0))

@@ -22,6 +22,7 @@ from egs_kernel.model import (
     Grant,
     GrantKind,
     Intent,
+    Measurement,
     ProgramKind,
     Reason,
     Tier,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = FileIdentity(1, 2, 3, 4, 5, 6)
+SCRIPT = FileIdentity(1, 7, 3, 4, 5, 6)
 DIGEST = "ab" * 32
 HELD = HoldStatus(
     id="123456",
@@ -179,6 +181,8 @@ def test_what_cannot_be_issued(tmp_path: Path, change: dict[str, object], reason
 def test_a_grant_for_what_is_held() -> None:
     require_conditions(GRANT, EVENT)
     require_conditions(msgspec.structs.replace(GRANT, uid=None, cgroup_id=7), EVENT)
+    named = msgspec.structs.replace(GRANT, subjects=(Measurement(DIGEST, FILE), Measurement(DIGEST, SCRIPT)))
+    require_conditions(named, msgspec.structs.replace(EVENT, script=SCRIPT))
 
 
 @pytest.mark.parametrize(
@@ -188,6 +192,8 @@ def test_a_grant_for_what_is_held() -> None:
         ({"uid": 1001}, {}, Reason.IDENTITY_MISMATCH),
         ({}, {"euid": 0}, Reason.IDENTITY_MISMATCH),
         ({"cgroup_id": 8}, {}, Reason.CGROUP_MISMATCH),
+        ({}, {"script": SCRIPT}, Reason.SCRIPT_UNAUTHORIZED),
+        ({"subjects": (Measurement(DIGEST, FILE),)}, {"script": SCRIPT}, Reason.SCRIPT_UNAUTHORIZED),
     ],
 )
 def test_a_grant_for_something_else(
