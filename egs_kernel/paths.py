@@ -74,6 +74,11 @@ class Paths:
         return self.state_dir / "log-keys"
 
     @property
+    def index(self) -> Path:
+        """Indexes of the record, which can be deleted."""
+        return self.state_dir / "index"
+
+    @property
     def revocations(self) -> Path:
         """Revoked artifact ids, one file each."""
         return self.state_dir / "revoked"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -60,6 +60,8 @@ WIDE: Final = frozenset(
 """Fields inside an entry that are decimal strings. (The entry's own `time` is a date.)"""
 _NAMED: Final[dict[str, type[IntEnum]]] = {"verdict": Verdict, "reason": Reason, "grant_kind": GrantKind}
 _DECIMAL = re.compile(r"0|-?[1-9][0-9]{0,19}")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 _SAFE_INTEGER: Final = 2**53 - 1
 _ENCODER = msgspec.json.Encoder(order="sorted")
 """Equal to RFC 8785 for what we write (ASCII keys, no floats, integers below 2^53): a property test."""
@@ -101,6 +103,11 @@ def timestamp(nanoseconds: int) -> str:
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     moment = datetime.fromtimestamp(seconds, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def microseconds(time: str) -> int:
+    """A time as the record writes it, in microseconds since 1970."""
+    return (datetime.fromisoformat(time) - _EPOCH) // _MICROSECOND
 
 
 def canonical(wire: object) -> bytes:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from egs_kernel.audit.entries import ENTRY_TYPES
 from egs_kernel.audit.lines import decode, timestamp
+from egs_kernel.audit.log import open_log
 from egs_kernel.audit.query import Query
-from egs_kernel.audit.reader import lines_from, opened
 from egs_kernel.cli.audit.common import add_path, add_word, natural, print_entry
+from egs_kernel.cli.audit.indexes import index_place, open_index
 from egs_kernel.config import parse_duration
 from egs_kernel.errors import ExitCode, UsageError
 from egs_kernel.model import Reason, Verdict
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from egs_kernel.cli.main import Commands
 
@@ -33,6 +36,9 @@ def add_words(words: Commands) -> None:
         "--since", metavar="T", help="2026-11-23, 2026-11-23T14:00:00Z, or a time ago: 90s, 15m, 1h, 30d"
     )
     add_path(parser, "--path")
+    parser.add_argument(
+        "--no-index", action="store_true", help="read the whole record, not what the index says is worth it"
+    )
 
 
 def run_query(arguments: argparse.Namespace) -> int:
@@ -51,12 +57,23 @@ def run_query(arguments: argparse.Namespace) -> int:
         scope=arguments.scope,
         since=_since(arguments.since, datetime.now(UTC)),
     )
-    with opened(arguments.path) as file:
-        needles = query.needles()
-        for line in lines_from(file, 0):
-            if all(needle in line for needle in needles) and query.matches(decode(line)):
+    with _candidates(arguments, query) as lines:
+        for line in lines:
+            if query.matches(decode(line)):
                 print_entry(line, as_json=arguments.json)
     return int(ExitCode.DONE)
+
+
+@contextmanager
+def _candidates(arguments: argparse.Namespace, query: Query) -> Iterator[Iterator[bytes]]:
+    """The entries that may match: those that the index names, or all."""
+    if arguments.no_index:
+        with open_log(arguments.path) as log:
+            needles = query.needles()
+            yield (line for line in log.lines(0) if all(needle in line for needle in needles))
+        return
+    with open_index(arguments.path, index_place(arguments.path)) as (index, log):
+        yield (log.line(seq) for seq in index.numbers(**query.columns()))
 
 
 def _reason(text: str | None) -> Reason | None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egs_kernel.audit.reader import verify
-from egs_kernel.cli.audit.common import add_word, print_text
+from egs_kernel.cli.audit.common import add_word, print_text, progress_bar
 from egs_kernel.errors import ExitCode
 from egs_kernel.paths import Paths
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
 
     from egs_kernel.cli.main import Commands
 
@@ -38,7 +35,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     Raises:
         RecordError: the record does not verify.
     """
-    with _progress(enabled=sys.stderr.isatty()) as progress:
+    with progress_bar("verifying") as progress:
         found = verify(arguments.path, progress)
     answer = {
         "verified": True,
@@ -66,16 +63,3 @@ def run_verify(arguments: argparse.Namespace) -> int:
     if found.torn:
         print_text(f"{found.torn} bytes after the last entry are being written, or were cut off by a crash")
     return int(ExitCode.DONE)
-
-
-@contextmanager
-def _progress(*, enabled: bool) -> Iterator[Callable[[int, int], None]]:
-    if not enabled:
-        yield lambda _done, _total: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and only for a terminal
-    from rich.progress import Progress  # noqa: PLC0415 - as above
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
