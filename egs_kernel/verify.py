@@ -105,6 +105,13 @@ Reached = Callable[[Step], None]
 _TAKES: Final = {
     "syscalls": "seccomp filters that can be read back",
     "code.anonymous": "the tier lsm",
+    "process": "processes whose state can be read back",
+    "process.children": "a gate that binds grants to what started the program",
+    "resources": "processes whose state can be read back",
+    "resources.memory": "the cgroup v2 controller memory",
+    "resources.processes": "the cgroup v2 controller pids",
+    "resources.cpuPercent": "the cgroup v2 controller cpu",
+    "resources.wallSeconds": "cgroup.kill, which Linux 5.14 brought",
 }
 """What a host must have for each thing that constraints need."""
 
@@ -183,6 +190,7 @@ class Authorization:
                 Reason.CGROUP_MISMATCH, f"the cgroup {self.cgroup} does not exist", "Create it, or run in it."
             )
         filtered = self.constraints is not None and self.constraints.syscalls is not None
+        launched = self.constraints is not None and bool(self.constraints.at_launch)
         if filtered and not seccomp_filters:
             raise Refused(
                 Reason.CONSTRAINT_NOT_ATTESTED,
@@ -203,7 +211,7 @@ class Authorization:
             cgroup_id=cgroup_id,
             argv=self.argv,
             uses=self.uses_left,
-            no_new_privs=filtered,
+            no_new_privs=launched,
             seccomp_filters=seccomp_filters,
             code_variables=self.code_variables,
             refuse_anonymous_code=self.constraints is not None and self.constraints.refuses_anonymous_code,
@@ -375,8 +383,8 @@ def _check_constraints(constraints: Constraints | None, intent: Intent, host: Ho
     if missing := sorted(set(constraints.needs) - host.enforceable):
         what = ", ".join(f"{word}, which takes {_TAKES[word]}" for word in missing)
         raise Refused(Reason.CONSTRAINT_UNENFORCEABLE, f"this host cannot enforce {what}", "Run: egs doctor")
-    if intent.argv is None and constraints.syscalls is not None:
-        raise launch_required("system calls are constrained at a launch")
+    if intent.argv is None and constraints.at_launch:
+        raise launch_required(f"{', '.join(constraints.at_launch)}: constrained at a launch")
 
 
 def _nanoseconds(time: datetime) -> int:

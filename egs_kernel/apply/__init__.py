@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MODULES = ("no_new_privs", "seccomp")
+MODULES = ("no_new_privs", "umask", "capabilities", "limits", "seccomp")
 
 
 class UnknownStepError(Exception):

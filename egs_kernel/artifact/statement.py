@@ -16,6 +16,7 @@ from msgspec import Meta, field
 
 from egs_kernel.artifact.canonical import decode_canonical
 from egs_kernel.artifact.envelope import type_error
+from egs_kernel.artifact.limits import ProcessConstraint, ResourceConstraint
 from egs_kernel.artifact.variables import loads_code
 from egs_kernel.errors import Refused
 from egs_kernel.model import ARGV_MAX, Reason
@@ -182,12 +183,24 @@ class CodeConstraint(_Struct, frozen=True):
 
     anonymous: Literal["allowed", "refused"]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a host must be able to enforce."""
+        return ("code.anonymous",) if self.anonymous == "refused" else ()
+
+    @property
+    def at_launch(self) -> bool:
+        """Whether it takes a launcher: the gate alone sees to it."""
+        return False
+
 
 class Constraints(_Struct, frozen=True):
     """What holds while it runs. A word that this version does not know is refused."""
 
     syscalls: SyscallConstraint | None = None
     code: CodeConstraint | None = None
+    resources: ResourceConstraint | None = None
+    process: ProcessConstraint | None = None
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -201,8 +214,15 @@ class Constraints(_Struct, frozen=True):
     @property
     def needs(self) -> tuple[str, ...]:
         """What a host must be able to enforce: constraint words, or the part of one that takes something."""
-        syscalls = () if self.syscalls is None else ("syscalls",)
-        return (*syscalls, "code.anonymous") if self.refuses_anonymous_code else syscalls
+        found: list[str] = []
+        for word in self.words:
+            found += getattr(getattr(self, word), "needs", (word,))
+        return tuple(found)
+
+    @property
+    def at_launch(self) -> tuple[str, ...]:
+        """The words that take a launcher; with the others an artifact may stand."""
+        return tuple(word for word in self.words if getattr(getattr(self, word), "at_launch", True))
 
     @property
     def refuses_anonymous_code(self) -> bool:

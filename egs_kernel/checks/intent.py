@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from egs_kernel.artifact.statement import ANY, DeclaredIntent
+from egs_kernel.artifact.statement import ANY, DeclaredIntent, EnvironmentRules
 from egs_kernel.artifact.variables import loads_code
 from egs_kernel.checks.launch import launch_required
 from egs_kernel.errors import Refused
@@ -20,7 +20,8 @@ def check_intent(declared: DeclaredIntent, intent: Intent) -> tuple[bytes, ...] 
         raise Refused(
             Reason.CWD_MISMATCH, f"it is for the working directory {declared.cwd}", f"Run: cd {declared.cwd}"
         )
-    _check_environment(declared, intent)
+    if intent.environment is not None or declared.environment is not None:
+        check_environment(declared.environment, intent.environment)
     # A launch is held to the arguments it asked for even where the signer left them free.
     size = sum(len(argument) + 1 for argument in argv)
     return argv if declared.argv is not None or size <= ARGV_MAX else None
@@ -65,14 +66,18 @@ def _argv_mismatch(message: str) -> Refused:
     )
 
 
-def _check_environment(declared: DeclaredIntent, intent: Intent) -> None:
-    rules = declared.environment
-    if intent.environment is None:
-        if rules is not None:
-            raise _environment_mismatch("the environment is not known")
-        return
-    present = dict(intent.environment)
-    if len(present) != len(intent.environment):
+def check_environment(
+    rules: EnvironmentRules | None, environment: tuple[tuple[str, str], ...] | None
+) -> None:
+    """Whether an environment, as (name, value) pairs, is what the rules say; without rules, whether it brings code.
+
+    Raises:
+        Refused: it is not, or it is not known.
+    """
+    if environment is None:
+        raise _environment_mismatch("the environment is not known")
+    present = dict(environment)
+    if len(present) != len(environment):
         raise _environment_mismatch("a variable is set twice")
     fixed = rules.set if rules is not None else {}
     for name, value in fixed.items():

@@ -27,10 +27,31 @@ class Seccomp(_Step, frozen=True, kw_only=True, tag="seccomp"):
     filter: bytes
 
 
-Step = NoNewPrivs | Seccomp
+class Umask(_Step, frozen=True, kw_only=True, tag="umask"):
+    """Set the umask."""
+
+    mask: int
+
+
+class Capabilities(_Step, frozen=True, kw_only=True, tag="capabilities"):
+    """Give up all capabilities but these, as the kernel's bits."""
+
+    kept: int
+
+
+class Limits(_Step, frozen=True, kw_only=True, tag="limits"):
+    """Lower resource limits, both halves, to these: by the names of getrlimit(2) in lower case."""
+
+    values: dict[str, int]
+
+
+Step = NoNewPrivs | Umask | Capabilities | Limits | Seccomp
 
 ORDER: Final[tuple[type[Step], ...]] = (
     NoNewPrivs,
+    Umask,
+    Capabilities,
+    Limits,
     Seccomp,
 )
 """Seccomp comes last: it may forbid what the others need."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from egs_kernel import verify
 from egs_kernel.audit.entries import Decision
 from egs_kernel.daemon.host import cgroup_number, now
+from egs_kernel.daemon.peers import is_alive
 from egs_kernel.daemon.server import wait_readable
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import Reason, Verdict
@@ -47,23 +48,23 @@ class Arming:
             Refused: it is not to be armed any more.
         """
         loop = asyncio.get_running_loop()
+        pidfd = os.dup(peer.pidfd)  # the connection may end before the launcher is at its exec
         executed = self._events.expect(decided.task.pid, decided.task.start_ticks)
         conducted: asyncio.Future[bool] | None = None
         try:
             if escort is not None and decided.plan.follows:
                 self._require_still(decided)
                 conducted = asyncio.wrap_future(
-                    escort.conduct(partial(self._arm_in_loop, loop, peer, decided, escort.filters))
+                    escort.conduct(partial(self._arm_in_loop, loop, pidfd, decided, escort.filters))
                 )
             else:
-                self._arm(peer, decided, None if escort is None else escort.filters)
+                self._arm(pidfd, decided, None if escort is None else escort.filters)
         except BaseException:
             self._events.forget(decided.task.pid, decided.task.start_ticks)
+            os.close(pidfd)
             raise
         stop: asyncio.Future[str] = loop.create_future()
-        watcher = loop.create_task(
-            self._watch(decided, executed, stop, os.dup(peer.pidfd), escort, conducted)
-        )
+        watcher = loop.create_task(self._watch(decided, executed, stop, pidfd, escort, conducted))
         self._armed[watcher] = decided.artifact.id, stop
         watcher.add_done_callback(self._armed.pop)
         if escort is not None and conducted is None:
@@ -98,16 +99,16 @@ class Arming:
         await asyncio.shield(self._journal.submit([decision], essential=True))
 
     def _arm_in_loop(
-        self, loop: asyncio.AbstractEventLoop, peer: Peer, decided: Decided, filters: int | None
+        self, loop: asyncio.AbstractEventLoop, pidfd: int, decided: Decided, filters: int | None
     ) -> None:
         """Arm it, asked for by the escort's thread."""
 
         async def arm() -> None:
-            self._arm(peer, decided, filters)
+            self._arm(pidfd, decided, filters)
 
         asyncio.run_coroutine_threadsafe(arm(), loop).result(EXEC_SECONDS)
 
-    def _arm(self, peer: Peer, decided: Decided, filters: int | None) -> None:
+    def _arm(self, pidfd: int, decided: Decided, filters: int | None) -> None:
         self._require_still(decided)
         grant = decided.authorization.grant(
             decided.program.measurement,
@@ -116,7 +117,7 @@ class Arming:
             cgroup_id=cgroup_number(decided.authorization.cgroup),
             seccomp_filters=filters,
         )
-        if not peer.alive():
+        if not is_alive(pidfd):
             raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone")
         self._gate.arm(grant, decided.task)
 
@@ -161,12 +162,12 @@ class Arming:
             why = "its exec failed"
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        os.close(pidfd)
         if not executed.done():
             self._gate.disarm(task.pid)
             self._events.drain()  # the exec may have been faster than the disarming: then it is in here
         self._events.forget(task.pid, task.start_ticks)
         refusal = await _refusal_of(escort, conducted)
+        os.close(pidfd)
         if refusal is not None:
             await self.record_end(decided, refusal)
         if executed.done():

@@ -116,6 +116,8 @@ class Host:
         self.settings = settings
         self.clock_offset = clock_offset()
         self.enforceable, self.lacks = _enforceable(gate.tier)
+        self.unseen = ""
+        """Why refusals by constraints are not seen here; they are enforced all the same."""
         self.posture = self._read_posture()
 
     @property
@@ -228,7 +230,7 @@ def _enforceable(tier: Tier) -> tuple[frozenset[str], str]:
         require_attestation()
     except HostLacks as error:
         return by_gate, error.message
-    return by_gate | {"syscalls"}, ""
+    return by_gate | {"syscalls", "process", "resources"}, ""
 
 
 def _user_id(name: str) -> int | None:

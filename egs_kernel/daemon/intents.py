@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from egs_kernel.constraints.proc import parse_environment
 from egs_kernel.errors import Refused
 from egs_kernel.model import Intent, Reason
 
@@ -74,12 +74,6 @@ def recorded_intent(intent: Intent, artifact: verify.Artifact | None) -> Intent:
         return msgspec.structs.replace(intent, environment=None)
     fixed = tuple((name, value) for name, value in intent.environment if rules.set.get(name) == value)
     return msgspec.structs.replace(intent, environment=fixed)
-
-
-def parse_environment(content: bytes) -> tuple[tuple[str, str], ...]:
-    """The (name, value) pairs in a /proc/PID/environ. Pure."""
-    pairs = (os.fsdecode(entry).partition("=") for entry in content.split(b"\0") if entry)
-    return tuple((name, value) for name, _, value in pairs)
 
 
 def _working_directory(peer: Peer) -> str:

@@ -107,9 +107,9 @@ class Launches:
                 intent = interpreted_intent(intent, words)
             intent = measured_intent(intent, program)
             trial = await self._judge.judge(request.artifact, intent)
-            if trial.authorization is not None:
+            if trial.authorization is not None and trial.artifact is not None:
                 self._require_free(peer.task, trial.authorization.scope)
-                plan = plan_of(trial.authorization.constraints)
+                plan = plan_of(trial.artifact.statement.predicate)
         except EgsError as error:
             trial.error = error
         # No waiting between the verdict and here: what is spent is counted by handing in the entries.

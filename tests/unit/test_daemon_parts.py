@@ -11,8 +11,9 @@ from egs_kernel.artifact import canonical
 from egs_kernel.artifact.statement import parse_statement
 from egs_kernel.cli.tables import printable
 from egs_kernel.config import parse_config
+from egs_kernel.constraints.proc import parse_environment
 from egs_kernel.daemon.events import Executions
-from egs_kernel.daemon.intents import interpreted_intent, parse_environment, recorded_intent
+from egs_kernel.daemon.intents import interpreted_intent, recorded_intent
 from egs_kernel.daemon.revocations import read_revocations, require_id, write_revocation
 from egs_kernel.daemon.scoping import is_below, parse_cgroup, target_cgroup
 from egs_kernel.daemon.verdicts import Trial, use_until
