@@ -79,6 +79,16 @@ class Paths:
         return self.state_dir / "index"
 
     @property
+    def witness_config(self) -> Path:
+        """The configuration of a witness; on a host of its own, as a rule."""
+        return self.config_dir / "witness.toml"
+
+    @property
+    def witness_state(self) -> Path:
+        """The key of a witness, and what it cosigned last."""
+        return self.state_dir.with_name("egs-witness")
+
+    @property
     def revocations(self) -> Path:
         """Revoked artifact ids, one file each."""
         return self.state_dir / "revoked"

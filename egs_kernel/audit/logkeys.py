@@ -7,21 +7,15 @@ for root. While a key takes over, the one before it signs as well, so that verif
 from __future__ import annotations
 
 import re
-import stat
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
+from egs_kernel.audit.keyfiles import read_private, write_private
 from egs_kernel.audit.notes import Signer, VerifierKey, is_name
-from egs_kernel.durable import create_file, replace_file, sync_folder
-from egs_kernel.errors import EgsError, UnsafePath, UsageError
+from egs_kernel.durable import replace_file, sync_folder
+from egs_kernel.errors import EgsError, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
 
@@ -209,33 +203,14 @@ def _file_name(key: VerifierKey) -> str:
 def _create_private(folder: Path, origin: str) -> VerifierKey:
     private = Ed25519PrivateKey.generate()
     key = Signer(origin, private).key
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    create_file(folder / _file_name(key), pem, 0o600)
+    write_private(folder / _file_name(key), private)
     return key
 
 
 def _load_private(folder: Path, key: VerifierKey) -> Signer:
     path = folder / _file_name(key)
-    try:
-        content = read_private_file(path, _LIMIT)
-        mode = stat.S_IMODE(path.lstat().st_mode)
-    except OSError as error:
-        raise EgsError(
-            Reason.NOT_FOUND,
-            f"cannot read {path}, the key that signs the log: {error.strerror}",
-            f"Restore it. If it is lost, move {folder} and the record away: a new log begins, under a new origin.",
-        ) from error
-    if mode & 0o077:
-        raise UnsafePath(
-            Reason.PATH_UNSAFE,
-            f"{path} is open to others (mode {mode:04o})",
-            f"Run: chmod 600 {path}; then, when egsd runs: egs audit key rotate --overlap 0",
-        )
-    try:
-        private = load_pem_private_key(content, None)
-    except (ValueError, TypeError) as error:
-        raise _damaged(path, "it is no PEM private key") from error
-    if not isinstance(private, Ed25519PrivateKey) or (signer := Signer(key.name, private)).key != key:
+    signer = Signer(key.name, read_private(path))
+    if signer.key != key:
         raise _damaged(path, "it is another key than the one that bears its name")
     return signer
 

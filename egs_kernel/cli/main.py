@@ -32,6 +32,7 @@ _MODULES: Final = {
     "egs_kernel.cli.seal": ("seal", "unseal", "maintenance"),
     "egs_kernel.cli.wrap": ("wrap",),
     "egs_kernel.cli.console": ("console",),
+    "egs_kernel.cli.witness": ("witness",),
 }
 _INTERRUPTED: Final = 130
 _UNHEARD: Final = 141  # as a shell shows SIGPIPE

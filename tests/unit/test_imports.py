@@ -28,7 +28,7 @@ LAYERS = (
     {"launch", "apply"},
     {"metrics"},
     {"web"},
-    {"console"},
+    {"console", "witness"},
     {"daemon"},
     {"cli"},
 )

@@ -17,7 +17,7 @@ PREFIX: Final = "/opt/egs/bin"
 
 # `systemd-analyze security`, times ten: 0 is closed, 100 open. What the two root units need of the kernel keeps them
 # where they are (docs/systemd.md); less hardening than this fails.
-EXPOSURE: Final = {"egs-gate.service": 67, "egsd.service": 65, "egs-console.service": 9}
+EXPOSURE: Final = {"egs-gate.service": 67, "egsd.service": 65, "egs-console.service": 9, "egs-witness.service": 9}
 
 # Each of these lines counts in systemd's own sum. Others (ReadOnlyPaths, KeyringMode, …) harden without counting.
 COUNTED: Final = {
@@ -58,6 +58,10 @@ COUNTED: Final = {
     ),
 }
 
+COUNTED["egs-witness.service"] = tuple(
+    "User" if key == "DynamicUser" else key for key in COUNTED["egs-console.service"]
+)
+
 # systemd.exec(5): what is implemented with a seccomp filter, wholly or in part.
 INSTALLS_A_FILTER: Final = frozenset(
     {
@@ -91,6 +95,10 @@ def _systemd_analyze() -> None:
         pytest.skip(message)
 
 
+def units() -> list[Path]:
+    return sorted(path for path in UNITS.iterdir() if path.is_file())
+
+
 def settings(name: str) -> list[tuple[str, str]]:
     lines = (UNITS / name).read_text().splitlines()
     return [
@@ -102,9 +110,9 @@ def settings(name: str) -> list[tuple[str, str]]:
 
 def verified(folder: Path) -> tuple[int, str]:
     """What systemd-analyze verify says of all units in a folder, its own units being there as well."""
-    units = sorted(str(path) for path in folder.iterdir())
+    paths = sorted(str(path) for path in folder.iterdir())
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *units],
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *paths],
         check=False,
         capture_output=True,
         text=True,
@@ -121,7 +129,7 @@ def installed(tmp_path: Path) -> Path:
     for command in ("egs", "egsd"):
         (commands / command).write_text("#!/bin/sh\n")
         (commands / command).chmod(0o755)
-    for unit in UNITS.iterdir():
+    for unit in units():
         (folder / unit.name).write_text(unit.read_text().replace(PREFIX, str(commands)))
     return folder
 
@@ -170,7 +178,7 @@ def test_a_mistake_in_a_unit_would_be_found(tmp_path: Path, right: str, wrong: s
 
 
 def test_units_refer_to_units_that_there_are() -> None:
-    shipped = {unit.name for unit in UNITS.iterdir()}
+    shipped = {unit.name for unit in units()}
     referred = {
         name
         for unit in shipped
@@ -184,13 +192,13 @@ def test_units_refer_to_units_that_there_are() -> None:
 
 def test_every_command_is_where_the_document_installs_it() -> None:
     commands = [
-        value for unit in UNITS.iterdir() for key, value in settings(unit.name) if key.startswith("Exec")
+        value for unit in units() for key, value in settings(unit.name) if key.startswith("Exec")
     ]
     assert len(commands) >= 4
     assert all(command.split()[0] in (f"{PREFIX}/egs", f"{PREFIX}/egsd") for command in commands)
     text = DOCUMENT.read_text()
     assert "/opt/egs" in text
-    for unit in UNITS.iterdir():
+    for unit in units():
         assert unit.name in text
 
 
@@ -244,6 +252,23 @@ def test_nothing_starts_in_the_governed_slice_before_the_gate_stands() -> None:
     gate = dict(settings("egs-gate.service"))
     assert (gate["Type"], gate["RemainAfterExit"]) == ("oneshot", "yes")
     assert "ExecStop" not in gate  # stopping a unit must not open the gate
+
+
+def test_the_users_of_the_units_are_made(tmp_path: Path) -> None:
+    """By systemd's own tool, from the file that the document installs."""
+    (tmp_path / "etc").mkdir()
+    subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", str(UNITS / "sysusers.d/egs.conf")],
+        check=True,
+        capture_output=True,
+    )
+    made = {line.split(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()}
+    groups = {line.split(":")[0] for line in (tmp_path / "etc/group").read_text().splitlines()}
+    for unit in units():
+        for key, value in settings(unit.name):
+            assert key != "User" or value in made, unit
+            assert key not in {"Group", "SupplementaryGroups"} or set(value.split()) <= groups, unit
+    assert "sysusers.d" in DOCUMENT.read_text()
 
 
 def test_the_console_s_network_is_loopback() -> None:
