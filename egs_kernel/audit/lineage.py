@@ -58,7 +58,7 @@ class Finder(Protocol):
 class End(msgspec.Struct, frozen=True):
     """How an execution ended, or what of that is known.
 
-    `state`: ended, replaced (the process executed something else: `execution`), refused (it never ran), held,
+    `state`: ended, replaced (the process executed something else: `execution`), refused (it never ran), held (it waits),
     running, or lost (the host went down without an end of it).
     """
 
@@ -72,13 +72,14 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """One exec and its whole chain of entries; `seqs` are the numbers of all of them.
+    """One exec, or a request that was refused before any, and the whole chain of its entries.
 
-    `request`, `verification`, `decision`: those that let it run, or refused it. `artifact`: the entry that brought the
-    artifact. `refused`: code and constraints that were refused it while it ran.
+    `subject` is the exec, or the last decision about the request. `request`, `verification`, `decision`: those that let it
+    run, or refused it. `artifact`: the entry that brought the artifact. `refused`: code and constraints that were refused
+    it while it ran.
     """
 
-    exec: Recorded
+    subject: Recorded
     boot: int
     boot_id: str | None
     request: Recorded | None = None
@@ -91,14 +92,14 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Recorded | None = None
 
     @property
-    def event(self) -> ExecEvent:
-        """The gate's event."""
-        return _event(self.exec)
+    def event(self) -> ExecEvent | None:
+        """The gate's event; None when no exec came of the request."""
+        return self.subject.entry.event if isinstance(self.subject.entry, Exec) else None
 
     @property
     def entries(self) -> tuple[Recorded, ...]:
         """Every entry of the chain, in the record's order."""
-        parts = (self.exec, self.request, self.verification, self.decision, self.artifact, self.outcome)
+        parts = (self.subject, self.request, self.verification, self.decision, self.artifact, self.outcome)
         found = {part.seq: part for part in (*parts, *self.more, *self.refused) if part is not None}
         return tuple(found[seq] for seq in sorted(found))
 
@@ -116,12 +117,12 @@ class Lineage:
             EgsError: NOT_FOUND: there is none. USAGE: it is neither of these.
         """
         if wanted.startswith(_ENTRY) and wanted.removeprefix(_ENTRY).isdecimal():
-            return (self.link(self._exec_at(int(wanted.removeprefix(_ENTRY)))),)
+            return (self._link_at(int(wanted.removeprefix(_ENTRY))),)
         if wanted.isdecimal() and int(wanted) < _PID_END:
             found = tuple(self._execs(last=True, pid=int(wanted)))[:1]
         elif wanted.isdecimal():
             found = tuple(self._execs(execution=wanted))
-        elif len(wanted) <= _ID_DIGITS and not set(wanted) - set("0123456789abcdef"):
+        elif 0 < len(wanted) <= _ID_DIGITS and not set(wanted) - set("0123456789abcdef"):
             found = tuple(self._of_artifact(wanted))
         else:
             raise EgsError(
@@ -145,7 +146,7 @@ class Lineage:
         own = self._own(event.execution, boot)
         outcome = next((item for item in own if isinstance(item.entry, Outcome)), None)
         return Link(
-            exec=recorded,
+            subject=recorded,
             boot=boot,
             boot_id=self._finder.boot_id(boot),
             request=_first(decided, Request),
@@ -160,9 +161,9 @@ class Lineage:
 
     def parent(self, link: Link) -> Link | None:
         """The execution that executed this one; None at the root: what runs outside of every scope began it."""
-        number = link.event.parent_execution
+        number = link.event.parent_execution if link.event is not None else 0
         found = (
-            self._execs(execution=str(number), boot=link.boot, below=link.exec.seq, last=True)
+            self._execs(execution=str(number), boot=link.boot, below=link.subject.seq, last=True)
             if number
             else iter(())
         )
@@ -180,23 +181,67 @@ class Lineage:
 
     def children(self, link: Link) -> Iterator[Link]:
         """What it executed, or tried to, in the record's order."""
-        number = link.event.execution
+        number = link.event.execution if link.event is not None else 0
         if number:
             for recorded in self._execs(parent=str(number), boot=link.boot):
-                yield self.link(recorded)
+                if recorded.seq > link.subject.seq:
+                    yield self.link(recorded)
+
+    def descendants(self, link: Link) -> Iterator[tuple[Link, Link]]:
+        """Everything below it, each with its parent, a parent before its children."""
+        waiting = [link]
+        while waiting:
+            parent = waiting.pop()
+            for child in self.children(parent):
+                yield parent, child
+                waiting.append(child)
 
     # -- the parts -------------------------------------------------------------------------------
 
     def _execs(self, **wanted: Any) -> Iterator[Recorded]:
         return (item for item in self._finder.find(type="exec", **wanted) if isinstance(item.entry, Exec))
 
-    def _exec_at(self, seq: int) -> Recorded:
+    def _link_at(self, seq: int) -> Link:
+        """The link that an entry belongs to: an exec, or what was asked and decided before."""
         recorded = self._finder.entry(seq)
-        if not isinstance(recorded.entry, Exec):
+        if isinstance(recorded.entry, Exec):
+            return self.link(recorded)
+        request = _request_of(recorded)
+        if request is None:
             raise EgsError(
-                Reason.NOT_FOUND, f"entry {seq} is no exec", "Look for it: egs audit query --type exec"
+                Reason.NOT_FOUND,
+                f"entry {seq} is no exec, and about no request",
+                "Look for one: egs audit query --type exec, or --type decision",
             )
-        return recorded
+        boot = self._finder.boot_of(seq)
+        decided = list(self._finder.find(request=request, boot=boot))
+        exec_of = self._exec_of(request, decided, boot)
+        return self._refused(decided, boot) if exec_of is None else self.link(exec_of)
+
+    def _exec_of(self, request: str, decided: list[Recorded], boot: int) -> Recorded | None:
+        """The exec that came of a request; None when none did."""
+        if request.isdecimal():
+            return next(self._execs(execution=request, boot=boot), None)
+        for item in decided:
+            if isinstance(item.entry, Decision) and item.entry.verdict is Verdict.ALLOW and item.entry.task:
+                task = item.entry.task
+                execs = self._execs(pid=task.pid, start=str(task.start_ticks), boot=boot)
+                return next((found for found in execs if found.seq > item.seq), None)
+        return None
+
+    def _refused(self, decided: list[Recorded], boot: int) -> Link:
+        last = decided[-1]
+        return Link(
+            subject=last,
+            boot=boot,
+            boot_id=self._finder.boot_id(boot),
+            request=_first(decided, Request),
+            verification=_last(decided, Verification),
+            decision=_last(decided, Decision),
+            more=tuple(decided),
+            artifact=self._artifact(decided, "", last.seq),
+            end=End("refused", last.seq),
+        )
 
     def _of_artifact(self, beginning: str) -> Iterator[Recorded]:
         """Execs under an artifact; one that was held has it in the decision that let it go."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import psutil
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,7 +55,7 @@ def status_lines(status: StatusAnswer) -> list[str]:
     parts.append(_table(("SCOPE", "MODE", "GOVERNS"), [(s.name, s.mode, s.governs) for s in status.scopes]))
     if status.details is not None:
         parts += _details(status)
-    return _render(parts)
+    return render(parts)
 
 
 def _seal(status: StatusAnswer) -> str:
@@ -70,8 +71,8 @@ def process_objects(processes: Sequence[ProcessStatus]) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(process) | {"command": _command(process.pid)} for process in processes]
 
 
-def process_lines(processes: Sequence[ProcessStatus]) -> list[str]:
-    """The processes as a table."""
+def process_lines(processes: Sequence[ProcessStatus], *, why: bool = False) -> list[str]:
+    """The processes as a table; `why`: and what constraints refused them."""
     now = time.time()
     rows = [
         (
@@ -87,7 +88,20 @@ def process_lines(processes: Sequence[ProcessStatus]) -> list[str]:
         for process in processes
     ]
     heading = ("PID", "SCOPE", "EXECUTION", "ARTIFACT", "USER", "AGE", "PROGRAM", "COMMAND")
-    return _render([_table(heading, rows)])
+    parts: list[Table | Text] = [_table(heading, rows)]
+    if why:
+        parts += [Text(printable(line)) for line in _refusals(processes)]
+    return render(parts)
+
+
+def _refusals(processes: Sequence[ProcessStatus]) -> list[str]:
+    """One line for each thing that an execution was refused; processes that share one share the lines."""
+    found = {
+        f"{process.execution} was refused {item.word}: {item.what}, {item.count} times": None
+        for process in processes
+        for item in sorted(process.refused, key=lambda item: -item.count)
+    }
+    return ["", *found] if found else ["", "No constraint refused them anything."]
 
 
 def printable(text: str) -> str:
@@ -131,7 +145,8 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def _render(parts: Iterable[Table | Text]) -> list[str]:
+def render(parts: Iterable[RenderableType]) -> list[str]:
+    """Lines of text: coloured on a terminal, plain elsewhere."""
     terminal = sys.stdout.isatty()
     console = Console(
         file=io.StringIO(),
@@ -140,7 +155,7 @@ def _render(parts: Iterable[Table | Text]) -> list[str]:
         highlight=False,
     )
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, Text))
+        console.print(part, soft_wrap=isinstance(part, Text | Tree))
     output = console.file
     text = output.getvalue() if isinstance(output, io.StringIO) else ""
     return [line.rstrip() for line in text.splitlines()]
