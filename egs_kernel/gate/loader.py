@@ -195,12 +195,7 @@ def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, 
         gate.configs.put(ctypes.c_uint32(0), settings)
         apply_library_roots(gate, config.library_roots)
         gate.refuse_variables(variables_table())
-        checks = (
-            *run_self_test(gate),
-            *prove_exec_guard(gate, staging),
-            *check_seal(gate, staging),
-            *_prove_hold(gate, config),
-        )
+        checks = _prove(gate, staging, config)
         gate.stop_beating()
         gate.reset_counters()
         apply_scopes(gate, config)
@@ -208,6 +203,22 @@ def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, 
         gate.close()
         raise
     return gate, checks
+
+
+def _prove(gate: Gate, staging: Path, config: Config) -> tuple[str, ...]:
+    try:
+        return (
+            *run_self_test(gate),
+            *prove_exec_guard(gate, staging),
+            *check_seal(gate, staging),
+            *_prove_hold(gate, config),
+        )
+    except OSError as error:
+        raise GateError(
+            Reason.SELF_TEST_FAILED,
+            f"the gate's self-test could not be made; nothing is enforced: {error}",
+            "Run it as root, with the capabilities that egs-gate.service has; /tmp and /var/tmp must be writable.",
+        ) from error
 
 
 def _prove_hold(gate: Gate, config: Config) -> tuple[str, ...]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from egs_kernel.config import load_config
-from egs_kernel.errors import GateError
+from egs_kernel.errors import ExitCode, GateError
 from egs_kernel.gate import btf, loader, selftest
 from egs_kernel.gate.btf import FIELDS, LSM_FIELDS
+from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Reason, Tier
+from tests.harness import BIN, COMMAND_SECONDS
 from tests.refusals import TIER
 
 if TYPE_CHECKING:
@@ -71,6 +74,28 @@ def test_the_right_offsets_pass_it(instance: Instance) -> None:
     loaded = loader.load_gate(instance.paths, load_config(instance.paths.config))
     assert "device" in loaded.checks
     Gate.open(instance.paths.pins).close()
+
+
+def test_where_it_cannot_be_made_nothing_is_loaded(instance: Instance) -> None:
+    """As under a unit that may not do what it does: here, make a cgroup."""
+    read_only = (
+        'mount --make-rprivate /; mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; shift; exec "$@"'
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", read_only, "sh", cgroup_mount(), BIN / "egs", "gate", "load"],
+        env=instance.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=COMMAND_SECONDS,
+    )
+    assert done.returncode == ExitCode.HOST_LACKS
+    assert "self-test could not be made" in done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(GateError) as closed:
+        Gate.open(instance.paths.pins)
+    assert closed.value.reason is Reason.GATE_NOT_LOADED
 
 
 def test_what_no_new_privs_hides_is_not_taken_for_proven(
