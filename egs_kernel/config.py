@@ -62,9 +62,10 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ConsoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the console listens: on loopback."""
+    """Where the console listens, on loopback, and whether it shows the record's entries to all who reach it."""
 
     listen: str = "127.0.0.1:9731"
+    entries: bool = False
 
 
 class RecordConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from egs_kernel.cli.output import announce
-from egs_kernel.config import load_config, parse_duration
+from egs_kernel.config import ConsoleConfig, load_config, parse_duration
 from egs_kernel.errors import ExitCode
 from egs_kernel.paths import Paths
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     from egs_kernel.cli.main import Commands
 
-_SERVE = """Serve /metrics for Prometheus on loopback. Refuses to run as root: it parses what others send."""
+_SERVE = """Serve on loopback: /metrics for Prometheus, and the record as a transparency log below /log/ (C2SP tlog-tiles: checkpoint,
+tiles, and entries where that is wanted). Reading the record takes membership in its group. Refuses to run as root: it
+parses what others send. Whoever can connect to the address sees all that is served."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -24,7 +27,7 @@ def add_commands(commands: Commands) -> None:
     words = console.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve = words.add_parser(
         "serve",
-        help="serve /metrics on loopback; refuses to run as root",
+        help="serve /metrics and the log on loopback; refuses to run as root",
         description=_SERVE,
         allow_abbrev=False,
     )
@@ -33,6 +36,11 @@ def add_commands(commands: Commands) -> None:
     )
     serve.add_argument(
         "--stale-after", metavar="TIME", default="30s", help="serve no metrics older than this (30s)"
+    )
+    serve.add_argument(
+        "--entries",
+        action="store_true",
+        help="show the record's entries, too, to every user of this host; as console.entries of egs.toml",
     )
     serve.set_defaults(run=run_serve)
 
@@ -43,13 +51,29 @@ def run_serve(arguments: argparse.Namespace) -> int:
     Raises:
         EgsError: it runs as root, or cannot listen there.
     """
-    from egs_kernel.console.app import application  # noqa: PLC0415 - starlette is for those who serve
+    from egs_kernel.console import metrics  # noqa: PLC0415 - starlette is for those who serve
+    from egs_kernel.console.app import application  # noqa: PLC0415 - as above
+    from egs_kernel.console.log import PublishedLog  # noqa: PLC0415 - as above
     from egs_kernel.web import Address, refuse_root, serve  # noqa: PLC0415 - as above
 
     refuse_root("egs console serve", "egs-console")
     paths = Paths.from_environment()
-    listen = load_config(paths.config).console.listen if arguments.listen is None else arguments.listen
-    address = Address.parse_loopback(listen, "console.listen")
+    config = _config(paths, arguments)
+    address = Address.parse_loopback(config.listen, "console.listen")
     stale_after = parse_duration(arguments.stale_after, "--stale-after")
-    serve(application(paths.metrics, stale_after, time.time), address, "console.listen", announce)
+    app = application(
+        partial(metrics.answer, paths.metrics, stale_after, time.time),
+        PublishedLog(paths.record, entries=config.entries),
+    )
+    serve(app, address, "console.listen", announce)
     return int(ExitCode.DONE)
+
+
+def _config(paths: Paths, arguments: argparse.Namespace) -> ConsoleConfig:
+    """What egs.toml says, which need not be there when the address is given, and the options on top of it."""
+    if arguments.listen is None:
+        said = load_config(paths.config).console
+    else:
+        known = load_config(paths.config).console if paths.config.exists() else ConsoleConfig()
+        said = ConsoleConfig(listen=arguments.listen, entries=known.entries)
+    return ConsoleConfig(listen=said.listen, entries=said.entries or arguments.entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -10,40 +9,47 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from egs_kernel.console import metrics
 from egs_kernel.web import LocalNamesOnly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from starlette.requests import Request
 
+    from egs_kernel.console.log import PublishedLog
 
-def application(metrics_file: Path, stale_after: float, clock: Callable[[], float]) -> Starlette:
+_LOG = "/log/"
+
+
+def application(metrics_now: Callable[[], Response], log: PublishedLog) -> Starlette:
     """What answers for the console.
 
     Args:
-        metrics_file: what the daemon writes.
-        stale_after: seconds after which its values are no longer served.
-        clock: Unix seconds.
+        metrics_now: answers `/metrics` (metrics.py).
+        log: answers below `/log/`.
     """
-    metrics_now = partial(metrics.answer, metrics_file, stale_after, clock)
 
     def serve_metrics(_: Request) -> Response:
-        return _plain(metrics_now(), cache="no-store")
+        return _plain(metrics_now())
+
+    def serve_log(request: Request) -> Response:
+        compressed = "gzip" in request.headers.get("accept-encoding", "")
+        path = request.scope["path"].removeprefix(
+            _LOG
+        )  # not the route's: that one loses a newline at the end
+        return _plain(log.answer(path, compressed=compressed))
 
     def nothing(_request: Request, _error: Exception) -> Response:
-        return _plain(PlainTextResponse("see /metrics\n", 404), cache="no-store")
+        return _plain(PlainTextResponse("see /metrics and /log/checkpoint\n", 404))
 
     return Starlette(
-        routes=[Route("/metrics", serve_metrics)],
+        routes=[Route("/metrics", serve_metrics), Route(f"{_LOG}{{path:path}}", serve_log)],
         middleware=[Middleware(LocalNamesOnly)],
         exception_handlers={404: nothing},
     )
 
 
-def _plain(response: Response, cache: str) -> Response:
-    response.headers["Cache-Control"] = cache
+def _plain(response: Response) -> Response:
+    response.headers.setdefault("Cache-Control", "no-store")
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

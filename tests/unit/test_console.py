@@ -24,22 +24,12 @@ from egs_kernel.metrics import MetricsSnapshot, exposition, write_textfile
 from egs_kernel.model import GrantKind, Mode, Posture, Reason, Tier, Verdict
 from egs_kernel.paths import Paths
 from egs_kernel.web import MAX_CLIENTS, REQUEST_SECONDS, Address
+from tests.unit.consoles import NOBODY, SERVE, ask, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOBODY: Final = 65534
 NODE_EXPORTER: Final = "prometheus-node-exporter"
-
-# Everything is imported while it may still be read: a checkout can lie where only root may go.
-SERVE: Final = """
-import encodings.idna, os, sys
-import anyio._backends._asyncio, egs_kernel.cli.console, egs_kernel.console.app, uvicorn.lifespan.off
-from egs_kernel.cli.main import run
-if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(run(["console", "serve", *sys.argv[1:]]))
-"""
 
 
 def snapshot(taken: float) -> MetricsSnapshot:
@@ -81,43 +71,6 @@ def publish(root: Path, taken: float | None = None) -> bytes:
     paths = Paths.under(str(root))
     write_textfile(paths.metrics.parent, content, paths.metrics.name)
     return exposition(content)
-
-
-@contextmanager
-def serving(root: Path, *arguments: str) -> Iterator[tuple[str, int]]:
-    """A server of another user than root; its host and port."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVE, *(arguments or ("--listen", "127.0.0.1:0"))],
-        env={**os.environ, "EGS_ROOT": str(root)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            if os.geteuid() == 0:
-                owner = Path(f"/proc/{process.pid}/status").read_text().split("Uid:")[1].split()[:4]
-                assert owner == [str(NOBODY)] * 4
-            host, _, port = url.removeprefix("http://").rpartition(":")
-            yield host.strip("[]"), int(port)
-        finally:
-            process.terminate()
-
-
-def ask(
-    address: tuple[str, int],
-    path: str = "/metrics",
-    method: str = "GET",
-    headers: dict[str, str] | None = None,
-) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(*address, timeout=20)
-    try:
-        connection.request(method, path, headers=headers or {})
-        response = connection.getresponse()
-        found = {name.title(): value for name, value in response.getheaders()}
-        return response.status, found, response.read()
-    finally:
-        connection.close()
 
 
 def raw(address: tuple[str, int], request: bytes) -> bytes:

@@ -17,7 +17,12 @@ PREFIX: Final = "/opt/egs/bin"
 
 # `systemd-analyze security`, times ten: 0 is closed, 100 open. What the two root units need of the kernel keeps them
 # where they are (docs/systemd.md); less hardening than this fails.
-EXPOSURE: Final = {"egs-gate.service": 67, "egsd.service": 65, "egs-console.service": 9, "egs-witness.service": 9}
+EXPOSURE: Final = {
+    "egs-gate.service": 67,
+    "egsd.service": 65,
+    "egs-console.service": 10,
+    "egs-witness.service": 9,
+}
 
 # Each of these lines counts in systemd's own sum. Others (ReadOnlyPaths, KeyringMode, …) harden without counting.
 COUNTED: Final = {
@@ -45,9 +50,7 @@ COUNTED: Final = {
         "IPAddressDeny",
         "PrivateDevices",
         "PrivateUsers",
-        "ProtectClock",
         "ProtectControlGroups",
-        "ProtectHome",
         "ProtectKernelModules",
         "ProtectKernelTunables",
         "ProtectProc",
@@ -58,8 +61,10 @@ COUNTED: Final = {
     ),
 }
 
-COUNTED["egs-witness.service"] = tuple(
-    "User" if key == "DynamicUser" else key for key in COUNTED["egs-console.service"]
+COUNTED["egs-witness.service"] = (
+    *("User" if key == "DynamicUser" else key for key in COUNTED["egs-console.service"]),
+    "ProtectClock",  # in the console's sum each of these is lost in rounding
+    "ProtectHome",
 )
 
 # systemd.exec(5): what is implemented with a seccomp filter, wholly or in part.
@@ -191,9 +196,7 @@ def test_units_refer_to_units_that_there_are() -> None:
 
 
 def test_every_command_is_where_the_document_installs_it() -> None:
-    commands = [
-        value for unit in units() for key, value in settings(unit.name) if key.startswith("Exec")
-    ]
+    commands = [value for unit in units() for key, value in settings(unit.name) if key.startswith("Exec")]
     assert len(commands) >= 4
     assert all(command.split()[0] in (f"{PREFIX}/egs", f"{PREFIX}/egsd") for command in commands)
     text = DOCUMENT.read_text()
