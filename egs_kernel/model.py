@@ -142,6 +142,8 @@ class Reason(IntEnum):
     # The log of the record.
     NOTE_MALFORMED = 85  # not a signed note, a checkpoint or a verifier key
     PROOF_INVALID = 86  # an inclusion or consistency proof does not show what it should
+    BUNDLE_MALFORMED = 90  # not a proof bundle
+    EVIDENCE_MISMATCH = 91  # the entries of a proof bundle do not tell of one execution, or not the whole of it
 
     @property
     def code(self) -> str:

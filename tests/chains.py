@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 LAUNCHED = "a1" * 32
 STANDING = "b2" * 32
+DIGEST = "d" * 64
+POSTURE = "e" * 64
+SIGNER = "c" * 64
 FILE = FileIdentity(1, 2, 3, 4, 5, 6)
 _times: Iterator[int] = count(1_000_000)
 
@@ -125,6 +128,7 @@ def decision(
     request: str | None = None,
     reason: Reason = Reason.AUTHORIZED,
     pid: int | None = None,
+    intent: Intent | None = None,
 ) -> Decision:
     """The daemon's word."""
     return Decision(
@@ -132,16 +136,17 @@ def decision(
         reason=reason,
         scope="agents",
         policy_digest="p" * 64,
-        posture="q" * 64,
+        posture=POSTURE,
         request=request,
         artifact_id=artifact,
         task=None if pid is None else TaskIdentity(pid, pid * 10),
+        intent=intent,
     )
 
 
 def asked(request: str, pid: int, program: str = "/bin/x") -> Request:
     """Somebody asks to launch a program."""
-    intent = Intent(program=program, digest="d" * 64, argv=(program, "-v"), uid=1000)
+    intent = Intent(program=program, digest=DIGEST, argv=(program, "-v"), uid=1000)
     return Request(request=request, scope="agents", intent=intent, peer=Peer(pid, 1000, 1000))
 
 
@@ -152,7 +157,7 @@ def verified(
     passed = reason is Reason.AUTHORIZED
     steps = (Step("signatures", passed=True), Step("window", passed=passed))
     return Verification(
-        request=request, artifact_id=artifact, passed=passed, reason=reason, steps=steps, signers=("k" * 64,)
+        request=request, artifact_id=artifact, passed=passed, reason=reason, steps=steps, signers=(SIGNER,)
     )
 
 
@@ -171,7 +176,7 @@ def story() -> list[Entry]:
         executed(5_000_000_000, pid=100, artifact=LAUNCHED, kind=GrantKind.ARMED),  # 6
         ArtifactChange(action="added", artifact_id=STANDING, source="b.json", envelope="{}"),  # 7
         verified(STANDING),  # 8
-        decision(STANDING),  # 9
+        decision(STANDING, intent=Intent(program="/bin/x", digest=DIGEST)),  # 9
         executed(
             5_000_000_001, pid=101, parent=5_000_000_000, artifact=STANDING, kind=GrantKind.STANDING
         ),  # 10
@@ -191,7 +196,7 @@ def story() -> list[Entry]:
         executed(
             5_000_000_003, pid=104, parent=5_000_000_002, verdict=Verdict.HOLD, reason=Reason.NO_GRANT
         ),  # 21
-        Request(request="5000000003", scope="agents", intent=Intent(program="/bin/x", digest="d")),  # 22
+        Request(request="5000000003", scope="agents", intent=Intent(program="/bin/x", digest=DIGEST)),  # 22
         verified(LAUNCHED, request="5000000003"),  # 23
         decision(LAUNCHED, request="5000000003", pid=104),  # 24
     ]

@@ -97,6 +97,15 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
         return self.subject.entry.event if isinstance(self.subject.entry, Exec) else None
 
     @property
+    def posture_digest(self) -> str | None:
+        """The digest of the host's state that the decision cites."""
+        return (
+            self.decision.entry.posture
+            if self.decision and isinstance(self.decision.entry, Decision)
+            else None
+        )
+
+    @property
     def entries(self) -> tuple[Recorded, ...]:
         """Every entry of the chain, in the record's order."""
         parts = (self.subject, self.request, self.verification, self.decision, self.artifact, self.outcome)

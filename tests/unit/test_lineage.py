@@ -122,7 +122,7 @@ def test_the_command_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     answer: dict[str, Any] = json.loads(said(capsys, "5000000001", "--json"))
     (found,) = answer["executions"]
     assert (found["state"], found["outcome"]["exit_code"], found["boot_id"]) == ("ended", 3, "boot-one")
-    assert found["verification"]["signers"] == ["k" * 64]
+    assert found["verification"]["signers"] == [chains.SIGNER]
     assert [above["execution"] for above in found["ancestors"]] == ["5000000000"]
     assert [child["state"] for child in found["children"]] == ["refused"]
     deep = json.loads(said(capsys, "entry:6", "--json", "--tree"))["executions"][0]["descendants"]
