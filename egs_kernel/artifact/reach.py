@@ -48,6 +48,12 @@ class FilesystemConstraint(_Struct, frozen=True):
         for name in ("read", "write", "execute", "degrade"):
             _once(name, getattr(self, name))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a host must be able to enforce."""
+        parts = {"truncate": "filesystem.truncate", "device-control": "filesystem.deviceControl"}
+        return ("filesystem", *(need for word, need in parts.items() if word not in self.degrade))
+
 
 class NetworkConstraint(_Struct, frozen=True):
     """Which network it may use. `none`: only a loopback of its own. `ports`: TCP, by port, and `udp` if it is allowed."""
@@ -64,6 +70,11 @@ class NetworkConstraint(_Struct, frozen=True):
             raise ValueError("network of mode ports allows nothing: use mode none")
         _once("connect", self.connect)
         _once("bind", self.bind)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a host must be able to enforce."""
+        return (f"network.{self.mode}",)
 
 
 def _once(name: str, values: tuple[object, ...]) -> None:

@@ -53,6 +53,11 @@ class Escort:
         """How many filters it has once it is attested; None: the plan has none."""
         return self._before.filters + len(self._plan.filters) if self._plan.filters else None
 
+    @property
+    def follows(self) -> bool:
+        """Whether the new image is looked at."""
+        return self._plan.follows
+
     def attest(self) -> Future[TaskIdentity]:
         """Stop it and check it. It stays stopped."""
         return self._thread.submit(self._attest)

@@ -16,8 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.constraints.proc import not_attested
-from egs_kernel.errors import HostLacks, Refused
-from egs_kernel.model import Reason
+from egs_kernel.errors import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,18 +83,9 @@ class _SyscallInfo(ctypes.Structure):
     )
 
 
-def require_injection() -> None:
-    """Check that this machine's registers are known.
-
-    Raises:
-        HostLacks: they are not.
-    """
-    if (machine := os.uname().machine) != MACHINE:
-        raise HostLacks(
-            Reason.KERNEL_UNSUPPORTED,
-            f"constraints that the daemon installs itself are for {MACHINE}; this is {machine}",
-            f"Use a host of the architecture {MACHINE}.",
-        )
+def may_inject() -> bool:
+    """Whether this machine's registers are known here."""
+    return os.uname().machine == MACHINE
 
 
 class Injected:

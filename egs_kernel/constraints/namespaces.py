@@ -42,6 +42,13 @@ NEEDED: Final = {"CAP_NET_ADMIN": 12, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SET
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def may_isolate() -> bool:
+    """Whether this kernel has the namespaces, and this process the capabilities."""
+    held = Status(os.getpid()).number("CapEff", base=16)
+    there = all(Path(f"/proc/self/ns/{name}").exists() for name in ("net", "user"))
+    return there and all(held >> bit & 1 for bit in NEEDED.values())
+
+
 def isolate(process: Injected) -> None:
     """Put the held process into user and network namespaces of its own. Irrevocable.
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.constraints import process, resources, seccomp
 from egs_kernel.constraints.attest import Part, Plan
+from egs_kernel.constraints.reach import Reach, reach_of
+from egs_kernel.constraints.rulesets import kernel_abi
 from egs_kernel.constraints.steps import NoNewPrivs
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
@@ -40,12 +42,16 @@ def plan(predicate: Predicate) -> Plan:
     constraints, intent = predicate.constraints, predicate.intent
     parts = [] if intent is None else [process.intent_part(intent)]
     filters: tuple[bytes, ...] = ()
+    reach = Reach()
     if constraints is not None:
         check(constraints)
         parts += _parts(constraints)
         if constraints.syscalls is not None:
             filters = (seccomp.compile_filter(constraints.syscalls),)
-    return Plan(parts=tuple(part for part in parts if part is not None), filters=filters)
+        reach = reach_of(constraints, kernel_abi())
+        if reach.filter is not None:
+            filters = (*filters, reach.filter)
+    return Plan(parts=tuple(part for part in parts if part is not None), filters=filters, reach=reach)
 
 
 def _parts(constraints: Constraints) -> list[Part | None]:

@@ -52,7 +52,7 @@ class Arming:
         executed = self._events.expect(decided.task.pid, decided.task.start_ticks)
         conducted: asyncio.Future[bool] | None = None
         try:
-            if escort is not None and decided.plan.follows:
+            if escort is not None and escort.follows:
                 self._require_still(decided)
                 conducted = asyncio.wrap_future(
                     escort.conduct(partial(self._arm_in_loop, loop, pidfd, decided, escort.filters))

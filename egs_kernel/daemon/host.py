@@ -20,6 +20,10 @@ from egs_kernel.audit.entries import ConfigurationChange, ScopeState
 from egs_kernel.audit.lines import posture_digest, posture_entry
 from egs_kernel.config import Config, parse_config, read_config
 from egs_kernel.constraints.attest import require_attestation
+from egs_kernel.constraints.injection import may_inject
+from egs_kernel.constraints.namespaces import may_isolate
+from egs_kernel.constraints.reach import enforceable
+from egs_kernel.constraints.rulesets import kernel_abi
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
 from egs_kernel.gate.parts import links_of
@@ -230,7 +234,8 @@ def _enforceable(tier: Tier) -> tuple[frozenset[str], str]:
         require_attestation()
     except HostLacks as error:
         return by_gate, error.message
-    return by_gate | {"syscalls", "process", "resources"}, ""
+    by_itself = enforceable(kernel_abi(), namespaces=may_isolate()) if may_inject() else frozenset()
+    return by_gate | by_itself | {"syscalls", "process", "resources"}, ""
 
 
 def _user_id(name: str) -> int | None:

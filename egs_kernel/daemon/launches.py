@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from egs_kernel.audit.entries import Entry, Peer, Request
 from egs_kernel.constraints.attest import Before, Plan
+from egs_kernel.constraints.confinement import Confinement
 from egs_kernel.constraints.escort import Escort
 from egs_kernel.constraints.plan import plan as plan_of
 from egs_kernel.daemon import protocol
@@ -74,14 +76,14 @@ class Launches:
         loop.run_in_executor(None, announce, self._host.settings.config)
         try:
             decided = await self._decide(connection, request, descriptor)
+            try:
+                watcher = await self._arm(connection, decided, descriptor)
+            except EgsError as error:
+                await asyncio.gather(decided.entered, return_exceptions=True)
+                await self._arming.record_end(decided, error)
+                raise
         finally:
             os.close(descriptor)
-        try:
-            watcher = await self._arm(connection, decided)
-        except EgsError as error:
-            await asyncio.gather(decided.entered, return_exceptions=True)
-            await self._arming.record_end(decided, error)
-            raise
         if self._gate.tier is Tier.LSM:
             await self._tell_refusal(watcher)
 
@@ -176,15 +178,29 @@ class Launches:
 
     # -- constraints -----------------------------------------------------------------------------
 
-    async def _attest(self, connection: Connection, decided: Decided) -> Escort | None:
-        """Have the launcher do its steps, and see that it did. It stays stopped, in the hands of the escort."""
+    async def _confine(self, connection: Connection, decided: Decided, program: int) -> Escort | None:
+        """Have the launcher do its steps, do the rest to it, see that all holds. It stays stopped, held by the escort."""
         plan = decided.plan
         if plan.empty:
             return None
+        if plan.reach.unlimited:
+            return await self._attest(connection, decided, plan)
+        code = [subject.name for subject in decided.artifact.statement.subject[1:]]
+        confinement = Confinement(decided.task.pid, plan.reach, program, [decided.program.path, *code])
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, confinement.prepare)
+            whole = replace(plan, parts=(*plan.parts, confinement.part))
+            return await self._attest(connection, decided, whole, confinement.descriptors)
+        finally:
+            confinement.close()
+
+    async def _attest(
+        self, connection: Connection, decided: Decided, plan: Plan, descriptors: tuple[int, ...] = ()
+    ) -> Escort:
         pid = decided.task.pid
         before = Before.of(pid)
-        if plan.steps:
-            await connection.send(protocol.Constrain(steps=plan.steps))
+        if plan.steps or descriptors:
+            await connection.send(protocol.Constrain(steps=plan.steps), descriptors)
             if not isinstance(await connection.receive(), protocol.ReadyRequest):
                 raise protocol.protocol_error("after its steps the launcher says ready, and nothing else")
         escort = Escort(pid, plan, before)
@@ -195,9 +211,11 @@ class Launches:
             raise
         return escort
 
-    async def _arm(self, connection: Connection, decided: Decided) -> asyncio.Task[ExecEvent | None]:
+    async def _arm(
+        self, connection: Connection, decided: Decided, program: int
+    ) -> asyncio.Task[ExecEvent | None]:
         """Attest it, arm it and let it go; the task is done when its exec is decided, or will not come."""
-        escort = await self._attest(connection, decided)
+        escort = await self._confine(connection, decided, program)
         try:
             await decided.entered
             watcher = self._arming.arm(connection.peer, decided, escort)

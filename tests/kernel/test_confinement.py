@@ -16,9 +16,10 @@ import pytest
 from egs_kernel.artifact.reach import FilesystemConstraint, NetworkConstraint
 from egs_kernel.constraints.attest import Before, attest, confirm
 from egs_kernel.constraints.attest import Plan as Attested
+from egs_kernel.constraints.confinement import Confinement
 from egs_kernel.constraints.injection import MACHINE
 from egs_kernel.constraints.landlock import Plan, plan
-from egs_kernel.constraints.reach import Confinement, Reach
+from egs_kernel.constraints.reach import Reach
 from egs_kernel.constraints.rulesets import kernel_abi
 from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.errors import Refused

@@ -332,7 +332,7 @@ def test_what_could_never_verify_is_not_issued(options: tuple[str, ...], reason:
     [
         ("x", 2, Reason.CONFIG_INVALID),
         ("", 2, Reason.CONFIG_INVALID),
-        ('[network]\nmode = "none"', 2, Reason.CONFIG_INVALID),
+        ('[wormhole]\nmode = "none"', 2, Reason.CONFIG_INVALID),
         ('[syscalls]\nprofile = "none-such"', 1, Reason.ARTIFACT_MALFORMED),
         ('[syscalls]\ndeny = ["none_such"]', 1, Reason.ARTIFACT_MALFORMED),
     ],

@@ -1,0 +1,107 @@
+"""What the daemon itself does to one launcher, so that what it executes reaches only the files and networks signed.
+
+In two turns, for the launcher's own steps lie between them: the namespaces first, since a new user namespace would undo
+what a launcher did to its capabilities; the Landlock domain last, since the launcher needs files for its steps.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from egs_kernel.constraints.attest import Part, Stopped
+from egs_kernel.constraints.handed import require_no_network
+from egs_kernel.constraints.injection import injected
+from egs_kernel.constraints.landlock import EXECUTE, PathRule, Plan
+from egs_kernel.constraints.namespaces import isolate, network_of
+from egs_kernel.constraints.proc import not_attested
+from egs_kernel.constraints.rulesets import create, impose, kernel_abi
+from egs_kernel.constraints.tracing import while_stopped
+from egs_kernel.constraints.view import View, open_root, require_trusted_view, view_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from egs_kernel.constraints.reach import Reach
+
+
+class Confinement:
+    """One launcher's. `prepare` first; `part` is for its attestation; `close` at the end, whatever happened.
+
+    Args:
+        pid: the launcher.
+        reach: what it may reach.
+        program: a descriptor of what it will execute.
+        named: paths that belong to what it executes: they need not be signed as roots as well.
+    """
+
+    def __init__(self, pid: int, reach: Reach, program: int, named: Iterable[str]) -> None:
+        self._pid = pid
+        self._reach = reach
+        self._program = program
+        self._named = tuple(named)
+        self._view: View | None = None
+        self._network: tuple[int, int] | None = None
+        self._ruleset: int | None = None
+
+    def prepare(self) -> None:
+        """Give it its namespaces, and make its ruleset. Blocks for some milliseconds.
+
+        Raises:
+            Refused: it is not who may be confined, the kernel does not do it, or a path is not there.
+        """
+        require_trusted_view(self._pid)
+        self._view = view_of(self._pid)
+        if self._reach.own_network:
+            while_stopped(self._pid, self._isolate)
+        if self._reach.ruleset is not None:
+            self._ruleset = self._create(self._reach.ruleset)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What to send to the launcher with its steps."""
+        return () if self._ruleset is None else (self._ruleset,)
+
+    @property
+    def part(self) -> Part:
+        """Its part of the attestation: the domain is imposed, and the new image is where it was put."""
+        return Part(installed=None if self._ruleset is None else self._impose, executed=self._require_place)
+
+    def close(self) -> None:
+        """Forget the ruleset; a domain that was made of it stays."""
+        if self._ruleset is not None:
+            os.close(self._ruleset)
+            self._ruleset = None
+
+    def _create(self, plan: Plan) -> int:
+        own = tuple(PathRule(path, EXECUTE & plan.handled, "") for path in self._named if plan.handled)
+        root = open_root(self._pid)
+        try:
+            return create(replace(plan, paths=(*plan.paths, *own)), root, (self._program,))
+        finally:
+            os.close(root)
+
+    def _isolate(self) -> None:
+        with injected(self._pid) as process:
+            isolate(process)
+        self._network = network_of(self._pid)
+
+    def _impose(self, process: Stopped) -> None:
+        if self._ruleset is None:
+            raise not_attested(self._pid, "was sent no ruleset")
+        with injected(process.pid) as called:
+            impose(called, self._ruleset, kernel_abi())
+        self._require_view(process.pid)
+
+    def _require_place(self, process: Stopped) -> None:
+        """A launcher may have entered namespaces of a helper's since, where other files lie below the same folders."""
+        self._require_view(process.pid)
+        if self._network is not None and network_of(process.pid) != self._network:
+            raise not_attested(process.pid, "has left its network namespace")
+        if self._reach.no_sockets:
+            require_no_network(process.pid)
+
+    def _require_view(self, pid: int) -> None:
+        if view_of(pid) != self._view:
+            raise not_attested(pid, "has changed what files it has")

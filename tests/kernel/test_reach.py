@@ -1,0 +1,326 @@
+"""`filesystem` and `network` with the real daemon and gate: real programs, with and without, and launchers that cheat."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from egs_kernel.audit.entries import Decision, Exec
+from egs_kernel.constraints.injection import MACHINE
+from egs_kernel.model import Reason, Verdict
+from tests.harness import COMMAND_SECONDS
+from tests.running import Running, running_on_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(os.uname().machine != MACHINE, reason="the registers of x86-64"),
+]
+
+PYTHON: Final = Path("/usr/bin/python3").resolve()
+CURL: Final = Path("/usr/bin/curl")
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Running]:
+    """One system for the module: on a disk, where nobody is kept from the folder."""
+    with running_on_disk() as running:
+        yield running
+
+
+def launch(
+    system: Running,
+    program: Path,
+    words: tuple[str, ...],
+    constraints: str,
+    *,
+    cheat: str = "",
+    nobody: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Issue for exactly this, and run it; `cheat` is Python that changes the launcher."""
+    given = []
+    if constraints:
+        file = system.folder / "constraints.toml"
+        file.write_text(constraints)
+        given = ["--constraints", str(file)]
+    argv = [argument for word in (program.name, *words) for argument in ("--argv", word)]
+    artifact = system.issue(program, *argv, *given)
+    arguments = ["--artifact", str(artifact), "--argv0", program.name, "--", str(program), *words]
+    if not cheat:
+        command = [str(Path(sys.executable).with_name("egs")), "run", *arguments]
+    else:
+        code = (
+            f"import os, sys\nfrom egs_kernel import launch\n{cheat}\nsys.exit(launch.main(sys.argv[1:]))\n"
+        )
+        command = [sys.executable, "-c", code, *arguments]
+    if nobody:
+        return system.as_nobody(*command)
+    return subprocess.run(
+        command,
+        env=system.instance.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=COMMAND_SECONDS,
+        cwd="/",
+    )
+
+
+def python(
+    system: Running, code: str, constraints: str, *, cheat: str = "", nobody: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run this code by the interpreter; an argument has no line breaks."""
+    words = ("-I", "-c", f"exec(bytes.fromhex('{code.encode().hex()}'))")
+    return launch(system, PYTHON, words, constraints, cheat=cheat, nobody=nobody)
+
+
+def refused(system: Running, actions: dict[str, str], constraints: str, before: str = "") -> set[str]:
+    """Which of the actions fail for want of a permission; nothing else may go wrong."""
+    code = f"{before}\nimport os, socket\ndef attempt(name, action):\n    try: action()\n"
+    code += "    except PermissionError: print(name)\n"
+    code += "".join(f"attempt({name!r}, lambda: {action})\n" for name, action in actions.items())
+    done = python(system, code, constraints)
+    assert (done.returncode, done.stderr) == (0, "")
+    return set(done.stdout.splitlines())
+
+
+# -- files ---------------------------------------------------------------------------------------------
+
+
+def rooms(folder: Path) -> str:
+    for name in ("in", "out", "closed"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name).chmod(0o777)
+        (folder / name / "file").write_text("content")
+        (folder / name / "file").chmod(0o666)
+    return f'[filesystem]\nbase = "system"\nread = ["{folder}/in"]\nwrite = ["{folder}/out"]\n'
+
+
+FILES: Final = {
+    "read": "open(F + '/in/file').read()",
+    "write": "open(F + '/out/new', 'w').write('x')",
+    "read elsewhere": "open(F + '/closed/file').read()",
+    "write where it reads": "open(F + '/in/new', 'w').write('x')",
+    "write elsewhere": "open(F + '/closed/new', 'w').write('x')",
+    "truncate elsewhere": "os.truncate(F + '/closed/file', 0)",
+    "list elsewhere": "os.listdir('/root')",
+    "rename from elsewhere": "os.rename(F + '/closed/file', F + '/out/file')",
+}
+
+
+def test_a_program_reaches_its_files_and_no_others(system: Running) -> None:
+    constraints, before = rooms(system.folder), f"F = {str(system.folder)!r}"
+    assert refused(system, FILES, constraints, before) == set(FILES) - {"read", "write"}
+    assert refused(system, FILES, "", before) == set()
+
+
+def test_it_executes_what_is_below_a_root_and_nothing_else(system: Running) -> None:
+    """Its children need an authorization besides; they have one."""
+    child = system.copy("/usr/bin/true", "child")
+    system.add(system.issue(child, name="child.json"))
+    code = f"import subprocess; raise SystemExit(subprocess.run(['{child}']).returncode)"
+    closed = python(system, code, rooms(system.folder))
+    assert (closed.returncode, "PermissionError" in closed.stderr) == (1, True), closed.stderr
+    permitted = python(system, code, rooms(system.folder) + f'execute = ["{child}"]\n')
+    assert permitted.returncode == 0, permitted.stderr
+
+
+def test_it_holds_for_who_is_not_root_and_for_what_it_starts(system: Running) -> None:
+    code = f"import os\nif os.fork() == 0: open('{system.folder}/closed/file')\nelse: raise SystemExit(os.wait()[1] >> 8)"
+    assert python(system, code, rooms(system.folder), nobody=True).returncode == 1
+    assert python(system, code, "", nobody=True).returncode == 0
+
+
+def test_a_script_runs_with_the_constraint(system: Running) -> None:
+    script = system.folder / "script"
+    script.write_text(f"#!{PYTHON} -I\nprint(open('{system.folder}/in/file').read())\n")
+    script.chmod(0o755)
+    file = system.folder / "constraints.toml"
+    file.write_text(rooms(system.folder))
+    artifact = system.issue(script, "--argv", str(script), "--constraints", str(file))
+    done = system.run("--artifact", str(artifact), str(script))
+    assert (done.returncode, done.stdout) == (0, "content\n"), done.stderr
+
+
+def test_a_root_that_is_missing_denies_the_launch_and_is_named(system: Running) -> None:
+    missing = python(system, "pass", '[filesystem]\nbase = "system"\nwrite = ["/nonexistent/out"]\n')
+    assert (missing.returncode, "[constraint_unenforceable]" in missing.stderr) == (126, True), missing.stderr
+    assert "constraints.filesystem.write[0]: /nonexistent/out" in missing.stderr
+    system.wait_for_decisions(Reason.CONSTRAINT_UNENFORCEABLE)
+
+
+def test_a_program_that_cannot_be_loaded_with_its_roots_says_so(system: Running) -> None:
+    done = python(system, "pass", '[filesystem]\nread = ["/usr/share"]\n')
+    assert (done.returncode, "Permission denied" in done.stderr) == (126, True), done.stderr
+
+
+# -- networks ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def web() -> Iterator[int]:
+    """A web server on loopback; its port."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.skipif(not CURL.exists(), reason="curl is not installed")
+@pytest.mark.parametrize("nobody", [False, True])
+def test_curl_reaches_the_ports_that_were_signed(system: Running, *, nobody: bool) -> None:
+    with web() as port:
+        url = ("-s", "-o", "/dev/null", "--max-time", "10", f"http://127.0.0.1:{port}/")
+        cases = {
+            "": 0,
+            f'[network]\nmode = "ports"\nconnect = [{port}]\n': 0,
+            f'[network]\nmode = "ports"\nconnect = [{port ^ 1}]\n': 7,
+            '[network]\nmode = "none"\n': 7,
+        }
+        for constraints, expected in cases.items():
+            done = launch(system, CURL, url, constraints, nobody=nobody)
+            assert done.returncode == expected, (constraints, done.stderr)
+
+
+OTHERS: Final = {
+    "udp": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))",
+    "raw": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
+    "packet": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)",
+    "mptcp": "socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)",
+    "fast open": "socket.socket().sendto(b'x', socket.MSG_FASTOPEN, ('127.0.0.1', PORT))",
+    "bind": "socket.create_server(('127.0.0.1', 0))",
+    "connect": "socket.create_connection(('127.0.0.1', PORT))",
+}
+
+
+def test_what_landlock_does_not_know_is_refused_too(system: Running) -> None:
+    with web() as port:
+        constraints, before = f'[network]\nmode = "ports"\nconnect = [{port ^ 1}]\n', f"PORT = {port}"
+        assert refused(system, OTHERS, constraints, before) == set(OTHERS)
+        assert refused(system, OTHERS, "", before) == set()
+
+
+def test_udp_and_a_port_to_listen_on_where_they_are_allowed(system: Running) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = (
+        "import socket\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0)); s.sendto(b'x', s.getsockname())\n"
+        f"socket.create_server(('127.0.0.1', {port}))\n"
+    )
+    allowed = f'[network]\nmode = "ports"\nbind = [{port}]\nudp = "allowed"\n'
+    assert python(system, code, allowed).returncode == 0
+    assert python(system, code, f'[network]\nmode = "ports"\nbind = [{port}]\n').returncode == 1
+
+
+# -- launchers that cheat ------------------------------------------------------------------------------
+
+BEFORE_ITS_EXEC: Final = """
+execute = launch._execute
+def cheat(program, argv):
+    {}
+    execute(program, argv)
+launch._execute = cheat
+"""
+
+
+FIND: Final = """
+import ctypes
+libc = ctypes.CDLL(None)
+def is_ours(fd):
+    try: return "landlock" in os.readlink(f"/proc/self/fd/{fd}")
+    except OSError: return False
+said = launch._constrain
+def constrain(answer):
+    said(answer)
+    (ours,) = filter(is_ours, range(3, 99))
+    """
+
+
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        # It does not take the ruleset.
+        "launch._receive_first = lambda daemon: launch._receive(daemon.fileno())",
+        # It takes it, and closes it.
+        FIND + "os.close(ours)\nlaunch._constrain = constrain",
+        # It exchanges it for one of its own, which restricts nothing that matters.
+        FIND + "os.dup2(libc.syscall(444, (ctypes.c_uint64 * 1)(1), ctypes.c_size_t(8), 0), ours)\n"
+        "launch._constrain = constrain",
+    ],
+    ids=["skips it", "drops it", "weakens it"],
+)
+def test_a_launcher_without_the_ruleset_is_not_armed(system: Running, cheat: str) -> None:
+    done = python(system, "print('ran')", rooms(system.folder), cheat=cheat)
+    assert (done.returncode, "[constraint_not_attested]" in done.stderr) == (126, True), done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "constraints"),
+    [
+        ("import ctypes; assert ctypes.CDLL(None).unshare(0x00020000) == 0", "files"),
+        ("os.chroot('/usr')", "files"),
+        ("import ctypes; assert ctypes.CDLL(None).unshare(0x40000000) == 0", '[network]\nmode = "none"\n'),
+        ("import socket; kept = socket.socket(); kept.set_inheritable(True)", '[network]\nmode = "none"\n'),
+    ],
+    ids=["other mounts", "another root", "another network", "a socket"],
+)
+def test_what_a_launcher_does_after_its_attestation_is_seen_in_the_new_image(
+    system: Running, what: str, constraints: str
+) -> None:
+    before = len(
+        [entry for entry in system.entries(Decision) if entry.reason is Reason.CONSTRAINT_NOT_ATTESTED]
+    )
+    done = python(
+        system,
+        "print('ran')",
+        rooms(system.folder) if constraints == "files" else constraints,
+        cheat=BEFORE_ITS_EXEC.format(what),
+    )
+    assert done.stdout == ""
+    assert done.returncode in (126, 127, -signal.SIGKILL), done
+    if done.returncode == -signal.SIGKILL:
+        system.wait_for_decisions(Reason.CONSTRAINT_NOT_ATTESTED, before + 1)
+
+
+def test_a_launcher_in_a_user_namespace_is_refused(system: Running) -> None:
+    cheat = "import ctypes; assert ctypes.CDLL(None).unshare(0x10020000) == 0"
+    done = python(system, "print('ran')", rooms(system.folder), cheat=cheat)
+    assert done.returncode == 126
+    assert done.stdout == ""
+
+
+def test_a_socket_of_the_callers_is_refused(system: Running) -> None:
+    cheat = "import socket; kept = socket.socket(); kept.set_inheritable(True)"
+    done = python(system, "print('ran')", '[network]\nmode = "none"\n', cheat=cheat)
+    assert done.stdout == ""
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert python(system, "print('ran')", "", cheat=cheat).stdout == "ran\n"
+
+
+def test_the_record_has_the_execs(system: Running) -> None:
+    """What ran did so with an authorization, and under a filter where its network is constrained."""
+    with web() as port:
+        python(system, "pass", f'[network]\nmode = "ports"\nconnect = [{port}]\n')
+    executed = [entry.event for entry in system.entries(Exec) if entry.event.verdict is Verdict.ALLOW]
+    assert executed
+    assert executed[-1].no_new_privs
+    assert executed[-1].seccomp_filters == 1
