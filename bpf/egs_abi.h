@@ -18,6 +18,7 @@
 #define EGS_SCOPE_NAME 32
 
 #define EGS_TASKS 65536      /* governed processes that can be tracked */
+#define EGS_ENDED 4096       /* of those that ended, whose execution is still told */
 #define EGS_TASKS_SOFT 32768 /* beyond this a governed process that forks dies: the rest is head room */
 #define EGS_HELD_MAX 4096      /* processes that wait at once; the next one dies */
 #define EGS_GRANTS 8192

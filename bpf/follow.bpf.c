@@ -156,6 +156,8 @@ static __always_inline int end_process(u32 pid, struct egs_task *tracked, u64 ta
 	armed_grants.delete(&pid);
 	if (release(pid))
 		return 0; /* two last threads raced here: the other one reports */
+	if (last.execution)
+		ended_tasks.update(&pid, &last); /* the kernel's messages of it may come later */
 	if (!last.execution || (last.flags & EGS_TASK_INHERITED))
 		return 0;
 	event = events.ringbuf_reserve(sizeof(*event));

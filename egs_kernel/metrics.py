@@ -55,6 +55,8 @@ class MetricsSnapshot:
         record_bytes: size of the record.
         record_entries: entries in the record, which is the next sequence number.
         posture: the host's integrity.
+        refusals: what constraints refused running programs, by scope and constraint word; None: that is not seen here.
+        refusals_lost: times that the kernel dropped messages of refusals.
     """
 
     time: float
@@ -71,6 +73,8 @@ class MetricsSnapshot:
     record_bytes: int
     record_entries: int
     posture: Posture
+    refusals: Mapping[tuple[str, str], int] | None = None
+    refusals_lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,16 @@ DEFINITIONS: Final = (
         (),
         "1: the gate is sealed; 0: whoever is root can change it, or stop the daemon.",
     ),
+    Definition(
+        "egs_refusals",
+        "counter",
+        ("scope", "word"),
+        "Refused to running programs by a constraint, since the daemon started.",
+    ),
+    Definition(
+        "egs_refusals_seen", "gauge", (), "1: the kernel reports what constraints refuse; 0: it does not."
+    ),
+    Definition("egs_refusals_lost", "counter", (), "Times that refusals came faster than they were counted."),
     Definition("egs_clock_synchronized", "gauge", (), "1: the host's clock is synchronized."),
 )
 _BY_NAME: Final = {definition.name: definition for definition in DEFINITIONS}
@@ -258,6 +272,9 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
             ((posture.kernel, posture.lockdown, posture.tier.value, posture.policy_digest), 1)
         ],
         "egs_sealed": _plain(posture.seal == "sealed"),
+        "egs_refusals": list((snapshot.refusals or {}).items()),
+        "egs_refusals_seen": _plain(snapshot.refusals is not None),
+        "egs_refusals_lost": _plain(snapshot.refusals_lost),
         "egs_clock_synchronized": _plain(posture.clock_synchronized),
     }
 

@@ -104,6 +104,7 @@ Reached = Callable[[Step], None]
 
 _TAKES: Final = {
     "syscalls": "seccomp filters that can be read back",
+    "syscalls.log": "a kernel that reports what filters let pass",
     "code.anonymous": "the tier lsm",
     "process": "processes whose state can be read back",
     "process.children": "a gate that binds grants to what started the program",
@@ -112,11 +113,6 @@ _TAKES: Final = {
     "resources.processes": "the cgroup v2 controller pids",
     "resources.cpuPercent": "the cgroup v2 controller cpu",
     "resources.wallSeconds": "cgroup.kill, which Linux 5.14 brought",
-    "filesystem": "Landlock of version 2 (Linux 5.19)",
-    "filesystem.truncate": "Landlock of version 3 (Linux 6.2)",
-    "filesystem.deviceControl": "Landlock of version 5 (Linux 6.10)",
-    "network.none": "user and network namespaces",
-    "network.ports": "Landlock of version 4 (Linux 6.7)",
 }
 """What a host must have for each thing that constraints need."""
 

@@ -44,8 +44,8 @@ class Running:
 
     # -- the daemon ------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start egsd, and return when it says that it serves."""
+    def start(self, *prefix: str) -> None:
+        """Start egsd, by a command before it, and return when it says that it serves."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.settimeout(SECONDS)
             path = self.folder / "notify"
@@ -53,7 +53,7 @@ class Running:
             notify.bind(str(path))
             with (self.folder / "egsd.log").open("a") as log:
                 self.daemon = subprocess.Popen(
-                    [str(BIN / "egsd"), "--foreground"],
+                    [*prefix, str(BIN / "egsd"), "--foreground"],
                     env=self.instance.environment | {"NOTIFY_SOCKET": str(path)},
                     stderr=log,
                     text=True,

@@ -8,6 +8,19 @@ import os
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def system_call(number: int, *arguments: object) -> int:
+    """Make a system call that has no name in the library.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    words = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
 def prctl(option: int, *arguments: object) -> None:
     """Have the kernel change something of this process.
 

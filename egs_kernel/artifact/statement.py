@@ -17,7 +17,6 @@ from msgspec import Meta, field
 from egs_kernel.artifact.canonical import decode_canonical
 from egs_kernel.artifact.envelope import type_error
 from egs_kernel.artifact.limits import ProcessConstraint, ResourceConstraint
-from egs_kernel.artifact.reach import FilesystemConstraint, NetworkConstraint
 from egs_kernel.artifact.variables import loads_code
 from egs_kernel.errors import Refused
 from egs_kernel.model import ARGV_MAX, Reason
@@ -179,6 +178,11 @@ class SyscallConstraint(_Struct, frozen=True):
             raise ValueError("syscalls names an architecture twice")
 
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a host must be able to enforce; of what is let pass and not recorded nothing would be left."""
+        return ("syscalls", "syscalls.log") if self.action == "log" else ("syscalls",)
+
 class CodeConstraint(_Struct, frozen=True):
     """Which code the program may run. `anonymous`: executable memory of no file, such as a compiler at run time makes."""
 
@@ -202,8 +206,6 @@ class Constraints(_Struct, frozen=True):
     code: CodeConstraint | None = None
     resources: ResourceConstraint | None = None
     process: ProcessConstraint | None = None
-    filesystem: FilesystemConstraint | None = None
-    network: NetworkConstraint | None = None
 
     def __post_init__(self) -> None:
         if not self.words:

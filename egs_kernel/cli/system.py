@@ -31,7 +31,8 @@ _ID = re.compile("[0-9a-f]{64}")
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module."""
     _command(commands, "status", _status, "how the daemon, the gate and the artifacts are doing")
-    _command(commands, "ps", _processes, "the governed processes, and what authorized each")
+    processes = _command(commands, "ps", _processes, "the governed processes, and what authorized each")
+    processes.add_argument("--why", action="store_true", help="and what constraints refused each of them")
     _add_artifacts(commands)
     revoke = _command(commands, "revoke", _revoke, "never again authorize anything by this artifact")
     revoke.add_argument("artifact", metavar="ID|FILE", help="the whole artifact id, or the artifact")
@@ -84,7 +85,7 @@ def _processes(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"processes": process_objects(answer.processes)})
     else:
-        print_lines(process_lines(answer.processes))
+        print_lines(process_lines(answer.processes, why=options.why))
     return int(ExitCode.DONE)
 
 

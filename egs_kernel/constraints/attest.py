@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from egs_kernel.constraints.filters import read_filters
+from egs_kernel.constraints.filters import read_filters, read_logged
 from egs_kernel.constraints.proc import Status, not_attested, task_identity
-from egs_kernel.constraints.reach import Reach
 from egs_kernel.constraints.steps import NoNewPrivs, Seccomp, Step, in_order
 from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.errors import HostLacks
@@ -88,12 +87,10 @@ class Plan:
     Attributes:
         parts: beside the filters.
         filters: seccomp programs, in the order in which they are installed.
-        reach: what the daemon itself does to the launcher.
     """
 
     parts: tuple[Part, ...] = ()
     filters: tuple[bytes, ...] = ()
-    reach: Reach = field(default_factory=Reach)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -106,7 +103,7 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do and nothing to look at."""
-        return not self.parts and not self.filters and self.reach.unlimited
+        return not self.parts and not self.filters
 
     @property
     def follows(self) -> bool:
@@ -123,6 +120,7 @@ class Restrictions:
         filter_count: how many the kernel says there are.
         no_new_privs: whether no exec can raise its privileges.
         threads: how many threads it has.
+        logged: whether the kernel reports what each of them refuses.
         task: the process, immune to pid reuse.
     """
 
@@ -130,6 +128,7 @@ class Restrictions:
     filter_count: int
     no_new_privs: bool
     threads: int
+    logged: tuple[bool, ...]
     task: TaskIdentity
 
 
@@ -235,6 +234,7 @@ def _restrictions(pid: int) -> Restrictions:
         filter_count=count,
         no_new_privs=status.number("NoNewPrivs") == 1,
         threads=status.number("Threads"),
+        logged=read_logged(pid, count),
         task=task_identity(pid),
     )
 
@@ -250,3 +250,5 @@ def _require_filters(found: Restrictions, expected: tuple[bytes, ...], before: i
         raise not_attested(pid, f"has {found.filter_count} seccomp filters instead of {count}")
     if found.filters[before:] != expected:
         raise not_attested(pid, "installed another seccomp filter than the authorization artifact demands")
+    if not all(found.logged[before:]):
+        raise not_attested(pid, "installed a seccomp filter without having its refusals reported")

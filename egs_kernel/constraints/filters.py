@@ -13,12 +13,20 @@ from typing import Final, NoReturn
 from egs_kernel.constraints.proc import not_attested
 
 _SECCOMP_GET_FILTER: Final = 0x420C  # linux/ptrace.h
+_SECCOMP_GET_METADATA: Final = 0x420D
+_FLAG_LOG: Final = 2  # linux/seccomp.h
 _INSTRUCTION_SIZE: Final = 8
 _MAX_FILTERS: Final = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class _Metadata(ctypes.Structure):
+    """struct seccomp_metadata."""
+
+    _fields_ = (("filter", ctypes.c_uint64), ("flags", ctypes.c_uint64))
 
 
 def read_filters(pid: int, count: int) -> tuple[bytes, ...]:
@@ -30,6 +38,23 @@ def read_filters(pid: int, count: int) -> tuple[bytes, ...]:
     if count > _MAX_FILTERS:
         raise not_attested(pid, f"has {count} seccomp filters; at most {_MAX_FILTERS} are inspected")
     return tuple(_read_filter(pid, index) for index in range(count))
+
+
+def read_logged(pid: int, count: int) -> tuple[bool, ...]:
+    """Whether the kernel reports what each of them refuses, as `read_filters` counts.
+
+    Raises:
+        Refused: the kernel does not say.
+    """
+    return tuple(_read_logged(pid, index) for index in range(count))
+
+
+def _read_logged(pid: int, index: int) -> bool:
+    found = _Metadata(filter=index)
+    size = ctypes.sizeof(found)
+    if _libc.ptrace(_SECCOMP_GET_METADATA, pid, size, ctypes.addressof(found)) != size:
+        _fail_to_read(pid, ctypes.get_errno())
+    return bool(found.flags & _FLAG_LOG)
 
 
 def _read_filter(pid: int, index: int) -> bytes:

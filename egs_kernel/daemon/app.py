@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import sdnotify
@@ -15,6 +16,7 @@ import sdnotify
 from egs_kernel import __version__
 from egs_kernel.audit.entries import ConfigurationChange, DaemonStarted, DaemonStopped, Decision
 from egs_kernel.audit.record import Record
+from egs_kernel.constraints.kernel_messages import KernelMessages, open_messages
 from egs_kernel.daemon.control import Control
 from egs_kernel.daemon.events import Events
 from egs_kernel.daemon.heart import Heart
@@ -24,13 +26,14 @@ from egs_kernel.daemon.journal import Journal
 from egs_kernel.daemon.judging import Judge
 from egs_kernel.daemon.launches import Launches
 from egs_kernel.daemon.programs import Surveyor
+from egs_kernel.daemon.refusals import FIRST_PAUSE, Refusals
 from egs_kernel.daemon.reports import Reports
 from egs_kernel.daemon.revocations import read_revocations
 from egs_kernel.daemon.sealing import Sealing, become_daemon
 from egs_kernel.daemon.server import Server
 from egs_kernel.daemon.standing import Standing
 from egs_kernel.daemon.watch import Watcher
-from egs_kernel.errors import EgsError
+from egs_kernel.errors import EgsError, HostLacks
 from egs_kernel.gate.libraries import apply_library_roots
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
@@ -69,7 +72,8 @@ async def serve(paths: Paths) -> None:
         revoked = read_revocations(paths.revocations)
         journal = Journal(Record.open(paths.record), revoked)
         stack.push_async_callback(journal.close)
-        daemon = _Daemon(paths, gate, journal, settings)
+        messages = await asyncio.to_thread(_listen)
+        daemon = _Daemon(paths, gate, journal, settings, messages)
         await daemon.start()
         await daemon.run()
 
@@ -92,7 +96,23 @@ def _locked(paths: Paths) -> Iterator[None]:
 
 
 class _Daemon:
-    def __init__(self, paths: Paths, gate: Gate, journal: Journal, settings: Settings) -> None:
+def _listen() -> KernelMessages | HostLacks:
+    """What tells of refusals by constraints, or why nothing does: they are enforced all the same."""
+    try:
+        return open_messages()
+    except HostLacks as error:
+        _log.warning("%s. %s", error.message, error.next_step)
+        return error
+
+
+    def __init__(
+        self,
+        paths: Paths,
+        gate: Gate,
+        journal: Journal,
+        settings: Settings,
+        messages: KernelMessages | HostLacks,
+    ) -> None:
         apply_library_roots(gate, settings.config.library_roots)
         apply_scopes(gate, settings.config)
         self._paths = paths
@@ -105,6 +125,15 @@ class _Daemon:
         )
         self._watcher = Watcher(self._changes_lost)
         self._standing = Standing(
+        self._refusals = None
+        if isinstance(messages, HostLacks):
+            self._host.unseen = messages.message
+        else:
+            self._host.enforceable |= {"syscalls.log"}
+            self._refusals = Refusals(
+                messages, gate=gate, journal=journal, events=self._events, clock=time.monotonic
+            )
+            self._events.left = self._refusals.ended
             paths.artifacts,
             gate=gate,
             host=self._host,
@@ -144,6 +173,7 @@ class _Daemon:
         )
         self._heart = Heart(gate=gate, host=self._host, journal=journal, standing=self._standing)
         control = Control(
+            refusals=self._refusals,
             paths,
             host=self._host,
             journal=journal,
@@ -182,7 +212,11 @@ class _Daemon:
         if not self._host.healthy:
             _log.error("nothing is authorized: %s", "; ".join(self._host.posture.problems))
             self._standing.withdraw_all()
-        asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._watcher.dispatch)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._watcher.fileno(), self._watcher.dispatch)
+        if self._refusals is not None:
+            loop.add_reader(self._refusals.fileno(), self._refusals.dispatch)
+            self._spawn(self._tell_refusals(self._refusals))
 
     async def run(self) -> None:
         """Serve until a signal, or until something fails that the daemon cannot go on without.
@@ -290,6 +324,11 @@ class _Daemon:
         problem = ""
         while True:
             await asyncio.sleep(METRICS_SECONDS)
+    async def _tell_refusals(self, refusals: Refusals) -> None:
+        while True:
+            await asyncio.sleep(FIRST_PAUSE)
+            refusals.tick()
+
             found = await asyncio.to_thread(self._reports.write_metrics)
             if found and found != problem:
                 _log.warning("metrics: %s", found)
@@ -331,6 +370,9 @@ class _Daemon:
 
     async def _close(self) -> None:
         await self._server.stop()
+        if self._refusals is not None:
+            asyncio.get_running_loop().remove_reader(self._refusals.fileno())
+            self._refusals.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -121,6 +121,7 @@ class Events:
         self.changed_files: Callable[[str], None] = lambda _artifact_id: None
         self.held: Callable[[ExecEvent], None] = lambda _event: None
         self.ended: Callable[[ExitEvent], None] = lambda _event: None
+        self.left: Callable[[ExitEvent, str], None] = lambda _event, _artifact_id: None
 
     def recall(self, entries: Sequence[EntryType], live: Iterable[int]) -> None:
         """Before the first `drain`: pick up where the last daemon was.
@@ -158,6 +159,9 @@ class Events:
         durable = self._journal.submit([self._entry(event) for event in events], essential=True)
         durable.add_done_callback(partial(self._free, position))
         for event in events:
+            if isinstance(event, ExitEvent):
+                known = self.executions.get(event.execution)
+                self.left(event, known.artifact_id if known else "")
             self.executions.take(event)
             if isinstance(event, ExecEvent):
                 self._tell(event)

@@ -221,6 +221,14 @@ class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
     details: StatusDetails | None = None
 
 
+class RefusedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a constraint refused an execution, and how often. `word` is the constraint's."""
+
+    word: str
+    what: str
+    count: int
+
+
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One governed process.
 
@@ -239,6 +247,7 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     uid: int
     started: float
     """Seconds since the epoch of the exec; 0 when it executed nothing yet."""
+    refused: tuple[RefusedStatus, ...] = ()
 
 
 class ProcessesAnswer(_Answer, frozen=True, kw_only=True, tag="ps"):

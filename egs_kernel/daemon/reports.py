@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.events import Events
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
+    from egs_kernel.daemon.refusals import Refusals
     from egs_kernel.daemon.sealing import Sealing
     from egs_kernel.daemon.standing import Standing
     from egs_kernel.gate.pins import Gate
@@ -39,6 +40,7 @@ class Reports:
         standing: Standing,
         events: Events,
         sealing: Sealing,
+        refusals: Refusals | None,
     ) -> None:
         self._paths = paths
         self._gate = gate
@@ -47,6 +49,7 @@ class Reports:
         self._standing = standing
         self._events = events
         self._sealing = sealing
+        self._refusals = refusals
         self._started = time.time()
 
     def status(self, *, detailed: bool) -> protocol.StatusAnswer:
@@ -122,6 +125,8 @@ class Reports:
             record_bytes=self._journal.bytes,
             record_entries=self._journal.size,
             posture=self._host.posture,
+            refusals=None if self._refusals is None else self._refusals.totals,
+            refusals_lost=0 if self._refusals is None else self._refusals.lost,
         )
 
     def write_metrics(self) -> str:
@@ -140,6 +145,8 @@ class Reports:
         problems = list(self._host.posture.problems)
         if self._host.lacks:
             problems.append(f"no constraint can be attested: {self._host.lacks}")
+        if self._host.unseen:
+            problems.append(self._host.unseen)
         if self._journal.degraded:
             problems.append(f"the record cannot keep its notes: {self._journal.degraded}")
         return tuple(problems)
@@ -168,6 +175,10 @@ class Reports:
             program=known.program if known else "",
             uid=owner,
             started=round((known.started + offset) / 1e9, 3) if known else 0.0,
+            refused=tuple(
+                protocol.RefusedStatus(word=word, what=what, count=count)
+                for word, what, count in (self._refusals.of(task.execution) if self._refusals else ())
+            ),
         )
 
 

@@ -94,6 +94,7 @@ MAPS: Final = (
     "scope_entries",
     "scope_users",
     "tasks",
+    "ended_tasks",
     "task_counts",
     "held_counts",
     "standing_grants",

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from egs_kernel.constraints.attest import require_attestation
+from egs_kernel.constraints.kernel_messages import open_messages
 from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
 from egs_kernel.gate.cgroups import cgroup_mount
@@ -119,7 +120,7 @@ def probe(pins: Path) -> tuple[Finding, ...]:
     ]
     if all(found.present for found in findings):
         findings += [*_kernel_types(), *_programs(), hold_finding(pins)]
-        findings += [_memory_readable(), _seccomp_read_back()]
+        findings += [_memory_readable(), _seccomp_read_back(), _refusals_seen()]
     return (*findings, _preemption(), _cgroups(), _lockdown())
 
 
@@ -299,6 +300,16 @@ def _preemption() -> Finding:
         detail="PREEMPT_RT: an exec could pass while the gate decides another one" if realtime else "",
         cure="Boot a kernel without PREEMPT_RT.",
     )
+
+
+def _refusals_seen() -> Finding:
+    """Whether the kernel reports what constraints refuse. They are enforced in any case."""
+    name = "refusals seen"
+    try:
+        open_messages().close()
+    except EgsError as error:
+        return Finding(name=name, present=False, detail=error.message, cure=error.next_step)
+    return Finding(name=name, present=True)
 
 
 def _lockdown() -> Finding:

@@ -1,6 +1,6 @@
 """A child for the attestation tests: does the steps of its command line, one after the other.
 
-    nnp | filter:FILE | thread | name:HEX | vfork | signals:FD | call:NUMBER:ARGUMENT…
+    nnp | filter:FILE | unlogged:FILE | thread | name:HEX | vfork | signals:FD | call:NUMBER:ARGUMENT…
     int80:NUMBER | wait | exec:PROGRAM:ARGUMENT… | replace (a thread executes this program anew)
 
 `call` prints the errno of a system call (0: it succeeded). `wait` and `vfork` say "ready" and wait for a line.
@@ -40,10 +40,10 @@ def say(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
-def install(program: bytes) -> None:
+def install(program: bytes, flags: int = 2) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     description = Program(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p))
-    if libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(description)) != 0:
+    if libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(description)) != 0:
         say(f"failed {ctypes.get_errno()}")
 
 
@@ -97,6 +97,7 @@ def replace() -> None:
 STEPS: dict[str, Callable[[str], object]] = {
     "nnp": lambda _: libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
     "filter": lambda file: install(Path(file).read_bytes()),
+    "unlogged": lambda file: install(Path(file).read_bytes(), 0),
     "thread": lambda _: threading.Thread(target=threading.Event().wait, daemon=True).start(),
     "name": lambda name: libc.prctl(PR_SET_NAME, bytes.fromhex(name), 0, 0, 0),
     "signals": lambda descriptor: report_signals(int(descriptor)),
