@@ -113,6 +113,11 @@ _TAKES: Final = {
     "resources.processes": "the cgroup v2 controller pids",
     "resources.cpuPercent": "the cgroup v2 controller cpu",
     "resources.wallSeconds": "cgroup.kill, which Linux 5.14 brought",
+    "filesystem": "Landlock of version 2 (Linux 5.19)",
+    "filesystem.truncate": "Landlock of version 3 (Linux 6.2)",
+    "filesystem.deviceControl": "Landlock of version 5 (Linux 6.10)",
+    "network.none": "user and network namespaces",
+    "network.ports": "Landlock of version 4 (Linux 6.7)",
 }
 """What a host must have for each thing that constraints need."""
 

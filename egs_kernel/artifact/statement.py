@@ -17,6 +17,7 @@ from msgspec import Meta, field
 from egs_kernel.artifact.canonical import decode_canonical
 from egs_kernel.artifact.envelope import type_error
 from egs_kernel.artifact.limits import ProcessConstraint, ResourceConstraint
+from egs_kernel.artifact.reach import FilesystemConstraint, NetworkConstraint
 from egs_kernel.artifact.variables import loads_code
 from egs_kernel.errors import Refused
 from egs_kernel.model import ARGV_MAX, Reason
@@ -206,6 +207,8 @@ class Constraints(_Struct, frozen=True):
     code: CodeConstraint | None = None
     resources: ResourceConstraint | None = None
     process: ProcessConstraint | None = None
+    filesystem: FilesystemConstraint | None = None
+    network: NetworkConstraint | None = None
 
     def __post_init__(self) -> None:
         if not self.words:

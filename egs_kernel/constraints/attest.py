@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from egs_kernel.constraints.filters import read_filters, read_logged
 from egs_kernel.constraints.proc import Status, not_attested, task_identity
+from egs_kernel.constraints.reach import Reach
 from egs_kernel.constraints.steps import NoNewPrivs, Seccomp, Step, in_order
 from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.errors import HostLacks
@@ -87,10 +88,12 @@ class Plan:
     Attributes:
         parts: beside the filters.
         filters: seccomp programs, in the order in which they are installed.
+        reach: what the daemon itself does to the launcher.
     """
 
     parts: tuple[Part, ...] = ()
     filters: tuple[bytes, ...] = ()
+    reach: Reach = field(default_factory=Reach)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -103,7 +106,7 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do and nothing to look at."""
-        return not self.parts and not self.filters
+        return not self.parts and not self.filters and self.reach.unlimited
 
     @property
     def follows(self) -> bool:
