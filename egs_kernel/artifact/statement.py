@@ -178,11 +178,11 @@ class SyscallConstraint(_Struct, frozen=True):
         if len(set(self.architectures)) < len(self.architectures):
             raise ValueError("syscalls names an architecture twice")
 
-
     @property
     def needs(self) -> tuple[str, ...]:
         """What a host must be able to enforce; of what is let pass and not recorded nothing would be left."""
         return ("syscalls", "syscalls.log") if self.action == "log" else ("syscalls",)
+
 
 class CodeConstraint(_Struct, frozen=True):
     """Which code the program may run. `anonymous`: executable memory of no file, such as a compiler at run time makes."""

@@ -120,18 +120,18 @@ class Restrictions:
 
     Attributes:
         filters: its seccomp programs, the oldest first.
+        logged: whether the kernel reports what each of them refuses.
         filter_count: how many the kernel says there are.
         no_new_privs: whether no exec can raise its privileges.
         threads: how many threads it has.
-        logged: whether the kernel reports what each of them refuses.
         task: the process, immune to pid reuse.
     """
 
     filters: tuple[bytes, ...]
+    logged: tuple[bool, ...]
     filter_count: int
     no_new_privs: bool
     threads: int
-    logged: tuple[bool, ...]
     task: TaskIdentity
 
 
@@ -234,10 +234,10 @@ def _restrictions(pid: int) -> Restrictions:
     count = status.number("Seccomp_filters")
     return Restrictions(
         filters=read_filters(pid, count),
+        logged=read_logged(pid, count),
         filter_count=count,
         no_new_privs=status.number("NoNewPrivs") == 1,
         threads=status.number("Threads"),
-        logged=read_logged(pid, count),
         task=task_identity(pid),
     )
 

@@ -95,7 +95,6 @@ def _locked(paths: Paths) -> Iterator[None]:
         yield
 
 
-class _Daemon:
 def _listen() -> KernelMessages | HostLacks:
     """What tells of refusals by constraints, or why nothing does: they are enforced all the same."""
     try:
@@ -105,6 +104,7 @@ def _listen() -> KernelMessages | HostLacks:
         return error
 
 
+class _Daemon:
     def __init__(
         self,
         paths: Paths,
@@ -124,7 +124,6 @@ def _listen() -> KernelMessages | HostLacks:
             gate.identify, gate.openings.last, lambda: self._host.settings.config.trusted_filesystems
         )
         self._watcher = Watcher(self._changes_lost)
-        self._standing = Standing(
         self._refusals = None
         if isinstance(messages, HostLacks):
             self._host.unseen = messages.message
@@ -134,6 +133,7 @@ def _listen() -> KernelMessages | HostLacks:
                 messages, gate=gate, journal=journal, events=self._events, clock=time.monotonic
             )
             self._events.left = self._refusals.ended
+        self._standing = Standing(
             paths.artifacts,
             gate=gate,
             host=self._host,
@@ -170,10 +170,10 @@ def _listen() -> KernelMessages | HostLacks:
             standing=self._standing,
             events=self._events,
             sealing=self._sealing,
+            refusals=self._refusals,
         )
         self._heart = Heart(gate=gate, host=self._host, journal=journal, standing=self._standing)
         control = Control(
-            refusals=self._refusals,
             paths,
             host=self._host,
             journal=journal,
@@ -320,15 +320,15 @@ def _listen() -> KernelMessages | HostLacks:
             self._events.drain()
             await asyncio.sleep(DRAIN_SECONDS)
 
-    async def _write_metrics(self) -> None:
-        problem = ""
-        while True:
-            await asyncio.sleep(METRICS_SECONDS)
     async def _tell_refusals(self, refusals: Refusals) -> None:
         while True:
             await asyncio.sleep(FIRST_PAUSE)
             refusals.tick()
 
+    async def _write_metrics(self) -> None:
+        problem = ""
+        while True:
+            await asyncio.sleep(METRICS_SECONDS)
             found = await asyncio.to_thread(self._reports.write_metrics)
             if found and found != problem:
                 _log.warning("metrics: %s", found)
@@ -366,13 +366,13 @@ def _listen() -> KernelMessages | HostLacks:
         await self._server.stop()
         await self._launches.take_back("the daemon stops")
         self._events.drain()
+        if self._refusals is not None:
+            asyncio.get_running_loop().remove_reader(self._refusals.fileno())
+            self._refusals.close()
         await self._journal.append(DaemonStopped(cause=cause))
 
     async def _close(self) -> None:
         await self._server.stop()
-        if self._refusals is not None:
-            asyncio.get_running_loop().remove_reader(self._refusals.fileno())
-            self._refusals.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
