@@ -26,15 +26,17 @@ class Acts:
 
     def __init__(self, running: Running, binary: Path) -> None:
         self._running = running
-        self.program = running.copy(str(binary), "acts")
+        self.program = running.copy(str(binary), "acts-copy")
+        self.artifact = self.program
 
     def issue(self, constraints: str, *more: str, name: str = "acts.json") -> Path:
-        """An artifact for it, with constraints in TOML; "" is none."""
-        if not constraints:
-            return self._running.issue(self.program, *more, name=name)
-        file = self._running.folder / "constraints.toml"
-        file.write_text(constraints)
-        return self._running.issue(self.program, "--constraints", str(file), *more, name=name)
+        """An artifact for it, with constraints in TOML; "" is none. `artifact` is the last one."""
+        if constraints:
+            file = self._running.folder / "constraints.toml"
+            file.write_text(constraints)
+            more = ("--constraints", str(file), *more)
+        self.artifact = self._running.issue(self.program, *more, name=name)
+        return self.artifact
 
     def run(self, constraints: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run it with `egs run`."""

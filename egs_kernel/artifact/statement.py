@@ -281,6 +281,16 @@ class Predicate(_Struct, frozen=True):
         for part in (self.identity, self.intent, self.lineage, self.governance):
             if part is not None and part == type(part)():
                 raise ValueError(f"{type(part).__name__} says nothing: leave it out")
+        if self.identity is not None and self.identity.cgroup is not None and self.limits_tree:
+            raise ValueError(
+                "identity.cgroup binds it to a cgroup, and constraints.resources takes one of its own: keep one of them"
+            )
+
+    @property
+    def limits_tree(self) -> bool:
+        """Whether the execution is limited as a whole, in a cgroup of its own."""
+        resources = None if self.constraints is None else self.constraints.resources
+        return resources is not None and resources.limits_tree
 
     @property
     def window(self) -> tuple[datetime, datetime]:

@@ -61,7 +61,7 @@ def _parts(constraints: Constraints) -> list[Part | None]:
     if limited:
         kept = (process.ALL_CAPABILITIES if kept is None else kept) & ~resources.SYS_RESOURCE
     return [
-        Part(NoNewPrivs()) if word is not None and word.new_privileges else None,
+        Part(NoNewPrivs()) if constraints.at_launch else None,  # whatever it is: later execs lift nothing
         None if word is None or word.umask is None else process.umask_part(word.umask),
         None if kept is None else process.capabilities_part(kept),
         None if constraints.resources is None else resources.part(constraints.resources),

@@ -32,6 +32,7 @@ from egs_kernel.daemon.revocations import read_revocations
 from egs_kernel.daemon.sealing import Sealing, become_daemon
 from egs_kernel.daemon.server import Server
 from egs_kernel.daemon.standing import Standing
+from egs_kernel.daemon.trees import Trees
 from egs_kernel.daemon.watch import Watcher
 from egs_kernel.errors import EgsError, HostLacks
 from egs_kernel.gate.libraries import apply_library_roots
@@ -150,12 +151,14 @@ class _Daemon:
             standing=self._standing,
             drain=self._events.drain,
         )
+        self._trees = Trees(journal=journal, watcher=self._watcher)
         self._launches = Launches(
             gate=gate,
             host=self._host,
             journal=journal,
             judge=judge,
             events=self._events,
+            trees=self._trees,
         )
         self._holds = Holds(gate=gate, host=self._host, journal=journal, judge=judge, events=self._events)
         self._events.held = self._holds.take
@@ -205,6 +208,7 @@ class _Daemon:
         recent = await asyncio.to_thread(self._journal.recent)
         self._events.recall(recent, live)
         self._holds.recall(recent)
+        self._trees.recall(self._host.settings.config)
         await self._journal.flush()
         withdrawn = self._standing.reconcile()
         if withdrawn:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.peers import Peer
+    from egs_kernel.daemon.trees import Trees
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExecEvent
 
@@ -32,11 +33,12 @@ EXEC_SECONDS: Final = 5.0
 class Arming:
     """Arms launches. Everything here belongs to the event loop's thread."""
 
-    def __init__(self, *, gate: Gate, host: Host, journal: Journal, events: Events) -> None:
+    def __init__(self, *, gate: Gate, host: Host, journal: Journal, events: Events, trees: Trees) -> None:
         self._gate = gate
         self._host = host
         self._journal = journal
         self._events = events
+        self._trees = trees
         self._armed: dict[asyncio.Task[ExecEvent | None], tuple[str, asyncio.Future[str]]] = {}
 
     def arm(self, peer: Peer, decided: Decided, escort: Escort | None) -> asyncio.Task[ExecEvent | None]:
@@ -110,11 +112,12 @@ class Arming:
 
     def _arm(self, pidfd: int, decided: Decided, filters: int | None) -> None:
         self._require_still(decided)
+        tree = decided.entered.result()
         grant = decided.authorization.grant(
             decided.program.measurement,
             decided.trial.named,
             boot_offset=self._host.clock_offset,
-            cgroup_id=cgroup_number(decided.authorization.cgroup),
+            cgroup_id=cgroup_number(decided.authorization.cgroup) if tree is None else tree.id,
             seccomp_filters=filters,
         )
         if not is_alive(pidfd):
@@ -153,13 +156,7 @@ class Arming:
         await asyncio.wait(waited | followed, timeout=EXEC_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if _found_as_signed(conducted):  # the gate's event comes within 20 ms
             await asyncio.wait(waited, timeout=EXEC_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        why = f"it did not execute within {EXEC_SECONDS:g} seconds"
-        if stop.done():
-            why = stop.result()
-        elif gone.done():
-            why = "it ended before its exec"
-        elif conducted is not None and conducted.done():
-            why = "its exec failed"
+        why = _why(stop, gone, conducted)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         if not executed.done():
@@ -171,13 +168,28 @@ class Arming:
         if refusal is not None:
             await self.record_end(decided, refusal)
         if executed.done():
-            event = executed.result()
+            event, tree = executed.result(), decided.entered.result()
             if event.verdict is Verdict.DENY:  # by what it would execute first: a script
                 self._gate.disarm(task.pid)
+            elif tree is not None:
+                self._trees.executed(tree, event.execution)
             return event
         if refusal is None:
             await self.record_end(decided, Refused(Reason.LAUNCHER_LOST, f"the launcher was lost: {why}"))
         return None
+
+
+def _why(
+    stop: asyncio.Future[str], gone: asyncio.Future[None], conducted: asyncio.Future[bool] | None
+) -> str:
+    """What ended the wait for an exec that did not come."""
+    if stop.done():
+        return stop.result()
+    if gone.done():
+        return "it ended before its exec"
+    if conducted is not None and conducted.done():
+        return "its exec failed"
+    return f"it did not execute within {EXEC_SECONDS:g} seconds"
 
 
 def _found_as_signed(conducted: asyncio.Future[bool] | None) -> bool:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from egs_kernel.constraints.attest import Plan
     from egs_kernel.daemon.host import Settings
     from egs_kernel.daemon.programs import Program
+    from egs_kernel.daemon.trees import Tree
     from egs_kernel.daemon.verdicts import Trial
     from egs_kernel.model import Intent, TaskIdentity
 
@@ -30,7 +31,7 @@ class Decided:
         authorization: as what.
         settings: in force when that was decided.
         plan: what the launcher has to do first, and what has to hold.
-        entered: done when the launcher is under its scope, and in its cgroup.
+        entered: done when the launcher is under its scope, and in its cgroup; the one of its own, if it has one.
     """
 
     id: str
@@ -42,4 +43,4 @@ class Decided:
     authorization: verify.Authorization
     settings: Settings
     plan: Plan
-    entered: asyncio.Task[None]
+    entered: asyncio.Task[Tree | None]

@@ -28,6 +28,7 @@ from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
 from egs_kernel.gate.parts import links_of
 from egs_kernel.gate.seal import boot_now
+from egs_kernel.gate.trees import controllers_of
 from egs_kernel.model import HostFacts, Posture, Reason, Tier
 from egs_kernel.ownership import read_private_file
 from egs_kernel.posture import host_id, policy_digest, read_posture
@@ -235,7 +236,17 @@ def _enforceable(tier: Tier) -> tuple[frozenset[str], str]:
     except HostLacks as error:
         return by_gate, error.message
     by_itself = enforceable(kernel_abi(), namespaces=may_isolate()) if may_inject() else frozenset()
-    return by_gate | by_itself | {"syscalls", "process", "resources"}, ""
+    return by_gate | by_itself | {"syscalls", "process", "resources"} | _tree_limits(), ""
+
+
+def _tree_limits() -> frozenset[str]:
+    """What can be limited of an execution as a whole."""
+    try:
+        mount = cgroup_mount()
+    except HostLacks:
+        return frozenset()
+    words = {"memory": "resources.memory", "pids": "resources.processes", "cpu": "resources.cpuPercent"}
+    return frozenset({"resources.wallSeconds"} | {words[name] for name in controllers_of(mount)})
 
 
 def _user_id(name: str) -> int | None:

@@ -29,6 +29,7 @@ from egs_kernel.daemon.intents import (
     recorded_intent,
 )
 from egs_kernel.daemon.scoping import announce, enter_cgroup, target_cgroup
+from egs_kernel.daemon.trees import growing
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import GrantKind, ProgramKind, Reason, Tier, Verdict
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.judging import Judge
     from egs_kernel.daemon.server import Connection
+    from egs_kernel.daemon.trees import Growing, Tree, Trees
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExecEvent, TaskIdentity
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 class Launches:
     """Serves launch requests. Everything here belongs to the event loop's thread."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of, by name
         self,
         *,
         gate: Gate,
@@ -56,12 +58,14 @@ class Launches:
         journal: Journal,
         judge: Judge,
         events: Events,
+        trees: Trees,
     ) -> None:
         self._gate = gate
         self._host = host
         self._journal = journal
         self._judge = judge
-        self._arming = Arming(gate=gate, host=host, journal=journal, events=events)
+        self._trees = trees
+        self._arming = Arming(gate=gate, host=host, journal=journal, events=events, trees=trees)
 
     async def serve(self, connection: Connection, request: protocol.LaunchRequest) -> None:
         """Decide, attest, arm, and let the launcher go.
@@ -101,7 +105,7 @@ class Launches:
         number = os.urandom(8).hex()
         settings = self._host.settings
         intent = declared_intent(peer, request)
-        trial, program, plan = Trial(), None, Plan()
+        trial, program, plan, own = Trial(), None, Plan(), None
         try:
             program = await self._judge.measure(descriptor, peer.uid)
             if program.kind is ProgramKind.SCRIPT:
@@ -112,6 +116,7 @@ class Launches:
             if trial.authorization is not None and trial.artifact is not None:
                 self._require_free(peer.task, trial.authorization.scope)
                 plan = plan_of(trial.artifact.statement.predicate)
+                own = growing(settings.config, trial.authorization, number)
         except EgsError as error:
             trial.error = error
         # No waiting between the verdict and here: what is spent is counted by handing in the entries.
@@ -137,7 +142,7 @@ class Launches:
             await asyncio.shield(durable)
             raise trial.error or Refused(Reason.NO_GRANT, "nothing was authorized")
         entered = asyncio.get_running_loop().create_task(
-            self._enter(peer.task, settings.config, trial.authorization)
+            self._enter(peer.task, settings.config, trial.authorization, own)
         )
         try:
             await asyncio.shield(durable)
@@ -157,14 +162,28 @@ class Launches:
             entered,
         )
 
-    async def _enter(self, task: TaskIdentity, config: Config, authorization: verify.Authorization) -> None:
-        """Put the launcher under the scope, and into its cgroup, if it has one."""
+    async def _enter(
+        self, task: TaskIdentity, config: Config, authorization: verify.Authorization, own: Growing | None
+    ) -> Tree | None:
+        """Put the launcher under the scope, and into its cgroup, or one of its own."""
         bound = authorization.cgroup
         cgroup = target_cgroup(config, authorization.scope, bound)
         self._gate.govern(task, authorization.scope)  # first: a process of another scope must not be moved
+        if own is not None:
+            return await self._enter_own(task, own)
         if cgroup is not None:
             enter = partial(enter_cgroup, task, cgroup, exactly=bound is not None)
             await asyncio.get_running_loop().run_in_executor(None, enter)
+        return None
+
+    async def _enter_own(self, task: TaskIdentity, own: Growing) -> Tree:
+        loop = asyncio.get_running_loop()
+        tree = await loop.run_in_executor(None, own.make)
+        try:
+            await loop.run_in_executor(None, partial(enter_cgroup, task, tree.path, exactly=True))
+        finally:
+            self._trees.adopt(tree)
+        return tree
 
     def _require_free(self, task: TaskIdentity, scope: str) -> None:
         """A process of another scope cannot be launched into this one; asked before a use is spent."""

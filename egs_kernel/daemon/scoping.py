@@ -92,12 +92,12 @@ def _require_same(task: TaskIdentity) -> None:
 
 
 def _room_in(folder: Path) -> Path:
-    """Where in a scope's cgroup processes go; in a slice of systemd into a cgroup of their own, which is made.
+    """Where in a scope's cgroup processes go; where it passes controllers on, into a cgroup of their own, which is made.
 
     The kernel refuses processes to a cgroup that passes controllers on, as a slice does for its services; and
     systemd removes the cgroup of a slice that has none.
     """
-    if folder.suffix != ".slice":
+    if folder.suffix != ".slice" and not (folder / "cgroup.subtree_control").read_text().strip():
         return folder
     room = folder / SLICE_ROOM
     room.mkdir(parents=True, exist_ok=True)

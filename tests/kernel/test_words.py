@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.audit.entries import Refusal
+from egs_kernel.gate.cgroups import cgroup_mount
+from egs_kernel.gate.trees import PREFIX, controllers_of
+from egs_kernel.model import Reason, Verdict
+from egs_kernel.verify import artifact_id
 from tests.constraining import Acts, compile_acts
+from tests.harness import BIN
+from tests.refusals import REFUSED
+from tests.running import SECONDS, Running, running_on_disk
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.running import Running
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
@@ -20,14 +33,16 @@ EPERM, EMFILE, ENOMEM = 1, 24, 12
 MIB = 2**20
 
 
-@pytest.fixture(scope="session")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_acts(tmp_path_factory.mktemp("acts"))
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """One system for all of them."""
+    with running_on_disk() as system:
+        yield system
 
 
-@pytest.fixture
-def acts(running: Running, binary: Path) -> Acts:
-    return Acts(running, binary)
+@pytest.fixture(scope="module")
+def acts(running: Running) -> Acts:
+    return Acts(running, compile_acts(running.folder))
 
 
 def shown(output: str) -> dict[str, str]:
@@ -73,3 +88,151 @@ def test_capabilities_and_umask(acts: Acts) -> None:
 def test_a_mount_takes_a_capability(acts: Acts) -> None:
     assert acts.output("", "mounts") == "done\n"
     assert acts.output('[process]\ncapabilities = ["chown"]\n', "mounts") == f"errno {EPERM}\n"
+
+
+WALL = "[resources]\nwallSeconds = 2\n"
+
+
+@contextmanager
+def started(
+    running: Running, acts: Acts, constraints: str
+) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A tree of four processes, each in a session of its own, and their numbers."""
+    artifact = acts.issue(constraints)
+    with subprocess.Popen(
+        [str(BIN / "egs"), "run", "--artifact", str(artifact), str(acts.program), "tree", "2"],
+        env=running.instance.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        running.instance.reap_also(process.pid)
+        assert process.stdout is not None
+        pids = [int(process.stdout.readline().split()[1]) for _ in range(4)]
+        for pid in pids:
+            running.instance.reap_also(pid)
+        yield process, pids
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def await_end(pids: list[int]) -> None:
+    """Return when none of them is there any more."""
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        assert select.select([descriptor], [], [], SECONDS)[0], f"{pid} goes on"
+        os.close(descriptor)
+
+
+def trees_of(running: Running) -> list[Path]:
+    return list(running.instance.cgroup.folder.glob(f"{PREFIX}*"))
+
+
+def await_no_tree(running: Running) -> None:
+    """Return when no execution has a cgroup of its own any more."""
+    deadline = time.monotonic() + SECONDS
+    while trees_of(running):
+        assert time.monotonic() < deadline, running.log()
+        os.sched_yield()
+
+
+def refused(running: Running, what: str, artifact: Path) -> Refusal:
+    """What the record says of an execution under this artifact that came up against a limit."""
+    envelope = parse_envelope(artifact.read_bytes())
+    wanted = "resources", what, artifact_id(envelope)
+    return running.wait_for(Refusal, lambda entry: (entry.word, entry.what, entry.artifact_id) == wanted)
+
+
+def test_a_tree_ends_with_its_time(running: Running, acts: Acts) -> None:
+    with started(running, acts, WALL) as (process, pids):
+        (tree,) = trees_of(running)
+        assert set(map(int, (tree / "cgroup.procs").read_text().split())) == set(pids)
+        refusal = refused(running, "wallSeconds", acts.artifact)
+        await_end(pids)
+        assert process.wait(SECONDS) == -signal.SIGKILL
+    executed = [entry.event.execution for entry in running.wait_for_exec(acts.program, Verdict.ALLOW)]
+    assert refusal.execution == executed[-1]
+    await_no_tree(running)
+    with started(running, acts, "") as (_, others):
+        assert not trees_of(running)
+        assert all(Path(f"/proc/{pid}").exists() for pid in others)
+
+
+def test_the_time_goes_on_while_no_daemon_runs(running: Running, acts: Acts) -> None:
+    with started(running, acts, "[resources]\nwallSeconds = 3\n") as (_, pids):
+        running.stop(signal.SIGKILL)
+        running.start()
+        refused(running, "wallSeconds", acts.artifact)
+        await_end(pids)
+        await_no_tree(running)
+
+
+def test_what_ends_in_time_leaves_nothing(running: Running, acts: Acts) -> None:
+    before = len(running.entries(Refusal))
+    assert acts.output("[resources]\nwallSeconds = 60\n", "files", "1") == "done\n"
+    await_no_tree(running)
+    assert len(running.entries(Refusal)) == before
+
+
+def test_an_execution_in_another_cgroup_than_its_own_is_refused(running: Running, acts: Acts) -> None:
+    """Root's launcher moves itself before its exec."""
+    away = running.instance.cgroup.child("away")
+    artifact = acts.issue(WALL)
+    done = acts.lie(
+        artifact,
+        "execute = launch._execute\n"
+        f"def leave(*given):\n    open({str(away.procs)!r}, 'w').write('0')\n    execute(*given)\n"
+        "launch._execute = leave\n",
+    )
+    assert done.returncode == REFUSED.code
+    (executed,) = running.wait_for_exec(acts.program, REFUSED.verdict)
+    assert executed.event.reason is Reason.CGROUP_MISMATCH
+    await_no_tree(running)
+
+
+def has(controller: str) -> bool:
+    return controller in controllers_of(cgroup_mount())
+
+
+@pytest.mark.parametrize(
+    ("controller", "limit"),
+    [("memory", "memory = 67108864"), ("pids", "processes = 8"), ("cpu", "cpuPercent = 20")],
+)
+def test_a_limit_whose_controller_is_missing_denies_the_launch(
+    acts: Acts, controller: str, limit: str
+) -> None:
+    if has(controller):
+        pytest.skip(f"this host has the cgroup v2 controller {controller}")
+    done = acts.run(f"[resources]\n{limit}\n")
+    assert (done.returncode, "[constraint_unenforceable]" in done.stderr) == (126, True)
+    assert f"controller {controller}" in done.stderr
+
+
+@pytest.mark.skipif(
+    not has("memory"), reason="needs the cgroup v2 controller memory: tests/vm has hosts with it"
+)
+def test_memory_of_the_tree(running: Running, acts: Acts) -> None:
+    assert acts.output("", "memory", "100") == "done\n"
+    assert acts.run("[resources]\nmemory = 33554432\n", "memory", "100").returncode == -signal.SIGKILL
+    refused(running, "memory", acts.artifact)
+
+
+@pytest.mark.skipif(not has("pids"), reason="needs the cgroup v2 controller pids: tests/vm has hosts with it")
+def test_a_fork_bomb(running: Running, acts: Acts) -> None:
+    options = {"start_new_session": True}
+    assert "made 50 errno 0" in acts.run("", "forks", "50", **options).stdout
+    assert "made 7 errno 11" in acts.run("[resources]\nprocesses = 8\n", "forks", "50", **options).stdout
+    refused(running, "processes", acts.artifact)
+
+
+@pytest.mark.skipif(not has("cpu"), reason="needs the cgroup v2 controller cpu: tests/vm has hosts with it")
+def test_cpu_of_the_tree(running: Running, acts: Acts) -> None:
+    with started(running, acts, "[resources]\ncpuPercent = 10\n") as (_, pids):
+        (tree,) = trees_of(running)
+        assert (tree / "cpu.max").read_text() == "10000 100000\n"
+        (tree / "cgroup.kill").write_text("1")
+        await_end(pids)
+    await_no_tree(running)
