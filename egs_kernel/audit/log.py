@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class OpenLog:
     """A record that is open for reading, as long as it was when it was opened."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
         self._file = file
         self._size = last_seq(file) + 1
 
@@ -27,8 +28,9 @@ class OpenLog:
 
     def lines(self, since: int) -> Iterator[bytes]:
         """The bytes of each entry from `since` on."""
-        for _, line in zip(range(since, self._size), lines_from(self._file, since), strict=False):
-            yield line
+        with opened(self._path) as file:  # its own: whoever reads them may ask for others meanwhile
+            for _, line in zip(range(since, self._size), lines_from(file, since), strict=False):
+                yield line
 
     def line(self, seq: int) -> bytes:
         """The bytes of one entry."""
@@ -43,4 +45,4 @@ def open_log(path: Path) -> Iterator[OpenLog]:
         EgsError: it is missing, or may not be read.
     """
     with opened(path) as file:
-        yield OpenLog(file)
+        yield OpenLog(path, file)

@@ -55,7 +55,7 @@ def run_query(arguments: argparse.Namespace) -> int:
         artifact=arguments.artifact,
         type=_type(arguments.type),
         scope=arguments.scope,
-        since=_since(arguments.since, datetime.now(UTC)),
+        since=since_of(arguments.since),
     )
     with _candidates(arguments, query) as lines:
         for line in lines:
@@ -99,14 +99,18 @@ def _type(text: str | None) -> str | None:
     return text
 
 
-def _since(text: str | None, now: datetime) -> str | None:
-    """A date or a time ago, as the record writes times, so that text compares as time does."""
+def since_of(text: str | None) -> str | None:
+    """A date or a time ago, as the record writes times, so that text compares as time does.
+
+    Raises:
+        UsageError: it is neither.
+    """
     if text is None:
         return None
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        moment = now - timedelta(seconds=parse_duration(text, "--since"))
+        moment = datetime.now(UTC) - timedelta(seconds=parse_duration(text, "--since"))
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     whole = int((moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
