@@ -150,3 +150,6 @@ PROFILES: Final = {
         absent=_CLONE3,
     ),
 }
+
+NARROWEST_FIRST: Final = ("strict", "batch", "no-network", "agent", "network-client", "default")
+"""All of them, from what allows least; a network counts most."""

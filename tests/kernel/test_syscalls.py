@@ -182,3 +182,15 @@ def test_i386_is_killed_unless_it_is_allowed_and_then_gets_no_more_than_natively
     assert int(said(system, allowed, getpid)[0]) > 0
     assert said(system, allowed, chroot) == [str(-EPERM)]
     assert said(system, "", chroot) == ["-14"]  # EFAULT: it was asked for, without a path
+
+
+def test_a_recorded_profile_lets_the_program_work_and_nothing_else(system: Running) -> None:
+    """What `egs profile record` proposes goes into an artifact as it is."""
+    worker, proposal = system.folder / "worker", system.folder / "recorded.toml"
+    source = HEAD + "told(lambda: socket.socket(socket.AF_INET).close()); print(os.getloadavg() != ())"
+    system.instance.egs(
+        "profile", "record", "--exact", "--out", str(proposal), "--", str(worker), "-I", "-c", source
+    )
+    assert said(system, proposal.read_text(), source.removeprefix(HEAD)) == ["None", "True"]
+    assert said(system, proposal.read_text(), CHROOT) == ["EPERM"]
+    assert said(system, "", CHROOT) == ["None"]
