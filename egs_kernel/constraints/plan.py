@@ -24,12 +24,23 @@ def check(constraints: Constraints) -> None:
     """
     if constraints.syscalls is not None:
         seccomp.check(constraints.syscalls)
+    _check_conventions(constraints)
     kept = None if constraints.process is None else constraints.process.kept
     if kept is not None and kept & resources.SYS_RESOURCE and _limits(constraints):
         raise Refused(
             Reason.ARTIFACT_MALFORMED,
             "constraints.process.capabilities: sys_resource would lift the limits of constraints.resources",
             "Remove sys_resource, or the limits.",
+        )
+
+
+def _check_conventions(constraints: Constraints) -> None:
+    childless = constraints.process is not None and constraints.process.children == "none"
+    if childless and constraints.syscalls is not None and constraints.syscalls.architectures:
+        raise Refused(
+            Reason.ARTIFACT_MALFORMED,
+            f"{seccomp.FIELD}.architectures: a program without children has the native convention alone",
+            f"Remove the architectures, or {process.CHILDREN}.",
         )
 
 
@@ -48,6 +59,8 @@ def plan(predicate: Predicate) -> Plan:
         parts += _parts(constraints)
         if constraints.syscalls is not None:
             filters = (seccomp.compile_filter(constraints.syscalls),)
+        if constraints.process is not None and constraints.process.children == "none":
+            filters = (process.childless_filter(), *filters)
         reach = reach_of(constraints, kernel_abi())
         if reach.filter is not None:
             filters = (*filters, reach.filter)

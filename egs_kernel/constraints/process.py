@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.artifact.limits import CAPABILITIES
 from egs_kernel.checks.intent import check_environment
 from egs_kernel.constraints.attest import Part, Stopped
+from egs_kernel.constraints.libseccomp import export, load_library
 from egs_kernel.constraints.proc import environment, not_attested, working_directory
 from egs_kernel.constraints.steps import Capabilities, Umask
+from egs_kernel.errors import Refused
+from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from egs_kernel.artifact.statement import DeclaredIntent
 
+CHILDREN: Final = "constraints.process.children"
 ALL_CAPABILITIES: Final = (1 << len(CAPABILITIES)) - 1
 _SETPCAP: Final = 1 << CAPABILITIES.index("setpcap")
+_CLONE_THREAD: Final = 0x00010000  # linux/sched.h
 _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 
@@ -56,3 +63,30 @@ def intent_part(declared: DeclaredIntent) -> Part | None:
         check_environment(declared.environment, environment(process.pid))
 
     return Part(executed=check)
+
+
+@lru_cache(maxsize=1)
+def childless_filter() -> bytes:
+    """The seccomp filter of `children = "none"`: threads can be made, processes cannot.
+
+    Raises:
+        Refused: this host's libseccomp is missing or too old.
+    """
+    seccomp = load_library(CHILDREN)
+    program = seccomp.SyscallFilter(seccomp.ALLOW)
+    program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+    try:
+        for name in ("fork", "vfork"):  # which newer architectures do not have
+            if seccomp.resolve_syscall(seccomp.Arch.NATIVE, name) >= 0:
+                program.add_rule_exactly(seccomp.ERRNO(errno.EPERM), name)
+        # Its flags lie in memory, which a filter does not see; the C library takes clone instead.
+        program.add_rule_exactly(seccomp.ERRNO(errno.ENOSYS), "clone3")
+        process = seccomp.Arg(0, seccomp.MASKED_EQ, _CLONE_THREAD, 0)
+        program.add_rule_exactly(seccomp.ERRNO(errno.EPERM), "clone", process)
+        return export(program)
+    except OSError as error:
+        raise Refused(
+            Reason.CONSTRAINT_UNENFORCEABLE,
+            f"{CHILDREN}: libseccomp cannot compile it: {error.strerror}",
+            "Update libseccomp.",
+        ) from error

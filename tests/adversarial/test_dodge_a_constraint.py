@@ -1,0 +1,210 @@
+"""T-14, T-23, O-16, O-17: who skips a constraint, does a weaker one or takes it back, is not armed, or dies before its program runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from egs_kernel.audit.entries import Exec
+from egs_kernel.model import Reason, Verdict
+from tests.constraining import Acts, compile_acts
+from tests.harness import BIN
+from tests.running import Running, running_on_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
+
+ALL: Final = """
+[resources]
+openFiles = 32
+cpuSeconds = 60
+coreSize = 0
+
+[process]
+umask = "0077"
+capabilities = ["chown"]
+newPrivileges = "refused"
+"""
+
+BEFORE_READY: Final = {
+    "no step at all": "apply.apply = lambda answer: None",
+    "no limits": "from egs_kernel.apply import limits; limits.apply = lambda step: None",
+    "a higher limit": """
+from egs_kernel.apply import limits
+do = limits.apply
+limits.apply = lambda step: do({"values": step["values"] | {"nofile": 33}})
+""",
+    "the soft half alone": """
+from egs_kernel.apply import limits
+limits.apply = lambda step: [
+    resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (value, 4096))
+    for name, value in step["values"].items()
+]
+""",
+    "another umask": "from egs_kernel.apply import umask; umask.apply = lambda step: os.umask(0o27)",
+    "no capability given up": "from egs_kernel.apply import capabilities; capabilities.apply = lambda step: None",
+    "one capability kept": """
+from egs_kernel.apply import capabilities
+do = capabilities.apply
+capabilities.apply = lambda step: do({"kept": step["kept"] | 2})
+""",
+    "no no_new_privs": """
+from egs_kernel.apply import no_new_privs
+no_new_privs.apply = lambda step: None
+""",
+    "a second thread": """
+do = apply.apply
+def apply_and_thread(answer):
+    do(answer)
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+apply.apply = apply_and_thread
+""",
+    "a child does the steps and goes on": """
+do = apply.apply
+def apply_in_a_child(answer):
+    if os.fork():
+        os.wait()
+    else:
+        do(answer)
+apply.apply = apply_in_a_child
+""",
+}
+"""Launchers that do not what they say."""
+
+BEFORE_EXEC: Final = {
+    "the umask again": "os.umask(0)",
+    "a thread that shares it": "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+    "an exec that fails, and then the umask": """
+try: os.execv("/nonexistent", ["x"])
+except FileNotFoundError: pass
+os.umask(0)
+""",
+    "a child that shares its folder and umask": """
+libc = ctypes.CDLL(None)
+if libc.syscall(56, 0x200 | 17, 0, 0, 0, 0) == 0:  # clone(CLONE_FS | SIGCHLD)
+    os.umask(0)
+    os._exit(0)
+os.wait()
+""",
+    "an exec by a thread that nobody traces": """
+libc = ctypes.CDLL(None)
+def execute_there():
+    os.umask(0)
+    os.execv(given[0], given[1])
+threading.Thread(target=execute_there).start()
+time.sleep(60)
+""",
+}
+"""What launchers do between "go" and their exec, which could undo what was attested."""
+
+FIXED: Final = {
+    "another folder": ("--cwd", 'os.chdir("/")'),
+    "another environment": ("--env", 'os.environ["MORE"] = "1"'),
+    "another value": ("--env", 'os.environ["PATH"] = "/tmp"'),
+}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """One system for all of them."""
+    with running_on_disk() as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+def acts(running: Running) -> Acts:
+    return Acts(running, compile_acts(running.folder))
+
+
+def outcomes(running: Running) -> int:
+    """How many programs ran."""
+    return len([entry for entry in running.entries(Exec) if entry.event.verdict is Verdict.ALLOW])
+
+
+def test_an_honest_launcher_passes(running: Running, acts: Acts) -> None:
+    done = acts.lie(acts.issue(ALL), "", "files", "1")
+    assert (done.returncode, done.stdout) == (0, "done\n"), (done, running.log())
+    running.wait_for_exec(acts.program, Verdict.ALLOW)
+
+
+@pytest.mark.parametrize("lie", BEFORE_READY, ids=str)
+def test_what_was_not_done_is_seen(running: Running, acts: Acts, lie: str) -> None:
+    before = outcomes(running)
+    done = acts.lie(acts.issue(ALL), BEFORE_READY[lie], "files", "1")
+    assert done.stdout == "", done
+    assert done.returncode != 0
+    assert "[constraint_not_attested]" in done.stderr or done.returncode < 0, done
+    running.wait_for_decisions(Reason.CONSTRAINT_NOT_ATTESTED)
+    assert outcomes(running) == before
+
+
+@pytest.mark.parametrize("lie", BEFORE_EXEC, ids=str)
+def test_what_is_undone_before_the_exec_is_seen(acts: Acts, lie: str) -> None:
+    done = acts.lie(acts.issue(ALL), _before_exec(BEFORE_EXEC[lie]), "files", "1")
+    assert (done.returncode < 0, done.stdout) == (True, ""), done
+
+
+@pytest.mark.parametrize("lie", FIXED, ids=str)
+def test_folder_and_environment_are_those_of_the_new_image(running: Running, acts: Acts, lie: str) -> None:
+    option, act = FIXED[lie]
+    given = ["--cwd", str(running.folder)] if option == "--cwd" else []
+    for name in running.instance.environment if option == "--env" else ():
+        given += ["--env", f"PATH={running.instance.environment['PATH']}" if name == "PATH" else name]
+    artifact = acts.issue("", *given)
+    honest = running.run("--artifact", str(artifact), str(acts.program), "files", "1", cwd=running.folder)
+    assert (honest.returncode, honest.stdout) == (0, "done\n"), honest
+    code = "os.chdir(os.path.dirname(sys.argv[3]))\n" + _before_exec(act)
+    done = acts.lie(artifact, code, "files", "1")
+    assert (done.returncode, done.stdout) == (-9, ""), done
+
+
+def test_o16_root_leaves_its_cgroup(running: Running, acts: Acts) -> None:
+    """Nothing is killed at its time that is elsewhere by then."""
+    away = running.instance.cgroup.child("away")
+    with subprocess.Popen(
+        [
+            str(BIN / "egs"),
+            "run",
+            "--artifact",
+            str(acts.issue("[resources]\nwallSeconds = 1\n")),
+            str(acts.program),
+            "tree",
+            "0",
+        ],
+        env=running.instance.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"pid {process.pid}\n"
+        away.procs.write_text(f"{process.pid}\n")  # what it could do itself
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        process.kill()
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of clone")
+def test_o17_a_child_of_the_launcher_changes_its_umask_later(acts: Acts) -> None:
+    act = """
+libc = ctypes.CDLL(None)
+program = os.getpid()
+if libc.syscall(56, 0x200 | 17, 0, 0, 0, 0) == 0:  # clone(CLONE_FS | SIGCHLD)
+    while open(f"/proc/{program}/comm").read().strip() != "acts-copy":
+        pass
+    os.umask(0)
+    os._exit(0)
+"""
+    done = acts.lie(acts.issue('[process]\numask = "0077"\n'), _before_exec(act), "waits", "77")
+    assert "umask 0000" in done.stdout, done
+
+
+def _before_exec(act: str) -> str:
+    indented = "\n".join(f"    {line}" for line in act.strip().splitlines())
+    return (
+        f"execute = launch._execute\ndef act(*given):\n{indented}\n    execute(*given)\nlaunch._execute = act"
+    )
