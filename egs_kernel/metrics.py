@@ -36,6 +36,25 @@ _MODE: Final = 0o644
 _EMPTY: Final[Mapping[str, int]] = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class WitnessState:
+    """One witness of the record.
+
+    Attributes:
+        name: what its key is called.
+        cosigned: when it cosigned last, Unix seconds; 0: never.
+        size: entries of the checkpoint that it cosigned last.
+        problem: why it does not cosign, in words, or "".
+        diverged: whether it has seen another record than this one.
+    """
+
+    name: str
+    cosigned: float
+    size: int
+    problem: str
+    diverged: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class MetricsSnapshot:
     """The state of one host at one moment.
@@ -55,6 +74,7 @@ class MetricsSnapshot:
         record_bytes: size of the record.
         record_entries: entries in the record, which is the next sequence number.
         posture: the host's integrity.
+        witnesses: what the witnesses of the record have cosigned.
         refusals: what constraints refused running programs, by scope and constraint word; None: that is not seen here.
         refusals_lost: times that the kernel dropped messages of refusals.
     """
@@ -73,6 +93,7 @@ class MetricsSnapshot:
     record_bytes: int
     record_entries: int
     posture: Posture
+    witnesses: tuple[WitnessState, ...] = ()
     refusals: Mapping[tuple[str, str], int] | None = None
     refusals_lost: int = 0
 
@@ -161,6 +182,19 @@ DEFINITIONS: Final = (
         "egs_refusals_seen", "gauge", (), "1: the kernel reports what constraints refuse; 0: it does not."
     ),
     Definition("egs_refusals_lost", "counter", (), "Times that refusals came faster than they were counted."),
+    Definition(
+        "egs_witness_cosigned_timestamp_seconds",
+        "gauge",
+        ("witness",),
+        "When the witness cosigned the record last; 0: never.",
+    ),
+    Definition("egs_witness_cosigned_entries", "gauge", ("witness",), "Entries of what it cosigned last."),
+    Definition(
+        "egs_witness_diverged",
+        "gauge",
+        ("witness",),
+        "1: the witness has seen another record than this one: rolled back, or forked.",
+    ),
     Definition("egs_clock_synchronized", "gauge", (), "1: the host's clock is synchronized."),
 )
 _BY_NAME: Final = {definition.name: definition for definition in DEFINITIONS}
@@ -266,6 +300,9 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
         "egs_held_tasks": [((scope,), count) for scope, count in snapshot.held_tasks.items()],
         "egs_record_bytes": _plain(snapshot.record_bytes),
         "egs_record_entries": _plain(snapshot.record_entries),
+        "egs_witness_cosigned_timestamp_seconds": [((one.name,), one.cosigned) for one in snapshot.witnesses],
+        "egs_witness_cosigned_entries": [((one.name,), one.size) for one in snapshot.witnesses],
+        "egs_witness_diverged": [((one.name,), one.diverged) for one in snapshot.witnesses],
         "egs_posture_ok": _plain(not posture.problems),
         "egs_posture_problems": _plain(len(posture.problems)),
         "egs_posture_info": [

@@ -79,6 +79,11 @@ class Paths:
         return self.state_dir / "index"
 
     @property
+    def cosigned(self) -> Path:
+        """The latest checkpoint of the record that witnesses cosigned."""
+        return self.state_dir / "cosigned"
+
+    @property
     def witness_config(self) -> Path:
         """The configuration of a witness; on a host of its own, as a rule."""
         return self.config_dir / "witness.toml"

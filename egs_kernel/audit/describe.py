@@ -16,6 +16,7 @@ from egs_kernel.audit.entries import (
     EntryType,
     Exec,
     Gap,
+    LogKeyChange,
     Outcome,
     PostureEntry,
     Recorded,
@@ -23,6 +24,7 @@ from egs_kernel.audit.entries import (
     Request,
     SealChange,
     Verification,
+    WitnessAlarm,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +83,11 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
             count = f"{entry.lost} events: " if entry.lost is not None else ""
             kept = f", kept in {entry.kept}" if entry.kept else ""
             return f"{entry.cause}: {count}{entry.detail}{kept}"
+        case LogKeyChange():
+            return f"{entry.key} takes over; {entry.previous} signs until {entry.until}"
+        case WitnessAlarm():
+            seen = "" if entry.cosigned is None else f" {entry.cosigned} entries"
+            return f"{entry.problem}: {entry.witness} has cosigned{seen}, there were {entry.entries}: {entry.detail}"
         case ConfigurationChange():
             return _configuration(entry)
         case PostureEntry():

@@ -203,6 +203,30 @@ class Gap(Entry, frozen=True, kw_only=True, tag="gap"):
     kept: str | None = None
 
 
+class LogKeyChange(Entry, frozen=True, kw_only=True, tag="log_key"):
+    """A new key signs the record's checkpoints. The one before it, `previous`, signs as well until `until`."""
+
+    key: str
+    previous: str
+    until: str
+    peer: Peer | None = None
+
+
+class WitnessAlarm(Entry, frozen=True, kw_only=True, tag="witness"):
+    """A witness has seen another record than this one, which had `entries` entries then.
+
+    `cosigned` is how many entries the witness has cosigned, `checkpoint` what it cosigned, with this log's signature
+    and its own; None when it refuses and shows nothing.
+    """
+
+    problem: Literal["rolled_back", "forked", "refused"]
+    witness: str
+    cosigned: int | None
+    entries: int
+    detail: str = ""
+    checkpoint: str | None = None
+
+
 class ScopeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A scope as it is configured."""
 
@@ -249,6 +273,8 @@ EntryType = (
     | SealChange
     | ArtifactChange
     | Gap
+    | LogKeyChange
+    | WitnessAlarm
     | ConfigurationChange
     | PostureEntry
 )

@@ -75,6 +75,7 @@ def read_keys(folder: Path) -> KeyList:
     """
     path = folder / KEYS
     try:
+        path.stat()  # missing folders are no unsafe ones
         content = read_private_file(path, _LIMIT)
     except OSError as error:
         raise EgsError(

@@ -63,7 +63,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     stale_after = parse_duration(arguments.stale_after, "--stale-after")
     app = application(
         partial(metrics.answer, paths.metrics, stale_after, time.time),
-        PublishedLog(paths.record, entries=config.entries),
+        PublishedLog(paths.record, paths.cosigned, time.time, entries=config.entries),
     )
     serve(app, address, "console.listen", announce)
     return int(ExitCode.DONE)

@@ -11,6 +11,7 @@ import msgspec
 
 from egs_kernel import __version__
 from egs_kernel.artifact.envelope import MAX_ARTIFACT
+from egs_kernel.audit.witnesses import witnesses_of
 from egs_kernel.cli.client import ask
 from egs_kernel.cli.output import columns, print_json, print_lines
 from egs_kernel.config import load_config
@@ -147,6 +148,7 @@ def _reload(options: argparse.Namespace) -> int:
 def _check_config(options: argparse.Namespace) -> int:
     path = Path(options.file).absolute() if options.file else Paths.from_environment().config
     config = load_config(path)
+    witnesses_of(config.witnesses)
     if options.json:
         print_json({"file": str(path), "valid": True, "config": msgspec.to_builtins(config)})
         return int(ExitCode.DONE)

@@ -1,4 +1,4 @@
-"""`egs witness serve | key`: cosign the checkpoints of other hosts' logs."""
+"""`egs witness serve | key`: cosign the checkpoints of other hosts' logs; `submit`: have this host's cosigned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egs_kernel.cli.output import announce, print_json, print_lines
+from egs_kernel.config import load_config, parse_duration
 from egs_kernel.errors import ExitCode
 from egs_kernel.paths import Paths
 
@@ -20,10 +21,17 @@ _SERVE = """Cosign checkpoints over HTTP (C2SP tlog-witness), as any user but ro
 log's keys signed it and it continues the last one of that log that was cosigned here; that one is on the disk before the
 cosignature is given away. Who asks is not asked for a password: what counts is the log's signature."""
 
+_SUBMIT = """Send the published checkpoint of this host's record to the witnesses of egs.toml, every record.witness_interval, and hand
+what they answer to the daemon, which has no network of its own. It keeps the cosignatures, and raises an alarm when a
+witness shows that it has seen another record. Takes membership in the record's group, and refuses to run as root: it parses
+what others send."""
+
 
 def add_commands(commands: Commands) -> None:
     """Add `egs witness`."""
-    witness = commands.add_parser("witness", help="cosign the checkpoints of other hosts' logs")
+    witness = commands.add_parser(
+        "witness", help="cosign other hosts' logs, and have this host's log cosigned"
+    )
     words = witness.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_word(words, "serve", run_serve, "cosign checkpoints over HTTP; refuses to run as root", _SERVE)
     key = _add_word(
@@ -34,6 +42,18 @@ def add_commands(commands: Commands) -> None:
         "Print the witness's verifier key; the first time, make the key. Run it as the user that the witness runs as.",
     )
     key.add_argument("--json", action="store_true", help="print one JSON object")
+    submit = words.add_parser(
+        "submit",
+        help="have the witnesses cosign this host's log; refuses to run as root",
+        description=_SUBMIT,
+        allow_abbrev=False,
+    )
+    submit.add_argument(
+        "--once",
+        action="store_true",
+        help="submit once and say what came back; exit code 1 if not all cosigned",
+    )
+    submit.set_defaults(run=run_submit)
 
 
 def _add_word(
@@ -92,3 +112,24 @@ def run_key(arguments: argparse.Namespace) -> int:
     else:
         print_lines([str(key)])
     return int(ExitCode.DONE)
+
+
+def run_submit(arguments: argparse.Namespace) -> int:
+    """Submit until interrupted, or once.
+
+    Raises:
+        EgsError: it runs as root, or egs.toml is wrong or names no witness.
+    """
+    from egs_kernel.audit.witnesses import witnesses_of  # noqa: PLC0415 - what a witness needs is not this
+    from egs_kernel.cli.submit import Round, submit_often  # noqa: PLC0415 - as above
+    from egs_kernel.web import refuse_root  # noqa: PLC0415 - as above
+
+    refuse_root("egs witness submit", "egs-submit")
+    paths = Paths.from_environment()
+    config = load_config(paths.config)
+    submissions = Round(paths, witnesses_of(config.witnesses))
+    if not arguments.once:
+        submit_often(submissions, parse_duration(config.record.witness_interval, "record.witness_interval"))
+    said = submissions.submit()
+    print_lines(line for line, _ in said)
+    return int(ExitCode.DONE if all(good for _, good in said) else ExitCode.REFUSED)

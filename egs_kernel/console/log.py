@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import PlainTextResponse, Response
 
 from egs_kernel.audit.checkpoint import CHECKPOINT
+from egs_kernel.audit.notes import MAX_NOTE
 from egs_kernel.audit.published import Published
 from egs_kernel.audit.tiles import Tile
 from egs_kernel.errors import EgsError
+from egs_kernel.ownership import read_private_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+COSIGNED_SECONDS: Final = 600.0
+"""How long a cosigned checkpoint is shown though there is a newer one."""
 FOREVER: Final = "public, max-age=31536000, immutable"
 _TILES: Final = "application/octet-stream"
 
@@ -24,11 +29,15 @@ class PublishedLog:
 
     Args:
         folder: the record's folder (`Paths.record`); the process's groups say whether it may be read.
+        cosigned: the latest cosigned checkpoint (`Paths.cosigned`), which is shown while it is fresh.
+        clock: Unix seconds.
         entries: whether entries are shown, to everybody who reaches the address. Hashes and checkpoints always are.
     """
 
-    def __init__(self, folder: Path, *, entries: bool) -> None:
+    def __init__(self, folder: Path, cosigned: Path, clock: Callable[[], float], *, entries: bool) -> None:
         self._files = Published(folder)
+        self._cosigned = cosigned
+        self._clock = clock
         self._entries = entries
 
     def answer(self, path: str, *, compressed: bool) -> Response:
@@ -44,7 +53,7 @@ class PublishedLog:
         if tile is not None and tile.level is None and not self._entries:
             return PlainTextResponse("entries are not shown here: console.entries in egs.toml\n", 403)
         try:
-            content = self._files.checkpoint() if tile is None else self._files.tile(tile)
+            content = self._checkpoint() if tile is None else self._files.tile(tile)
         except (EgsError, OSError) as error:
             return _refusal(error.__cause__ or error)
         if tile is None:
@@ -56,6 +65,15 @@ class PublishedLog:
                 content = gzip.compress(content, compresslevel=3, mtime=0)
                 headers["Content-Encoding"] = "gzip"
         return Response(content, headers=headers)
+
+    def _checkpoint(self) -> bytes:
+        """The cosigned one: who asks for cosignatures wants nothing newer. Old, its witnesses may be gone."""
+        content = self._files.checkpoint()
+        try:
+            age = self._clock() - self._cosigned.stat().st_mtime
+            return read_private_file(self._cosigned, MAX_NOTE) if age <= COSIGNED_SECONDS else content
+        except FileNotFoundError:
+            return content
 
 
 def _refusal(error: BaseException) -> Response:

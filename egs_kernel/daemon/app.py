@@ -15,6 +15,7 @@ import sdnotify
 
 from egs_kernel import __version__
 from egs_kernel.audit.entries import ConfigurationChange, DaemonStarted, DaemonStopped, Decision
+from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.record import Record
 from egs_kernel.constraints.kernel_messages import KernelMessages, open_messages
 from egs_kernel.daemon.control import Control
@@ -34,6 +35,7 @@ from egs_kernel.daemon.server import Server
 from egs_kernel.daemon.standing import Standing
 from egs_kernel.daemon.trees import Trees
 from egs_kernel.daemon.watch import Watcher
+from egs_kernel.daemon.witnesses import Witnesses
 from egs_kernel.errors import EgsError, HostLacks
 from egs_kernel.gate.libraries import apply_library_roots
 from egs_kernel.gate.pins import Gate
@@ -71,10 +73,12 @@ async def serve(paths: Paths) -> None:
         gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
         become_daemon(paths, gate.seal)
         revoked = read_revocations(paths.revocations)
+        origin = settings.config.record.origin_of(settings.host_id)
+        keys = LogKeys.open(paths.log_keys, origin, time.time)
         journal = Journal(Record.open(paths.record), revoked)
         stack.push_async_callback(journal.close)
         messages = await asyncio.to_thread(_listen)
-        daemon = _Daemon(paths, gate, journal, settings, messages)
+        daemon = _Daemon(paths, gate, journal, settings, keys, messages)
         await daemon.start()
         await daemon.run()
 
@@ -106,12 +110,13 @@ def _listen() -> KernelMessages | HostLacks:
 
 
 class _Daemon:
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - wires it, once
         self,
         paths: Paths,
         gate: Gate,
         journal: Journal,
         settings: Settings,
+        keys: LogKeys,
         messages: KernelMessages | HostLacks,
     ) -> None:
         apply_library_roots(gate, settings.config.library_roots)
@@ -165,6 +170,7 @@ class _Daemon:
         self._events.ended = self._holds.ended
         self._standing.examined = self._holds.look_for
         self._sealing = Sealing(paths, gate=gate, host=self._host, journal=journal)
+        witnesses = Witnesses(paths, host=self._host, journal=journal, keys=keys, clock=time.time)
         self._reports = Reports(
             paths,
             gate=gate,
@@ -174,6 +180,7 @@ class _Daemon:
             events=self._events,
             sealing=self._sealing,
             refusals=self._refusals,
+            witnesses=witnesses,
         )
         self._heart = Heart(gate=gate, host=self._host, journal=journal, standing=self._standing)
         control = Control(
@@ -185,6 +192,8 @@ class _Daemon:
             holds=self._holds,
             reports=self._reports,
             sealing=self._sealing,
+            keys=keys,
+            witnesses=witnesses,
             reload=self.reload,
         )
         self._server = Server(paths.socket, control.serve)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel import verify
 from egs_kernel.artifact.statement import format_time
-from egs_kernel.audit.entries import ArtifactChange, Peer
+from egs_kernel.audit.entries import ArtifactChange, LogKeyChange, Peer
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import now
 from egs_kernel.daemon.revocations import require_id, sync_folder, write_revocation
@@ -23,6 +24,7 @@ from egs_kernel.model import Reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from egs_kernel.audit.logkeys import LogKeys
     from egs_kernel.daemon.holds import Holds
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.sealing import Sealing
     from egs_kernel.daemon.server import Connection
     from egs_kernel.daemon.standing import Standing
+    from egs_kernel.daemon.witnesses import Witnesses
     from egs_kernel.paths import Paths
 
 _SETTLE_SECONDS: Final = 100.0
+_LONGEST_OVERLAP: Final = 10 * 366 * 86400
 _FOR_EVERYONE: Final = protocol.LaunchRequest | protocol.StatusRequest | protocol.ProcessesRequest
 
 
@@ -51,6 +55,8 @@ class Control:
         holds: Holds,
         reports: Reports,
         sealing: Sealing,
+        keys: LogKeys,
+        witnesses: Witnesses,
         reload: Callable[[str, Peer], Awaitable[None]],
     ) -> None:
         self._paths = paths
@@ -61,6 +67,8 @@ class Control:
         self._holds = holds
         self._reports = reports
         self._sealing = sealing
+        self._keys = keys
+        self._witnesses = witnesses
         self._reload = reload
 
     async def serve(self, connection: Connection) -> None:
@@ -70,12 +78,18 @@ class Control:
             EgsError: it was refused or failed; the server answers that.
         """
         request = await connection.receive()
-        if not isinstance(request, _FOR_EVERYONE) and not connection.peer.is_root:
+        if not connection.peer.is_root and not self._may_ask(connection, request):
             raise Refused(Reason.NOT_PERMITTED, "only root may ask this", "Run it as root (sudo).")
         if isinstance(request, protocol.LaunchRequest):
             await self._launches.serve(connection, request)
         else:
             await connection.send(await self._answer(connection, request))
+
+    def _may_ask(self, connection: Connection, request: protocol.Request) -> bool:
+        """Whether somebody who is not root may ask this."""
+        if isinstance(request, protocol.WitnessRequest):  # signatures show it; it costs a look into the record
+            return self._paths.record.stat().st_gid in connection.peer.groups
+        return isinstance(request, _FOR_EVERYONE)
 
     async def _answer(self, connection: Connection, request: protocol.Request) -> protocol.Answer:
         peer = connection.peer
@@ -90,7 +104,7 @@ class Control:
                 return self._holds.page(after)
         return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
 
-    async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: PLR0911 - one a request
+    async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: C901, PLR0911 - one a request
         match request:
             case protocol.AddArtifactRequest(artifact=content):
                 return await self._add(content)
@@ -111,6 +125,10 @@ class Control:
             case protocol.ReloadRequest():
                 await self._reload("asked for", peer)
                 return protocol.Done(message="configuration, trust, policy and artifacts were read again")
+            case protocol.RotateLogKeyRequest(overlap=overlap):
+                return await self._rotate_log_key(overlap, peer)
+            case protocol.WitnessRequest():
+                return await self._witnesses.take(request)
             case _:
                 raise protocol.protocol_error("this message answers nothing that was said")
 
@@ -179,6 +197,16 @@ class Control:
                 "It stays revoked as long as the record is kept; repair the disk and revoke it again.",
             ) from error
         return protocol.Done(message="is revoked", id=artifact_id)
+
+    async def _rotate_log_key(self, overlap: int, peer: Peer) -> protocol.Done:
+        if not 0 <= overlap <= _LONGEST_OVERLAP:
+            raise Refused(Reason.USAGE, "an overlap is at most ten years", "Use --overlap 30d.")
+        before = self._keys.listed.current
+        key = await asyncio.to_thread(self._keys.rotate, self._journal.size, overlap)
+        until = format_time(now() + timedelta(seconds=overlap))
+        await self._journal.append(LogKeyChange(key=str(key), previous=str(before), until=until, peer=peer))
+        words = f"signs as well until {until}" if overlap else "signs no more"
+        return protocol.Done(message=f"the one before it {words}; tell those who verify, and the witnesses", id=str(key))
 
     async def _settled(self) -> None:
         try:

@@ -18,6 +18,7 @@ import msgspec
 
 from egs_kernel.audit.entries import ConfigurationChange, ScopeState
 from egs_kernel.audit.lines import posture_digest, posture_entry
+from egs_kernel.audit.witnesses import Witness, witnesses_of
 from egs_kernel.config import Config, parse_config, read_config
 from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.constraints.injection import may_inject
@@ -57,6 +58,7 @@ class Settings:
     trust: TrustStore
     policy_digest: str
     host_id: str
+    witnesses: tuple[Witness, ...]
 
     @classmethod
     def load(cls, paths: Paths) -> Settings:
@@ -73,6 +75,7 @@ class Settings:
             trust=TrustStore.load(paths.trust),
             policy_digest=policy_digest(paths.policy),
             host_id=host_id(config),
+            witnesses=witnesses_of(config.witnesses),
         )
 
     def entry(self, cause: str, peer: Peer | None = None) -> ConfigurationChange:

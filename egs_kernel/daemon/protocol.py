@@ -108,6 +108,25 @@ class DenyHoldRequest(_Request, frozen=True, kw_only=True, tag="hold_deny"):
     why: str = ""
 
 
+class RotateLogKeyRequest(_Request, frozen=True, kw_only=True, tag="log_key_rotate"):
+    """Let a new key sign the record's checkpoints. Root only. `overlap`: seconds for which the old one signs, too."""
+
+    overlap: int
+
+
+class WitnessRequest(_Request, frozen=True, kw_only=True, tag="witness"):
+    """What a witness (its verifier key) answered to the record's checkpoint. Root, and who may read the record.
+
+    `checkpoint`: one that it cosigned, this one or an older one; None when there is none. `problem` is why it did not
+    cosign, `refused`: because it found that the checkpoint does not continue the last one.
+    """
+
+    witness: str
+    checkpoint: bytes | None = None
+    problem: str = ""
+    refused: bool = False
+
+
 Request = (
     LaunchRequest
     | ReadyRequest
@@ -123,6 +142,8 @@ Request = (
     | HoldsRequest
     | ApproveHoldRequest
     | DenyHoldRequest
+    | RotateLogKeyRequest
+    | WitnessRequest
 )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.refusals import Refusals
     from egs_kernel.daemon.sealing import Sealing
     from egs_kernel.daemon.standing import Standing
+    from egs_kernel.daemon.witnesses import Witnesses
     from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.views import GovernedTask
     from egs_kernel.paths import Paths
@@ -41,6 +42,7 @@ class Reports:
         events: Events,
         sealing: Sealing,
         refusals: Refusals | None,
+        witnesses: Witnesses,
     ) -> None:
         self._paths = paths
         self._gate = gate
@@ -50,6 +52,7 @@ class Reports:
         self._events = events
         self._sealing = sealing
         self._refusals = refusals
+        self._witnesses = witnesses
         self._started = time.time()
 
     def status(self, *, detailed: bool) -> protocol.StatusAnswer:
@@ -125,6 +128,7 @@ class Reports:
             record_bytes=self._journal.bytes,
             record_entries=self._journal.size,
             posture=self._host.posture,
+            witnesses=self._witnesses.states(),
             refusals=None if self._refusals is None else self._refusals.totals,
             refusals_lost=0 if self._refusals is None else self._refusals.lost,
         )
@@ -149,7 +153,7 @@ class Reports:
             problems.append(self._host.unseen)
         if self._journal.degraded:
             problems.append(f"the record cannot keep its notes: {self._journal.degraded}")
-        return tuple(problems)
+        return (*problems, *self._witnesses.problems())
 
     def _scopes(self) -> tuple[protocol.ScopeStatus, ...]:
         configured = {scope.name: scope for scope in self._host.settings.config.scopes}

@@ -7,14 +7,17 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from egs_kernel.audit.checkpoint import open_checkpoint, with_signatures
+from egs_kernel.audit.notes import KeyType
 from egs_kernel.paths import Paths
 from tests.unit.consoles import READERS, ask, serving
-from tests.unit.trees import Tree, publish
+from tests.unit.trees import Tree, publish, signer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +90,24 @@ def test_a_partial_tile_of_before_is_cut_from_what_took_its_place(root: Path, tr
         assert ask(address, "/log/tile/0/002.p/89")[0] == 404
         assert ask(address, "/log/tile/0/002")[0] == 404
         assert ask(address, "/log/tile/0/003.p/1")[0] == 404
+
+
+def test_a_fresh_cosigned_checkpoint_is_the_one_that_is_shown(root: Path, tree: Tree) -> None:
+    cosigned = Paths.under(str(root)).cosigned
+    witness = signer("w.example.com/1", 3, KeyType.COSIGNATURE)
+    line = witness.cosign(tree.checkpoint(550).text, 1_800_000_000)
+    cosigned.write_bytes(with_signatures(tree.signed(550), [line]))
+    cosigned.chmod(0o640)
+    if ME == 0:
+        os.chown(cosigned, 0, READERS)
+    with serving(root, *OPTIONS, groups=GROUPS) as address:
+        body = ask(address, "/log/checkpoint")[2]
+        found = open_checkpoint(body, tree.origin, [tree.key.key], [witness.key])
+        assert (found.checkpoint.size, set(found.witnesses)) == (550, {witness.key})
+        assert ask(address, "/log/tile/0/002.p/38")[0] == 200  # the tree of 550 entries can still be proven
+        old = time.time() - 601
+        os.utime(cosigned, (old, old))
+        assert ask(address, "/log/checkpoint")[2] == tree.signed()
 
 
 def test_entries_are_shown_only_where_that_is_wanted(root: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from egs_kernel.errors import UnsafePath
-from egs_kernel.metrics import DEFINITIONS, MetricsSnapshot, exposition, write_textfile
+from egs_kernel.metrics import DEFINITIONS, MetricsSnapshot, WitnessState, exposition, write_textfile
 from egs_kernel.model import GrantKind, Mode, Posture, Reason, Tier, Verdict
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs/metrics.md"
@@ -46,6 +46,7 @@ SNAPSHOT: Final = MetricsSnapshot(
     record_bytes=123_456,
     record_entries=789,
     posture=POSTURE,
+    witnesses=(WitnessState("w.example.com/1", 1_700_000_000.0, 700, "", diverged=False),),
 )
 
 
@@ -88,6 +89,9 @@ def test_every_value_of_the_snapshot_is_exposed() -> None:
     assert value("egs_posture_problems") == 0
     assert value("egs_sealed") == 0
     assert value("egs_clock_synchronized") == 1
+    assert value("egs_witness_cosigned_timestamp_seconds", witness="w.example.com/1") == 1_700_000_000
+    assert value("egs_witness_cosigned_entries", witness="w.example.com/1") == 700
+    assert value("egs_witness_diverged", witness="w.example.com/1") == 0
     assert value("egs_snapshot_timestamp_seconds") == 1_700_000_000.5
     assert value("egs_daemon_start_time_seconds") == 1_699_990_000
     labels = {"kernel": "6.1.0-40-amd64", "lockdown": "integrity", "policy_digest": "ab" * 32, **base}

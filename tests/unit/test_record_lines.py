@@ -98,7 +98,7 @@ def test_a_posture_digest_is_that_of_its_canonical_json(posture: Posture) -> Non
 
 
 def test_every_type_is_listed_and_none_uses_a_field_of_the_envelope() -> None:
-    assert len(ENTRY_TYPES) == len(set(ENTRY_TYPES)) == 15
+    assert len(ENTRY_TYPES) == len(set(ENTRY_TYPES)) == 17
     for kind in ENTRY_CLASSES:
         assert not set(kind.__struct_fields__) & set(lines.ENVELOPE_FIELDS)
 

@@ -21,6 +21,7 @@ EXPOSURE: Final = {
     "egs-gate.service": 67,
     "egsd.service": 65,
     "egs-console.service": 10,
+    "egs-submit.service": 11,
     "egs-witness.service": 9,
 }
 
@@ -66,6 +67,8 @@ COUNTED["egs-witness.service"] = (
     "ProtectClock",  # in the console's sum each of these is lost in rounding
     "ProtectHome",
 )
+
+COUNTED["egs-submit.service"] = tuple(key for key in COUNTED["egs-console.service"] if key != "IPAddressDeny")
 
 # systemd.exec(5): what is implemented with a seccomp filter, wholly or in part.
 INSTALLS_A_FILTER: Final = frozenset(
