@@ -14,16 +14,17 @@ import socket
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from egs_kernel.constraints.libseccomp import load_library
-from egs_kernel.constraints.refusals import Refused, parse
+from egs_kernel.constraints.refusals import DomainSeen, Refused, parse
 from egs_kernel.errors import EgsError, HostLacks
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _NETLINK_AUDIT: Final = 9
 _READLOG: Final = 1  # AUDIT_NLGRP_READLOG
@@ -34,6 +35,8 @@ _CLONE_NEWNET: Final = 0x40000000
 _X32_BIT: Final = 0x40000000
 _PROBE_SECONDS: Final = 0.5
 _PROBED_CALL: Final = "getppid"
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446
+_READ_DIR: Final = 1 << 3  # linux/landlock.h
 
 
 class Lost(Exception):
@@ -92,6 +95,24 @@ def open_messages() -> KernelMessages:
     return source
 
 
+def require_landlock_news() -> None:
+    """Have Landlock refuse a thread of ours something, and see whether the kernel says so.
+
+    Raises:
+        HostLacks: it does not; what it takes is in the message.
+    """
+    source = KernelMessages()
+    try:
+        found = _after(source, _be_confined)
+        if not any(isinstance(item, DomainSeen) and item.pid == os.getpid() for item in found):
+            raise _lacks(
+                "the kernel does not report what Landlock refuses",
+                "Boot Linux 6.15 or later, and enable auditing: auditctl -e 1, or the boot parameter audit=1.",
+            )
+    finally:
+        source.close()
+
+
 def name_call(architecture: int, number: int) -> str:
     """The name of a system call: with the convention, when it is not the native one; a number that has none as such."""
     seccomp = load_library("constraints.syscalls")
@@ -144,22 +165,39 @@ def _enter_first_network() -> None:
 
 def _require_news(source: KernelMessages) -> None:
     """Have a thread of ours be refused a call, and wait for the kernel to say so."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-refused") as thread:
-        thread.submit(_be_refused).result()
-    deadline = time.monotonic() + _PROBE_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        select.select([source], [], [], left)
-        try:
-            found = [parse(kind, text, name_call) for kind, text in source.read()]
-        except Lost:
-            continue
-        if Refused("syscalls", _PROBED_CALL, pid=os.getpid()) in found:
-            return
+    if Refused("syscalls", _PROBED_CALL, pid=os.getpid()) in _after(source, _be_refused):
+        return
     raise _lacks(
         "the kernel does not report what a seccomp filter refuses",
         "Boot without audit=0, let `errno`, `kill_process` and `log` stand in the sysctl kernel.seccomp.actions_logged, and "
         "remove rules that exclude messages of the type SECCOMP (auditctl -l).",
     )
+
+
+def _after(source: KernelMessages, act: Callable[[], None]) -> Iterator[Refused | DomainSeen]:
+    """What is said of refusals in the time after a thread did something."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-refused") as thread:
+        thread.submit(act).result()
+    deadline = time.monotonic() + _PROBE_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        select.select([source], [], [], left)
+        with suppress(Lost):
+            for kind, text in source.read():
+                found = parse(kind, text, name_call)
+                if found is not None:
+                    yield found
+
+
+def _be_confined() -> None:
+    """A Landlock domain binds this thread alone, and ends with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handled = struct.pack("=Q", _READ_DIR)
+    ruleset = libc.syscall(ctypes.c_long(_CREATE_RULESET), handled, ctypes.c_size_t(len(handled)), 0)
+    if ruleset < 0 or libc.syscall(ctypes.c_long(_RESTRICT_SELF), ruleset, 0) != 0:
+        raise _lacks(f"Landlock: {os.strerror(ctypes.get_errno())}", "Use a kernel with Landlock.")
+    os.close(ruleset)
+    with suppress(PermissionError):
+        list(Path("/").iterdir())
 
 
 def _be_refused() -> None:

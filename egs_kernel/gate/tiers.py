@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from egs_kernel.constraints.attest import require_attestation
-from egs_kernel.constraints.kernel_messages import open_messages
+from egs_kernel.constraints.kernel_messages import open_messages, require_landlock_news
 from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
 from egs_kernel.gate.cgroups import cgroup_mount
@@ -120,7 +120,7 @@ def probe(pins: Path) -> tuple[Finding, ...]:
     ]
     if all(found.present for found in findings):
         findings += [*_kernel_types(), *_programs(), hold_finding(pins)]
-        findings += [_memory_readable(), _seccomp_read_back(), _refusals_seen()]
+        findings += [_memory_readable(), _seccomp_read_back(), *_refusals_seen()]
     return (*findings, _preemption(), _cgroups(), _lockdown())
 
 
@@ -302,11 +302,17 @@ def _preemption() -> Finding:
     )
 
 
-def _refusals_seen() -> Finding:
+def _refusals_seen() -> list[Finding]:
     """Whether the kernel reports what constraints refuse. They are enforced in any case."""
-    name = "refusals seen"
+    return [
+        _tried("refusals seen", lambda: open_messages().close()),
+        _tried("refusals by Landlock seen", require_landlock_news),
+    ]
+
+
+def _tried(name: str, what: Callable[[], None]) -> Finding:
     try:
-        open_messages().close()
+        what()
     except EgsError as error:
         return Finding(name=name, present=False, detail=error.message, cure=error.next_step)
     return Finding(name=name, present=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
 PROFILE: Final = '[syscalls]\nprofile = "default"\n'
+LANDLOCK_TELLS: Final = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 15)
 CALLED_OFTEN: Final = 20_000
 
 
@@ -39,6 +42,39 @@ def system() -> Iterator[Running]:
 def refuses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that makes a call which its constraint refuses."""
     return compile_program("refuses", tmp_path_factory.mktemp("refuses"))
+
+
+class Auditing:
+    """The kernel's switch for auditing, which Landlock's messages depend on. struct audit_status is 11 numbers."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9)
+
+    @property
+    def enabled(self) -> int:
+        self._socket.send(struct.pack("=IHHII", 16, 1000, 1, 0, 0))  # AUDIT_GET
+        return int(struct.unpack_from("=I", self._socket.recv(4096), 16 + 4)[0])
+
+    def enable(self, value: int) -> None:
+        status = struct.pack("=11I", 1, value, *[0] * 9)  # AUDIT_STATUS_ENABLED
+        self._socket.send(struct.pack("=IHHII", 16 + len(status), 1001, 1 | 4, 0, 0) + status)  # AUDIT_SET
+        assert struct.unpack_from("=i", self._socket.recv(4096), 16)[0] == 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def auditing() -> Iterator[None]:
+    """Enabled for one test."""
+    switch = Auditing()
+    before = switch.enabled
+    switch.enable(1)
+    try:
+        yield
+    finally:
+        switch.enable(before)
+        switch.close()
 
 
 def issue(running: Running, program: Path, constraints: str) -> Path:
@@ -221,8 +257,8 @@ def test_a_daemon_that_is_told_nothing_enforces_all_the_same_and_says_so(
         system.start()
 
 
-def test_doctor_says_whether_they_are_seen(system: Running) -> None:
-    def finding(*prefix: str) -> dict[str, Any]:
+def test_doctor_says_whether_they_are_seen(system: Running, auditing: None) -> None:
+    def finding(*prefix: str, name: str = "refusals seen") -> dict[str, Any]:
         done = subprocess.run(
             [*prefix, str(BIN / "egs"), "doctor", "--json"],
             env=system.instance.environment,
@@ -230,12 +266,14 @@ def test_doctor_says_whether_they_are_seen(system: Running) -> None:
             capture_output=True,
         )
         found: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
-        return next(item for item in found if item["name"] == "refusals seen")
+        return next(item for item in found if item["name"] == name)
 
     assert finding()["present"]
     blind = finding("setpriv", "--bounding-set=-audit_read", "--inh-caps=-audit_read")
     assert not blind["present"]
     assert "CAP_AUDIT_READ" in blind["cure"]
+    landlock = finding(name="refusals by Landlock seen")
+    assert landlock["present"] is LANDLOCK_TELLS or "Linux 6.15" in landlock["cure"]
 
 
 def test_the_metrics_count_them(system: Running, refuses: Path) -> None:
@@ -248,3 +286,37 @@ def test_the_metrics_count_them(system: Running, refuses: Path) -> None:
     assert "egs_refusals_seen 1.0" in lines
     (found,) = (line for line in lines if line.startswith('egs_refusals_total{scope="test",word="syscalls"}'))
     assert float(found.split()[-1]) >= 1
+
+
+LANDLOCK: Final = {
+    "a file": (
+        '[filesystem]\nbase = "system"\nread = ["{folder}"]\n',
+        "print(open('{folder}/input').read()); open('/etc/hostname')",
+        ("filesystem", "fs.read_file /etc/hostname"),
+    ),
+    "a port": (
+        '[network]\nmode = "ports"\nconnect = [1]\n',
+        "import socket; socket.create_connection(('127.0.0.1', 2))",
+        ("network", "net.connect_tcp 2"),
+    ),
+}
+
+
+@pytest.mark.usefixtures("auditing")
+@pytest.mark.parametrize("name", LANDLOCK)
+def test_what_landlock_refuses_is_seen_where_the_kernel_tells(system: Running, name: str) -> None:
+    constraints, source, expected = LANDLOCK[name]
+    folder = system.folder / "data"
+    folder.mkdir(exist_ok=True)
+    (folder / "input").write_text("ours")
+    worker = system.copy(str(Path(sys.executable).resolve()), f"reader-{expected[0]}")
+    artifact = issue(system, worker, constraints.format(folder=folder))
+    done = system.run("--artifact", str(artifact), str(worker), "-I", "-c", source.format(folder=folder))
+    assert (done.returncode, "PermissionError" in done.stderr) == (1, True), done.stderr
+    if not LANDLOCK_TELLS:
+        pytest.skip("the kernel does not report what Landlock refuses")
+    executed = system.wait_for_exec(worker, Verdict.ALLOW)[0].event
+    system.wait_for(
+        Refusal,
+        lambda entry: entry.execution == executed.execution and (entry.word, entry.what) == expected,
+    )
