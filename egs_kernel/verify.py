@@ -118,6 +118,8 @@ _TAKES: Final = {
     "filesystem.deviceControl": "Landlock of version 5 (Linux 6.10)",
     "network.none": "user and network namespaces",
     "network.ports": "Landlock of version 4 (Linux 6.7)",
+    "network.abstract": "Landlock of version 6 (Linux 6.12)",
+    "process.signals": "Landlock of version 6 (Linux 6.12)",
 }
 """What a host must have for each thing that constraints need."""
 

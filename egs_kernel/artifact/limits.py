@@ -79,7 +79,8 @@ class ProcessConstraint(_Struct, frozen=True):
 
     `children`: none, no process and no further exec; listed, the artifact's subjects of the role child and no
     others; any-authorized, whatever has an authorization of its own, which is what holds without the word.
-    `capabilities`: the only ones that any of its processes may have.
+    `capabilities`: the only ones that any of its processes may have. `signals`: own, to no process but those that it
+    started.
     """
 
     children: Literal["none", "listed", "any-authorized"] | None = None
@@ -88,6 +89,7 @@ class ProcessConstraint(_Struct, frozen=True):
         Literal["none"] | Annotated[tuple[CapabilityName, ...], Meta(min_length=1, max_length=64)] | None
     ) = None
     umask: Umask | None = None
+    signals: Literal["own"] | None = None
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -103,7 +105,8 @@ class ProcessConstraint(_Struct, frozen=True):
     def needs(self) -> tuple[str, ...]:
         """What a host must be able to enforce."""
         children = ("process.children",) if self.children in ("none", "listed") else ()
-        return (*children, "process") if self.at_launch else children
+        signals = ("process.signals",) if self.signals else ()
+        return (*children, *signals, "process") if self.at_launch else children
 
     @property
     def kept(self) -> int | None:
@@ -116,4 +119,6 @@ class ProcessConstraint(_Struct, frozen=True):
     @property
     def at_launch(self) -> bool:
         """Whether it takes a launcher: the gate alone sees to who starts what."""
-        return self.children == "none" or bool(self.new_privileges or self.capabilities or self.umask)
+        return self.children == "none" or bool(
+            self.new_privileges or self.capabilities or self.umask or self.signals
+        )

@@ -56,16 +56,21 @@ class FilesystemConstraint(_Struct, frozen=True):
 
 
 class NetworkConstraint(_Struct, frozen=True):
-    """Which network it may use. `none`: only a loopback of its own. `ports`: TCP, by port, and `udp` if it is allowed."""
+    """Which network it may use.
+
+    `none`: only a loopback of its own. `ports`: TCP, by port, and UDP if `udp` says so. `abstract`: to which abstract Unix
+    sockets it may connect, `own`: those that it, or what it started, has made.
+    """
 
     mode: Literal["none", "ports"]
     connect: Annotated[tuple[Port, ...], Meta(max_length=256)] = ()
     bind: Annotated[tuple[Port, ...], Meta(max_length=256)] = ()
     udp: Literal["allowed", "refused"] | None = None
+    abstract: Literal["own"] | None = None
 
     def __post_init__(self) -> None:
-        if self.mode == "none" and (self.connect or self.bind or self.udp is not None):
-            raise ValueError("network of mode none has no connect, bind or udp")
+        if self.mode == "none" and any((self.connect, self.bind, self.udp, self.abstract)):
+            raise ValueError("network of mode none has no connect, bind, udp or abstract")
         if self.mode == "ports" and not self.connect and not self.bind and self.udp != "allowed":
             raise ValueError("network of mode ports allows nothing: use mode none")
         _once("connect", self.connect)
@@ -74,7 +79,7 @@ class NetworkConstraint(_Struct, frozen=True):
     @property
     def needs(self) -> tuple[str, ...]:
         """What a host must be able to enforce."""
-        return (f"network.{self.mode}",)
+        return (f"network.{self.mode}", *(("network.abstract",) if self.abstract else ()))
 
 
 def _once(name: str, values: tuple[object, ...]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FILESYSTEM: Final = "constraints.filesystem"
 NETWORK: Final = "constraints.network"
+SIGNALS: Final = "constraints.process.signals"
 
 LEAST_ABI: Final = 2
 """Linux 5.19, where files can be moved between folders that both permit it. No kernel that has the gate is older."""
@@ -51,6 +52,13 @@ class PortAccess(IntFlag):
     CONNECT_TCP = 1 << 1
 
 
+class Scope(IntFlag):
+    """What Landlock can refuse towards processes outside of the domain."""
+
+    ABSTRACT_UNIX_SOCKET = 1 << 0
+    SIGNAL = 1 << 1
+
+
 ON_FILES: Final = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
 """The rights that mean something on what is no folder; the kernel refuses a rule with another one."""
 
@@ -78,6 +86,7 @@ NEEDS_ABI: Final = {Access.TRUNCATE: 3, Access.IOCTL_DEV: 5}
 DEGRADES: Final = {"truncate": Access.TRUNCATE, "device-control": Access.IOCTL_DEV}
 """The artifact's word for a right that may stay unrestricted."""
 PORTS_NEED_ABI: Final = 4
+SCOPES_NEED_ABI: Final = 6
 LOGS_NEED_ABI: Final = 7
 
 
@@ -105,6 +114,7 @@ class Plan:
         handled_ports: rights on TCP ports.
         paths: may repeat; rights add up.
         ports: port number and what is permitted on it.
+        scoped: what it can do to its own processes only.
         degraded: in the artifact's words, what this kernel leaves unrestricted with its consent.
     """
 
@@ -112,6 +122,7 @@ class Plan:
     handled_ports: PortAccess
     paths: tuple[PathRule, ...]
     ports: tuple[tuple[int, PortAccess], ...]
+    scoped: Scope
     degraded: tuple[str, ...]
 
 
@@ -172,24 +183,37 @@ BASES: Final = {
 }
 
 
-def plan(filesystem: FilesystemConstraint | None, network: NetworkConstraint | None, abi: int) -> Plan | None:
+def plan(
+    filesystem: FilesystemConstraint | None,
+    network: NetworkConstraint | None,
+    abi: int,
+    *,
+    own_signals: bool = False,
+) -> Plan | None:
     """The ruleset for these constraints on a kernel with this Landlock; None: they need none.
 
     Args:
         filesystem: which files; None: all of them.
         network: which ports; None, or without ports: Landlock has no part in it.
         abi: of the kernel; 0: it has no Landlock.
+        own_signals: it may signal its own processes only.
 
     Raises:
         Refused: a part of what they mean cannot be enforced here, and the artifact does not consent to that.
     """
     ports = network if network is not None and network.mode == "ports" else None
-    if filesystem is None and ports is None:
+    scoped = Scope.SIGNAL if own_signals else Scope(0)
+    if ports is not None and ports.abstract == "own":
+        scoped |= Scope.ABSTRACT_UNIX_SOCKET
+    if filesystem is None and ports is None and not scoped:
         return None
     if filesystem is not None and abi < LEAST_ABI:
         raise _unenforceable(FILESYSTEM, "files", abi, LEAST_ABI)
     if ports is not None and abi < PORTS_NEED_ABI:
         raise _unenforceable(f"{NETWORK}.mode", "TCP ports", abi, PORTS_NEED_ABI)
+    if scoped and abi < SCOPES_NEED_ABI:
+        field = f"{NETWORK}.abstract" if scoped & Scope.ABSTRACT_UNIX_SOCKET else SIGNALS
+        raise _unenforceable(field, "what leaves the domain", abi, SCOPES_NEED_ABI)
     handled, degraded = Access(0), tuple[str, ...]()
     if filesystem is not None:
         handled, degraded = _handled(filesystem, abi)
@@ -198,6 +222,7 @@ def plan(filesystem: FilesystemConstraint | None, network: NetworkConstraint | N
         handled_ports=PortAccess(0) if ports is None else PortAccess.BIND_TCP | PortAccess.CONNECT_TCP,
         paths=() if filesystem is None else _paths(filesystem, handled),
         ports=() if ports is None else _ports(ports),
+        scoped=scoped,
         degraded=degraded,
     )
 

@@ -36,12 +36,14 @@ _RINGS: Final = ("io_uring_enter", "io_uring_register", "io_uring_setup")
 
 
 @lru_cache(maxsize=16)
-def compile_socket_filter(mode: str, *, udp: bool) -> bytes:
+def compile_socket_filter(mode: str, *, udp: bool, listens: bool) -> bytes:
     """The `struct sock_filter` array that belongs to a network constraint; the same bytes each time.
 
     Args:
         mode: of the constraint.
         udp: whether UDP is allowed, in mode ports.
+        listens: whether it may listen on any port, in mode ports. Landlock does not ask when a socket listens that was
+            bound to none: the kernel gives it one.
 
     Raises:
         Refused: this host's libseccomp is missing or too old.
@@ -60,6 +62,8 @@ def compile_socket_filter(mode: str, *, udp: bool) -> bytes:
             for name, argument in _FLAGS_OF.items():
                 opens = seccomp.Arg(argument, seccomp.MASKED_EQ, _MSG_FASTOPEN, _MSG_FASTOPEN)
                 program.add_rule_exactly(refusal, name, opens)
+            if not listens:
+                program.add_rule_exactly(refusal, "listen")
         return export(program)
     except OSError as error:
         raise Refused(
@@ -75,7 +79,7 @@ def filter_of(network: NetworkConstraint) -> bytes:
     Raises:
         Refused: this host's libseccomp is missing or too old.
     """
-    return compile_socket_filter(network.mode, udp=network.udp == "allowed")
+    return compile_socket_filter(network.mode, udp=network.udp == "allowed", listens=bool(network.bind))
 
 
 def _sockets(seccomp: Any, mode: str, *, udp: bool) -> Iterator[tuple[Any, ...]]:

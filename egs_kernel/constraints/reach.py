@@ -15,6 +15,8 @@ SINCE_ABI: Final = {
     "filesystem.truncate": landlock.NEEDS_ABI[landlock.Access.TRUNCATE],
     "filesystem.deviceControl": landlock.NEEDS_ABI[landlock.Access.IOCTL_DEV],
     "network.ports": landlock.PORTS_NEED_ABI,
+    "network.abstract": landlock.SCOPES_NEED_ABI,
+    "process.signals": landlock.SCOPES_NEED_ABI,
 }
 """What constraints need of Landlock, and the first version that has it."""
 
@@ -48,8 +50,10 @@ def reach_of(constraints: Constraints, abi: int) -> Reach:
         Refused: that cannot be enforced here.
     """
     word = constraints.network
+    process = constraints.process
+    own_signals = process is not None and process.signals == "own"
     return Reach(
-        ruleset=landlock.plan(constraints.filesystem, word, abi),
+        ruleset=landlock.plan(constraints.filesystem, word, abi, own_signals=own_signals),
         own_network=word is not None and word.mode == "none",
         no_sockets=word is not None,
         filter=None if word is None else network.filter_of(word),

@@ -42,9 +42,13 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class _RulesetAttributes(ctypes.Structure):
-    """struct landlock_ruleset_attr, as far as it is used here."""
+    """struct landlock_ruleset_attr. Older kernels take the rest of it when that is zero."""
 
-    _fields_ = (("handled_access_fs", ctypes.c_uint64), ("handled_access_net", ctypes.c_uint64))
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
 
 
 class _PathBeneath(ctypes.Structure):
@@ -86,11 +90,9 @@ def create(plan: Plan, root: int, programs: tuple[int, ...]) -> int:
     Raises:
         Refused: a path that the artifact names is not there, or is reached through a symbolic link.
     """
-    attributes = _RulesetAttributes(int(plan.handled), int(plan.handled_ports))
-    size = ctypes.sizeof(attributes) if plan.handled_ports else 8
-    ruleset = _checked(
-        _libc.syscall(_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0))
-    )
+    attributes = _RulesetAttributes(int(plan.handled), int(plan.handled_ports), int(plan.scoped))
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    ruleset = _checked(_libc.syscall(_CREATE_RULESET, ctypes.byref(attributes), size, ctypes.c_uint32(0)))
     try:
         for rule in plan.paths:
             _permit_path(ruleset, root, rule)

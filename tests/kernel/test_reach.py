@@ -1,9 +1,8 @@
-"""`filesystem` and `network` with the real daemon and gate: real programs, with and without, and launchers that cheat."""
+"""`filesystem` and `network` with the real daemon and gate: real programs, with the constraints and without."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from egs_kernel.audit.entries import Decision, Exec
+from egs_kernel.audit.entries import Exec
 from egs_kernel.constraints.injection import MACHINE
 from egs_kernel.model import Reason, Verdict
 from tests.harness import COMMAND_SECONDS
@@ -207,6 +206,7 @@ OTHERS: Final = {
     "fast open": "socket.socket().sendto(b'x', socket.MSG_FASTOPEN, ('127.0.0.1', PORT))",
     "bind": "socket.create_server(('127.0.0.1', 0))",
     "connect": "socket.create_connection(('127.0.0.1', PORT))",
+    "listen": "socket.socket().listen()",
 }
 
 
@@ -230,90 +230,23 @@ def test_udp_and_a_port_to_listen_on_where_they_are_allowed(system: Running) -> 
     assert python(system, code, f'[network]\nmode = "ports"\nbind = [{port}]\n').returncode == 1
 
 
-# -- launchers that cheat ------------------------------------------------------------------------------
-
-BEFORE_ITS_EXEC: Final = """
-execute = launch._execute
-def cheat(program, argv):
-    {}
-    execute(program, argv)
-launch._execute = cheat
-"""
-
-
-FIND: Final = """
-import ctypes
-libc = ctypes.CDLL(None)
-def is_ours(fd):
-    try: return "landlock" in os.readlink(f"/proc/self/fd/{fd}")
-    except OSError: return False
-said = launch._constrain
-def constrain(answer):
-    said(answer)
-    (ours,) = filter(is_ours, range(3, 99))
-    """
-
-
-@pytest.mark.parametrize(
-    "cheat",
-    [
-        # It does not take the ruleset.
-        "launch._receive_first = lambda daemon: launch._receive(daemon.fileno())",
-        # It takes it, and closes it.
-        FIND + "os.close(ours)\nlaunch._constrain = constrain",
-        # It exchanges it for one of its own, which restricts nothing that matters.
-        FIND + "os.dup2(libc.syscall(444, (ctypes.c_uint64 * 1)(1), ctypes.c_size_t(8), 0), ours)\n"
-        "launch._constrain = constrain",
-    ],
-    ids=["skips it", "drops it", "weakens it"],
-)
-def test_a_launcher_without_the_ruleset_is_not_armed(system: Running, cheat: str) -> None:
-    done = python(system, "print('ran')", rooms(system.folder), cheat=cheat)
-    assert (done.returncode, "[constraint_not_attested]" in done.stderr) == (126, True), done.stderr
-    assert done.stdout == ""
-
-
-@pytest.mark.parametrize(
-    ("what", "constraints"),
-    [
-        ("import ctypes; assert ctypes.CDLL(None).unshare(0x00020000) == 0", "files"),
-        ("os.chroot('/usr')", "files"),
-        ("import ctypes; assert ctypes.CDLL(None).unshare(0x40000000) == 0", '[network]\nmode = "none"\n'),
-        ("import socket; kept = socket.socket(); kept.set_inheritable(True)", '[network]\nmode = "none"\n'),
-    ],
-    ids=["other mounts", "another root", "another network", "a socket"],
-)
-def test_what_a_launcher_does_after_its_attestation_is_seen_in_the_new_image(
-    system: Running, what: str, constraints: str
-) -> None:
-    before = len(
-        [entry for entry in system.entries(Decision) if entry.reason is Reason.CONSTRAINT_NOT_ATTESTED]
-    )
-    done = python(
-        system,
-        "print('ran')",
-        rooms(system.folder) if constraints == "files" else constraints,
-        cheat=BEFORE_ITS_EXEC.format(what),
-    )
-    assert done.stdout == ""
-    assert done.returncode in (126, 127, -signal.SIGKILL), done
-    if done.returncode == -signal.SIGKILL:
-        system.wait_for_decisions(Reason.CONSTRAINT_NOT_ATTESTED, before + 1)
-
-
-def test_a_launcher_in_a_user_namespace_is_refused(system: Running) -> None:
-    cheat = "import ctypes; assert ctypes.CDLL(None).unshare(0x10020000) == 0"
-    done = python(system, "print('ran')", rooms(system.folder), cheat=cheat)
-    assert done.returncode == 126
-    assert done.stdout == ""
-
-
-def test_a_socket_of_the_callers_is_refused(system: Running) -> None:
-    cheat = "import socket; kept = socket.socket(); kept.set_inheritable(True)"
-    done = python(system, "print('ran')", '[network]\nmode = "none"\n', cheat=cheat)
-    assert done.stdout == ""
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert python(system, "print('ran')", "", cheat=cheat).stdout == "ran\n"
+def test_abstract_sockets_and_signals_stay_within(system: Running) -> None:
+    name = f"\0egs-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server, subprocess.Popen(["/bin/sleep", "60"]) as other:
+        server.bind(name)
+        server.listen()
+        actions = {
+            "signal": f"os.kill({other.pid}, 0)",
+            "abstract": f"socket.socket(socket.AF_UNIX).connect({name!r})",
+            "own signal": "os.kill(os.getpid(), 0)",
+        }
+        constraints = (
+            '[network]\nmode = "ports"\nudp = "allowed"\nabstract = "own"\n[process]\nsignals = "own"\n'
+        )
+        assert refused(system, actions, constraints) == {"signal", "abstract"}
+        assert refused(system, actions, '[process]\nsignals = "own"\n') == {"signal"}
+        assert refused(system, actions, "") == set()
+        other.kill()
 
 
 def test_the_record_has_the_execs(system: Running) -> None:

@@ -21,6 +21,7 @@ from egs_kernel.constraints.landlock import (
     ON_FILES,
     Access,
     PortAccess,
+    Scope,
     plan,
 )
 from egs_kernel.constraints.network import compile_socket_filter
@@ -65,6 +66,7 @@ def test_roots(path: str) -> None:
         (NetworkConstraint, {"mode": "host"}, "mode"),
         (NetworkConstraint, {"mode": "none", "connect": [1]}, "mode none"),
         (NetworkConstraint, {"mode": "none", "udp": "refused"}, "mode none"),
+        (NetworkConstraint, {"mode": "none", "abstract": "own"}, "mode none"),
         (NetworkConstraint, {"mode": "ports"}, "use mode none"),
         (NetworkConstraint, {"mode": "ports", "connect": [0]}, "connect"),
         (NetworkConstraint, {"mode": "ports", "connect": [65536]}, "connect"),
@@ -159,6 +161,16 @@ def test_ports() -> None:
         plan(None, PORTS, 3)
 
 
+def test_what_leaves_the_domain() -> None:
+    own = msgspec.structs.replace(PORTS, abstract="own")
+    for network, signals, scoped in ((own, False, 1), (PORTS, True, 2), (None, True, 2), (own, True, 3)):
+        made = plan(None, network, 6, own_signals=signals)
+        assert made is not None
+        assert made.scoped == Scope(scoped)
+        with pytest.raises(Refused, match="takes version 6"):
+            plan(None, network, 5, own_signals=signals)
+
+
 # -- the filter ----------------------------------------------------------------------------------------
 
 X86: Final = pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of x86-64")
@@ -198,7 +210,10 @@ def test_the_filter_lets_pass_the_sockets_that_are_documented(
     protocol: int,
 ) -> None:
     expected = ALLOW if sockets(mode, udp, family, kind, protocol) else EPERM
-    assert run(compile_socket_filter(mode, udp=udp), SOCKET, (family, kind | flags, protocol)) == expected
+    assert (
+        run(compile_socket_filter(mode, udp=udp, listens=True), SOCKET, (family, kind | flags, protocol))
+        == expected
+    )
 
 
 @X86
@@ -210,7 +225,7 @@ def test_what_the_kernel_cuts_off_an_argument_opens_nothing(
 ) -> None:
     """The kernel takes 32 bits of what a filter sees as 64."""
     arguments = [family, kind, protocol]
-    program = compile_socket_filter("ports", udp=False)
+    program = compile_socket_filter("ports", udp=False, listens=True)
     plain = run(program, SOCKET, tuple(arguments))
     arguments[where] |= upper << 32
     assert run(program, SOCKET, tuple(arguments)) in (plain, EPERM)
@@ -219,7 +234,7 @@ def test_what_the_kernel_cuts_off_an_argument_opens_nothing(
 @X86
 @pytest.mark.parametrize("mode", ["none", "ports"])
 def test_other_ways_to_a_socket(mode: str) -> None:
-    program = compile_socket_filter(mode, udp=False)
+    program = compile_socket_filter(mode, udp=False, listens=True)
     assert run(program, IO_URING_SETUP, (1, 0)) == EPERM
     assert run(program, SOCKETPAIR, (UNIX, 1, 0)) == ALLOW
     assert run(program, SOCKETPAIR, (30, 1, 0)) == EPERM  # AF_TIPC
@@ -228,13 +243,17 @@ def test_other_ways_to_a_socket(mode: str) -> None:
             arguments = tuple(value if index == flags else 0 for index in range(6))
             assert run(program, call, arguments) == (answer if mode == "ports" else ALLOW)
     assert run(program, 20, (), I386) == KILL
+    listen = 50
+    assert run(program, listen, (3, 1)) == ALLOW
+    without_ports = compile_socket_filter(mode, udp=False, listens=False)
+    assert run(without_ports, listen, (3, 1)) == (EPERM if mode == "ports" else ALLOW)
 
 
 @X86
 def test_the_filter_is_the_same_each_time() -> None:
-    first = compile_socket_filter("ports", udp=True)
+    first = compile_socket_filter("ports", udp=True, listens=True)
     compile_socket_filter.cache_clear()
-    assert compile_socket_filter("ports", udp=True) == first
+    assert compile_socket_filter("ports", udp=True, listens=True) == first
 
 
 # -- the documentation ---------------------------------------------------------------------------------

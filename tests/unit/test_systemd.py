@@ -19,7 +19,7 @@ PREFIX: Final = "/opt/egs/bin"
 # where they are (docs/systemd.md); less hardening than this fails.
 EXPOSURE: Final = {
     "egs-gate.service": 67,
-    "egsd.service": 65,
+    "egsd.service": 72,
     "egs-console.service": 10,
     "egs-submit.service": 11,
     "egs-witness.service": 9,
