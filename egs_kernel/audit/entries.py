@@ -193,13 +193,15 @@ class ArtifactChange(Entry, frozen=True, kw_only=True, tag="artifact"):
 class Gap(Entry, frozen=True, kw_only=True, tag="gap"):
     """Something is missing: events the gate could not hand over, or a line that a crash cut off.
 
-    `lost` counts events (None: unknown); `kept` names the file in the record's folder that holds the
-    bytes of a torn tail.
+    `lost` counts events (None: unknown); `what` is the gate's name for what it could not tell, and `total` how often that
+    was since it was loaded. `kept` names the file in the record's folder that holds the bytes of a torn tail.
     """
 
     cause: Literal["events_lost", "torn_tail"]
     detail: str
     lost: int | None = None
+    what: str | None = None
+    total: int | None = None
     kept: str | None = None
 
 

@@ -20,6 +20,7 @@ from egs_kernel.audit.record import Record
 from egs_kernel.constraints.kernel_messages import KernelMessages, open_messages
 from egs_kernel.daemon.control import Control
 from egs_kernel.daemon.events import Events
+from egs_kernel.daemon.gaps import Gaps
 from egs_kernel.daemon.heart import Heart
 from egs_kernel.daemon.holds import Holds
 from egs_kernel.daemon.host import Host, Settings
@@ -182,7 +183,10 @@ class _Daemon:
             refusals=self._refusals,
             witnesses=witnesses,
         )
-        self._heart = Heart(gate=gate, host=self._host, journal=journal, standing=self._standing)
+        self._gaps = Gaps(gate, journal)
+        self._heart = Heart(
+            gate=gate, host=self._host, journal=journal, standing=self._standing, gaps=self._gaps
+        )
         control = Control(
             paths,
             host=self._host,
@@ -217,6 +221,7 @@ class _Daemon:
         recent = await asyncio.to_thread(self._journal.recent)
         self._events.recall(recent, live)
         self._holds.recall(recent)
+        self._gaps.recall(recent)
         self._trees.recall(self._host.settings.config)
         await self._journal.flush()
         withdrawn = self._standing.reconcile()
@@ -382,6 +387,7 @@ class _Daemon:
         if self._refusals is not None:
             asyncio.get_running_loop().remove_reader(self._refusals.fileno())
             self._refusals.close()
+        self._gaps.look()
         await self._journal.append(DaemonStopped(cause=cause))
 
     async def _close(self) -> None:

@@ -17,6 +17,7 @@ import sdnotify
 from egs_kernel.daemon.host import now
 
 if TYPE_CHECKING:
+    from egs_kernel.daemon.gaps import Gaps
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.standing import Standing
@@ -34,11 +35,12 @@ _log = logging.getLogger(__name__)
 class Heart:
     """Beats once a second; see the module's words."""
 
-    def __init__(self, *, gate: Gate, host: Host, journal: Journal, standing: Standing) -> None:
+    def __init__(self, *, gate: Gate, host: Host, journal: Journal, standing: Standing, gaps: Gaps) -> None:
         self._gate = gate
         self._host = host
         self._journal = journal
         self._standing = standing
+        self._gaps = gaps
         self._boundary: datetime | None = None
         self._retry = 0.0
         self._stuck = False
@@ -75,7 +77,8 @@ class Heart:
             self._watchdog.notify("WATCHDOG=1")
 
     def look(self) -> None:
-        """Notice what has changed: posture, clock, windows that opened or closed."""
+        """Notice what has changed: posture, clock, windows that opened or closed; what the gate could not tell."""
+        self._gaps.look()
         if self._host.refresh_posture():
             self.posture_changed()
         if self._host.refresh_clock():

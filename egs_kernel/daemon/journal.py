@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.audit.entries import Attempt, Code, Decision, Exec, Outcome
+from egs_kernel.audit.entries import Attempt, Code, Decision, Exec, Gap, Outcome
 from egs_kernel.audit.tally import Tally
 from egs_kernel.errors import EgsError, RecordError
 
@@ -89,7 +89,7 @@ class Journal:
         return [
             item.entry
             for item in self._record.read(since)
-            if isinstance(item.entry, Exec | Outcome | Code | Attempt | Decision)
+            if isinstance(item.entry, Exec | Outcome | Code | Attempt | Decision | Gap)
         ]
 
     def delay(self) -> float:
