@@ -237,6 +237,13 @@ struct egs_task {
 	__u32 exec_number; /* the kernel's number of its last exec that was decided; 0: not known yet */
 };
 
+struct egs_ended_task { /* of one that was governed */
+	__u64 execution;
+	__u64 time; /* of its end, boot-time clock */
+	__u32 scope;
+	__u32 pad;
+};
+
 struct egs_file_id {
 	__u64 inode;
 	__s64 size;

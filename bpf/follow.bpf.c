@@ -151,14 +151,19 @@ static __always_inline u64 thread_cpu(u64 task)
 static __always_inline int end_process(u32 pid, struct egs_task *tracked, u64 task, u64 signal, u64 cpu)
 {
 	struct egs_task last = *tracked;
+	struct egs_ended_task ended = {};
 	struct egs_exit_event *event;
 
 	armed_grants.delete(&pid);
 	if (release(pid))
 		return 0; /* two last threads raced here: the other one reports */
-	if (last.execution)
-		ended_tasks.update(&pid, &last); /* the kernel's messages of it may come later */
-	if (!last.execution || (last.flags & EGS_TASK_INHERITED))
+	if (!last.execution)
+		return 0;
+	ended.execution = last.execution;
+	ended.time = bpf_ktime_get_boot_ns();
+	ended.scope = last.scope;
+	ended_tasks.update(&pid, &ended); /* the kernel's messages of it may come later */
+	if (last.flags & EGS_TASK_INHERITED)
 		return 0;
 	event = events.ringbuf_reserve(sizeof(*event));
 	if (!event) {
@@ -167,7 +172,7 @@ static __always_inline int end_process(u32 pid, struct egs_task *tracked, u64 ta
 	}
 	event->type = EGS_EVENT_EXIT;
 	event->scope = last.scope;
-	event->time = bpf_ktime_get_boot_ns();
+	event->time = ended.time;
 	event->execution = last.execution;
 	event->pid = pid;
 	event->status = wait_status(task, signal);

@@ -54,7 +54,7 @@ BPF_HASH(scope_files, struct egs_file_key, u32, 1024);
 BPF_HASH(scope_entries, struct egs_entry_key, u32, 1024);
 BPF_HASH(scope_users, u32, u32, 1024);
 BPF_HASH(tasks, u32, struct egs_task, EGS_TASKS);
-BPF_TABLE("lru_hash", u32, struct egs_task, ended_tasks, EGS_ENDED); /* denies nothing: may forget */
+BPF_TABLE("lru_hash", u32, struct egs_ended_task, ended_tasks, EGS_ENDED); /* denies nothing: may forget */
 BPF_ARRAY(task_counts, u64, 2); /* [0] how many are tracked; [1] whether one ever could not be */
 BPF_ARRAY(held_counts, u64, 1);
 BPF_HASH(standing_grants, struct egs_standing_key, struct egs_grant, EGS_GRANTS);

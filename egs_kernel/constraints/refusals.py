@@ -7,6 +7,7 @@ does that whether or not anybody audits anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,8 @@ LANDLOCK_DOMAIN: Final = 1424
 
 _ACTIONS: Final = {0x7FFC0000: " (passed)", 0x80000000: " (killed)", 0x00000000: " (killed)"}
 """linux/seccomp.h, less what the filter gives along; the message has it so."""
+
+_TIME: Final = re.compile(rb"audit\(([0-9]+\.[0-9]+):[0-9]+\):")
 
 ABSENT: Final = frozenset({"clone3"})
 """Calls that the profiles answer with ENOSYS so that programs use an older one: that is no refusal."""
@@ -32,22 +35,25 @@ class Refused:
     Attributes:
         word: the constraint's.
         what: what was refused, such as a call's name.
+        time: when, seconds since the epoch, by a clock that is some milliseconds coarse.
         pid: the process; None: only the domain is known.
         domain: the Landlock domain, when it was one.
     """
 
     word: str
     what: str
+    time: float
     pid: int | None = None
     domain: str | None = None
 
 
 @dataclass(frozen=True)
 class DomainSeen:
-    """A Landlock domain, which the kernel describes once: with the process that made it."""
+    """A Landlock domain, which the kernel describes once: with the process that made it, and when."""
 
     domain: str
     pid: int
+    time: float
 
 
 def parse(kind: int, text: bytes, resolve: Resolve) -> Refused | DomainSeen | None:
@@ -59,15 +65,18 @@ def parse(kind: int, text: bytes, resolve: Resolve) -> Refused | DomainSeen | No
             quotes: they cannot add a field.
         resolve: names system calls.
     """
+    if kind not in (SECCOMP, LANDLOCK_ACCESS, LANDLOCK_DOMAIN):
+        return None
     fields = _fields(text)
     try:
+        time = float(_TIME.match(text)[1])  # type: ignore[index] # TypeError as of any other text
         if kind == SECCOMP:
-            return _call(fields, resolve)
+            return _call(fields, resolve, time)
         if kind == LANDLOCK_ACCESS:
-            return Refused(*_access(fields), domain=fields["domain"])
+            return Refused(*_access(fields), time, domain=fields["domain"])
         if kind == LANDLOCK_DOMAIN and "pid" in fields:
-            return DomainSeen(fields["domain"], int(fields["pid"]))
-    except (KeyError, ValueError):
+            return DomainSeen(fields["domain"], int(fields["pid"]), time)
+    except (KeyError, TypeError, ValueError):
         pass  # of a kernel that writes other messages than those we know: shown by nobody rather than wrongly
     return None
 
@@ -81,12 +90,12 @@ def _fields(text: bytes) -> dict[str, str]:
     return found
 
 
-def _call(fields: dict[str, str], resolve: Resolve) -> Refused | None:
+def _call(fields: dict[str, str], resolve: Resolve, time: float) -> Refused | None:
     how = _ACTIONS.get(int(fields["code"], 16), "")
     name = resolve(int(fields["arch"], 16), int(fields["syscall"]))
     if name in ABSENT and not how:
         return None
-    return Refused("syscalls", f"{name}{how}", pid=int(fields["pid"]))
+    return Refused("syscalls", f"{name}{how}", time, pid=int(fields["pid"]))
 
 
 def _access(fields: dict[str, str]) -> tuple[str, str]:

@@ -137,7 +137,12 @@ class _Daemon:
         else:
             self._host.enforceable |= {"syscalls.log"}
             self._refusals = Refusals(
-                messages, gate=gate, journal=journal, events=self._events, clock=time.monotonic
+                messages,
+                gate=gate,
+                journal=journal,
+                events=self._events,
+                host=self._host,
+                clock=time.monotonic,
             )
             self._events.left = self._refusals.ended
         self._standing = Standing(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from egs_kernel.audit.entries import Entry
     from egs_kernel.constraints.kernel_messages import KernelMessages
     from egs_kernel.daemon.events import Events
+    from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExitEvent
@@ -129,19 +130,21 @@ class Refusals:
         lost: how often the kernel had to drop messages.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root wires it, once
         self,
         messages: KernelMessages,
         *,
         gate: Gate,
         journal: Journal,
         events: Events,
+        host: Host,
         clock: Callable[[], float],
     ) -> None:
         self._messages = messages
         self._gate = gate
         self._journal = journal
         self._events = events
+        self._host = host
         self._clock = clock
         self._tallies = Tallies()
         self._artifacts: OrderedDict[int, str] = OrderedDict()
@@ -197,7 +200,7 @@ class Refusals:
         if isinstance(found, DomainSeen):
             return self._learn(found)
         if found.domain is None:
-            return self._count(self._of_process(found.pid), found)
+            return self._count(self._of_process(found.pid, found.time), found)
         if found.domain in self._domains:
             return self._count(self._domains[found.domain], found)
         # The kernel says whose domain it is once, right after the first refusal.
@@ -205,7 +208,7 @@ class Refusals:
         return []
 
     def _learn(self, found: DomainSeen) -> list[Refusal]:
-        source, before = self._of_process(found.pid), self._unknown.pop(found.domain, [])
+        source, before = self._of_process(found.pid, found.time), self._unknown.pop(found.domain, [])
         if source is None:
             return []
         _keep(self._domains, found.domain, source)
@@ -217,8 +220,10 @@ class Refusals:
         entry = self._tallies.take(source, found.word, found.what, self._clock())
         return [] if entry is None else [entry]
 
-    def _of_process(self, pid: int | None) -> Source | None:
-        found = None if pid is None else self._gate.execution_of(pid)
+    def _of_process(self, pid: int | None, time: float) -> Source | None:
+        found = (
+            None if pid is None else self._gate.execution_of(pid, int(time * 1e9) - self._host.clock_offset)
+        )
         if found is None or not found[0]:
             return None  # nobody governs it, or it has executed nothing yet: the launcher
         execution, scope = found

@@ -215,6 +215,15 @@ class Task(Structure):
     exec_number: int
 
 
+class EndedTask(Structure):
+    """struct egs_ended_task."""
+
+    _fields_ = (("execution", c_uint64), ("time", c_uint64), ("scope", c_uint32), ("pad", c_uint32))
+    execution: int
+    time: int
+    scope: int
+
+
 class FileId(Structure):
     """struct egs_file_id."""
 

@@ -38,6 +38,8 @@ from egs_kernel.model import (
 from egs_kernel.processes import start_ticks
 
 _RELEASE: Final = 0xFFFFFFFF
+_CLOCK_GRAIN: Final = 20_000_000
+"""Nanoseconds that the kernel's messages may be dated off: they have the time of the last tick, in milliseconds."""
 _UNLOAD_AND_LOAD: Final = "Run: egs gate unload && egs gate load"
 
 
@@ -65,7 +67,7 @@ class Gate:
         self.scope_entries = libbpf.Map(fds["scope_entries"], abi.EntryKey, u32)
         self.scope_users = libbpf.Map(fds["scope_users"], u32, u32)
         self._tasks = libbpf.Map(fds["tasks"], u32, abi.Task)
-        self._ended_tasks = libbpf.Map(fds["ended_tasks"], u32, abi.Task)
+        self._ended_tasks = libbpf.Map(fds["ended_tasks"], u32, abi.EndedTask)
         self.holds = HeldTasks(pins, self._programs, self._tasks)
         self.seal = Seal(pins, self._programs) if self.tier is Tier.LSM else None
         self.grants = GrantTables(
@@ -305,16 +307,20 @@ class Gate:
         task = self._tasks.get(ctypes.c_uint32(pid))
         return None if task is None else self._names.get(task.scope, f"#{task.scope}")
 
-    def execution_of(self, pid: int) -> tuple[int, str] | None:
-        """The execution of a governed process, 0 before it executed anything, and its scope; None: nobody governs it.
+    def execution_of(self, pid: int, time: int) -> tuple[int, str] | None:
+        """The execution that a process belonged to at a time, 0 before it executed anything, and its scope.
 
-        Of a process that has ended, too, as long as a few thousand others did not end since.
+        Also of a process that has ended, as long as a few thousand others did not end since. None: nobody governed it.
+
+        Args:
+            pid: its number, which may be another one's by now.
+            time: CLOCK_BOOTTIME nanoseconds.
         """
         key = ctypes.c_uint32(pid)
-        task = self._tasks.get(key)
+        task: abi.Task | abi.EndedTask | None = self._tasks.get(key)
         if task is None:
             task = self._ended_tasks.get(key)
-            if task is not None and _bears_another(pid, task.started):
+            if task is not None and time > task.time + _CLOCK_GRAIN:
                 return None
         return None if task is None else (task.execution, self._names.get(task.scope, f"#{task.scope}"))
 
@@ -415,14 +421,6 @@ class Gate:
     def _artifacts_in_use(self) -> set[int]:
         """Keys of the artifacts of all grants, and of what runs: in this order, an exec turns one into the other."""
         return self.grants.artifacts() | {task.artifact for _, task in self._tasks.walk()}
-
-
-def _bears_another(pid: int, started: int) -> bool:
-    """Whether the number is that of another process by now than the one born at `started` (CLOCK_BOOTTIME)."""
-    try:
-        return start_ticks(pid) != started * os.sysconf("SC_CLK_TCK") // 10**9
-    except ProcessLookupError:
-        return False
 
 
 def _require_alive(task: TaskIdentity) -> None:

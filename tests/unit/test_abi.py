@@ -32,6 +32,7 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "egs_file_key": abi.FileKey,
     "egs_entry_key": abi.EntryKey,
     "egs_task": abi.Task,
+    "egs_ended_task": abi.EndedTask,
     "egs_file_id": abi.FileId,
     "egs_standing_key": abi.StandingKey,
     "egs_subject_key": abi.SubjectKey,
