@@ -90,6 +90,7 @@ class Escort:
     def _let_go(self) -> None:
         if self._traced is not None:
             self._traced.detach()
+            self._traced = None
 
     def _conduct(self, arm: Callable[[], None]) -> bool:
         traced = self._traced
@@ -101,7 +102,9 @@ class Escort:
             traced.run()
             where = self._next_stop(traced)
             if where is Stop.EXECUTED:
-                return self._check_image()
+                self._check_image()
+                self._let_go()  # at once: the gate's event, which ends the launch, may take 20 ms
+                return True
             if where is Stop.ENDED or self._leave.is_set():
                 return False
             if where is Stop.CALL and armed:
@@ -111,13 +114,12 @@ class Escort:
                 arm()
                 armed = True
 
-    def _check_image(self) -> bool:
+    def _check_image(self) -> None:
         try:
             confirm(self._pid, self._plan, self._before)
         except BaseException:
             os.kill(self._pid, signal.SIGKILL)  # held by us and not waited for: the number is still its own
             raise
-        return True
 
     def _next_stop(self, traced: Traced) -> Stop:
         pause, deadline = _FIRST_PAUSE, float("inf")
