@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from msgspec.structs import replace
 
 from egs_kernel.audit.checkpoint import open_checkpoint, with_signatures
 from egs_kernel.audit.notes import KeyType
@@ -237,8 +238,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verified(
     client: Path, address: tuple[str, int], tree: Tree, *arguments: object
 ) -> subprocess.CompletedProcess[str]:
-    options = [argument for argument in arguments if str(argument).startswith(("-old", "/"))]
-    indexes = [argument for argument in arguments if argument not in options]
+    indexes = [argument for argument in arguments if isinstance(argument, int)]
+    options = [argument for argument in arguments if argument not in indexes]
     url = f"http://{address[0]}:{address[1]}/log"
     command = [str(item) for item in (client, *options, url, tree.key.key, *indexes)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -262,6 +263,24 @@ def test_the_go_client_verifies_checkpoint_inclusion_and_consistency(
         other = verified(client, address, Tree(tree.origin, seed=2))
         assert other.returncode == 1
         assert "no verifiable signatures" in other.stderr
+
+
+def test_the_go_client_verifies_a_cosignature(client: Path, root: Path, tree: Tree) -> None:
+    witness = signer("w.example.com/1", 3, KeyType.COSIGNATURE)
+    other = signer("w.example.com/1", 4, KeyType.COSIGNATURE)
+    forged = replace(witness.cosign(tree.checkpoint().text, 1_800_000_000), value=bytes(72))
+    checkpoint = Paths.under(str(root)).record / "checkpoint"
+    with serving(root, *OPTIONS, groups=GROUPS) as address:
+        for line, key, verifies in (
+            (witness.cosign(tree.checkpoint().text, 1_800_000_000), witness.key, True),
+            (other.cosign(tree.checkpoint().text, 1_800_000_000), witness.key, False),
+            (witness.cosign(tree.checkpoint(599).text, 1_800_000_000), witness.key, False),
+            (forged, witness.key, False),
+        ):
+            checkpoint.write_bytes(with_signatures(tree.signed(), [line]))
+            done = verified(client, address, tree, "-witness", key)
+            assert (done.returncode == 0) is verifies, done.stderr
+            assert ("cosigned w.example.com/1" in done.stdout) is verifies
 
 
 def old_checkpoint(folder: Path, tree: Tree, size: int) -> Path:

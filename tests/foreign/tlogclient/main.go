@@ -1,13 +1,17 @@
 // Verifies a log that egs-kernel serves, with the Go project's own implementation of signed notes and of the tree:
 // the checkpoint's signature, that entries are included, and that earlier checkpoints are continued.
 //
-//	tlogclient [-old FILE]… URL VKEY INDEX…
+//	tlogclient [-old FILE]… [-witness VKEY]… URL VKEY INDEX…
 //
 // URL is the log's prefix (C2SP tlog-tiles). Each INDEX is an entry that has to be included; it is printed. Each FILE is
-// a checkpoint that was fetched before. Exits with 1 and the reason when something does not verify.
+// a checkpoint that was fetched before. Each witness has to have cosigned the checkpoint (C2SP tlog-cosignature, which the
+// Go project's package does not know: cosigner teaches it). Exits with 1 and the reason when something does not verify.
 package main
 
 import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"flag"
 	"fmt"
@@ -85,6 +89,49 @@ func (c client) entry(n, size int64) ([]byte, error) {
 	return nil, err
 }
 
+// cosigner verifies cosignature/v1: note.Verifier.
+type cosigner struct {
+	name string
+	hash uint32
+	key  ed25519.PublicKey
+}
+
+func newCosigner(vkey string) (*cosigner, error) {
+	parts := strings.SplitN(vkey, "+", 3)
+	if len(parts) != 3 {
+		return nil, fmt.Errorf("no verifier key: %s", vkey)
+	}
+	key, err := base64.StdEncoding.DecodeString(parts[2])
+	if err != nil || len(key) != 33 || key[0] != 4 {
+		return nil, fmt.Errorf("no key that cosigns: %s", vkey)
+	}
+	id := sha256.Sum256(append([]byte(parts[0]+"\n"), key...))
+	if hash := binary.BigEndian.Uint32(id[:]); fmt.Sprintf("%08x", hash) == parts[1] {
+		return &cosigner{parts[0], hash, key[1:]}, nil
+	}
+	return nil, fmt.Errorf("another key id: %s", vkey)
+}
+
+func (c *cosigner) Name() string    { return c.name }
+func (c *cosigner) KeyHash() uint32 { return c.hash }
+
+func (c *cosigner) Verify(text, signature []byte) bool {
+	if len(signature) != 8+ed25519.SignatureSize {
+		return false
+	}
+	message := fmt.Sprintf("cosignature/v1\ntime %d\n%s", binary.BigEndian.Uint64(signature), text)
+	return ed25519.Verify(c.key, []byte(message), signature[8:])
+}
+
+// cosigned checks that a witness cosigned a checkpoint.
+func cosigned(content []byte, vkey string) error {
+	witness, err := newCosigner(vkey)
+	if err == nil {
+		_, err = note.Open(content, note.VerifierList(witness))
+	}
+	return err
+}
+
 // open verifies a checkpoint's signature and returns its tree.
 func open(content []byte, verifier note.Verifier) (tlog.Tree, error) {
 	signed, err := note.Open(content, note.VerifierList(verifier))
@@ -103,7 +150,7 @@ func open(content []byte, verifier note.Verifier) (tlog.Tree, error) {
 	return tlog.Tree{N: size, Hash: root}, err
 }
 
-func verify(c client, vkey string, olds []string, indexes []string) error {
+func verify(c client, vkey string, olds, witnesses, indexes []string) error {
 	verifier, err := note.NewVerifier(vkey)
 	if err != nil {
 		return err
@@ -117,6 +164,12 @@ func verify(c client, vkey string, olds []string, indexes []string) error {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	fmt.Printf("checkpoint %d\n", tree.N)
+	for _, witness := range witnesses {
+		if err := cosigned(content, witness); err != nil {
+			return fmt.Errorf("witness %s: %w", witness, err)
+		}
+		fmt.Printf("cosigned %s\n", strings.SplitN(witness, "+", 2)[0])
+	}
 	hashes := tlog.TileHashReader(tree, c)
 	for _, text := range indexes {
 		n, err := strconv.ParseInt(text, 10, 64)
@@ -167,15 +220,16 @@ func (l *list) Set(value string) error {
 }
 
 func main() {
-	var olds list
+	var olds, witnesses list
 	flag.Var(&olds, "old", "a checkpoint that was fetched before")
+	flag.Var(&witnesses, "witness", "the verifier key of a witness that has to have cosigned")
 	flag.Parse()
 	if flag.NArg() < 2 {
 		flag.Usage()
 		os.Exit(2)
 	}
 	prefix := strings.TrimSuffix(flag.Arg(0), "/")
-	if err := verify(client{prefix}, flag.Arg(1), olds, flag.Args()[2:]); err != nil {
+	if err := verify(client{prefix}, flag.Arg(1), olds, witnesses, flag.Args()[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
