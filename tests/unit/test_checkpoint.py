@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +19,7 @@ from egs_kernel.audit.checkpoint import (
     parse_size,
     with_signatures,
 )
-from egs_kernel.audit.notes import KeyType, Note, Signature, Signer
+from egs_kernel.audit.notes import KeyType, Note, Signature, Signer, VerifierKey
 from egs_kernel.errors import NoteError
 from egs_kernel.model import Reason
 
@@ -155,3 +158,25 @@ def test_cosignatures_are_added_and_renewed() -> None:
 
 def test_sizes() -> None:
     assert [parse_size(text) for text in ("0", "1", str(2**63 - 1))] == [0, 1, 2**63 - 1]
+
+
+def by_openssl(folder: Path, checkpoint: bytes, key: VerifierKey) -> int:
+    """The exit code of the program in docs/log.md."""
+    text = (Path(__file__).parents[2] / "docs/log.md").read_text()
+    (program,) = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (folder / "checkpoint").write_bytes(checkpoint)
+    command = ["sh", "-c", program, "verify-checkpoint.sh", str(folder / "checkpoint"), str(key)]
+    return subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def test_openssl_verifies_a_checkpoint_as_the_document_says(tmp_path: Path) -> None:
+    old, new = signer(seed=1), signer(seed=2)
+    witness = signer("example.com/w1", 3, KeyType.COSIGNATURE)
+    checkpoint = Checkpoint(ORIGIN, 7, EMPTY)
+    signed = with_signatures(checkpoint.sign(old, new), [witness.cosign(checkpoint.text, 9)])
+    assert by_openssl(tmp_path, signed, old.key) == 0
+    assert by_openssl(tmp_path, signed, new.key) == 0
+    assert by_openssl(tmp_path, signed.replace(b"\n7\n", b"\n8\n"), old.key) == 1
+    assert by_openssl(tmp_path, signed, signer(seed=4).key) == 1
+    stolen = Signature(ORIGIN, old.key.key_id, new.sign(checkpoint.text).value)
+    assert by_openssl(tmp_path, Note(checkpoint.text, (stolen,)).encode(), old.key) == 1
