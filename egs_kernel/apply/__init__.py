@@ -1,7 +1,7 @@
 """What the launcher does to itself, when the daemon asks for it: one module for each kind of step.
 
-Imported at a launch with constraints, and of its modules only those whose step is asked for. Nothing that is
-said here is believed: the daemon reads everything from the kernel afterwards.
+Imported at a launch with constraints. Nothing that is said here is believed: the daemon reads everything from the kernel
+afterwards.
 """
 
 # ruff: noqa: PLC0415 - nothing is imported before it is needed
@@ -19,6 +19,12 @@ MODULES = ("no_new_privs", "umask", "capabilities", "limits", "seccomp")
 
 class UnknownStepError(Exception):
     """The daemon asks for something that this version cannot do."""
+
+
+def load() -> None:
+    """Import what steps may take, before anybody asks for any."""
+    for name in MODULES:
+        _module(name)
 
 
 def apply(answer: bytes) -> None:

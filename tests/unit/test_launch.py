@@ -182,3 +182,18 @@ def test_the_start_script_imports_nothing_else() -> None:
         "import sys",
         "from egs_kernel.cli import main",
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"payload":"eyJjb25zdHJhaW50cyI6e319"}', True),
+        (b'{"payload":"e30="}', False),
+        (b'{"payload":"e"}', False),
+        (b'{"payload":"\\ud800"}', False),
+        (b"no JSON", False),
+        (b"\xff", False),
+    ],
+)
+def test_whether_steps_are_likely_to_come(content: bytes, expected: bool) -> None:  # noqa: FBT001
+    assert launch.constrains(content) is expected
