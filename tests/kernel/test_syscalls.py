@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import socket
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -53,16 +53,21 @@ def system() -> Iterator[Running]:
         yield running
 
 
+def artifact_of(running: Running, constraints: str) -> Path:
+    """An artifact for the worker with these constraints, or without any; issued once."""
+    name = f"{hashlib.sha256(constraints.encode()).hexdigest()}.json"
+    if not (running.folder / name).exists():
+        file = running.folder / "constraints.toml"
+        file.write_text(constraints)
+        more = ("--constraints", str(file)) if constraints else ()
+        running.issue(running.folder / "worker", *more, name=name)
+    return running.folder / name
+
+
 def run(running: Running, constraints: str, source: str) -> subprocess.CompletedProcess[str]:
     """Run Python code as a governed program, with these constraints or without any."""
-    worker = running.folder / "worker"
-    more: tuple[str, ...] = ()
-    if constraints:
-        file = running.folder / "constraints.toml"
-        file.write_text(textwrap.dedent(constraints))
-        more = ("--constraints", str(file))
-    artifact = running.issue(worker, *more)
-    return running.run("--artifact", str(artifact), "--", str(worker), "-I", "-c", HEAD + source)
+    artifact, worker = artifact_of(running, constraints), str(running.folder / "worker")
+    return running.run("--artifact", str(artifact), "--", worker, "-I", "-c", HEAD + source)
 
 
 def said(running: Running, constraints: str, source: str) -> list[str]:
