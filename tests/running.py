@@ -151,9 +151,9 @@ class Running:
             return 126, ""
         return done.returncode, done.stdout
 
-    def as_nobody(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as a user without any rights, who can enter this checkout wherever it lies."""
-        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    def as_nobody(self, *command: str, group: int = 65534) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user without any rights but a group's, who can enter this checkout wherever it lies."""
+        drop = ["setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups"]
         return subprocess.run(
             [*_entrance(self.folder), *drop, *command],
             env=self.instance.environment,

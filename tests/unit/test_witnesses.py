@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from egs_kernel.errors import EgsError, NoteError, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
 from egs_kernel.witness.submit import Submitter
+from tests.unit.consoles import READERS
 from tests.unit.test_witness import CONFIG, NOBODY, serving, verifier
 from tests.unit.trees import Tree, publish, signer
 
@@ -339,6 +341,53 @@ def test_a_log_is_cosigned_and_its_rollback_and_fork_are_found(home: Path, tmp_p
         assert not good
         assert "refused" in words
     assert "the daemon: " in submissions.submit()[0][0]
+
+
+ASK = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as daemon:
+    daemon.connect(sys.argv[1])
+    daemon.sendall(bytes.fromhex(sys.argv[2]))
+    print(daemon.recv(65536)[4:].decode())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other users take root")
+def test_only_who_may_read_the_record_speaks_for_a_witness(tree: Tree) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        daemon = Daemon(Path(name), keys_of(tree), 300, Witness("http://1", W1.key))
+        daemon.paths.run_dir.mkdir(parents=True)
+        publish(daemon.paths.record, tree)
+        os.chown(daemon.paths.record, 0, READERS)
+        request = protocol.encode(
+            protocol.WitnessRequest(witness=str(W1.key), checkpoint=cosigned(tree, 300, W1))
+        )
+        command = ["/usr/bin/python3", "-c", ASK, str(daemon.paths.socket), request.hex()]
+        with listening(daemon):
+            for groups, answer in (([], "not_permitted"), ([READERS], "cosigned at 300 entries")):
+                done = subprocess.run(
+                    command,
+                    user=NOBODY,
+                    group=NOBODY,
+                    extra_groups=groups,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                assert answer in done.stdout
+            # What is root's stays root's.
+            rotate = protocol.encode(protocol.RotateLogKeyRequest(overlap=0)).hex()
+            done = subprocess.run(
+                [*command[:-1], rotate],
+                user=NOBODY,
+                group=NOBODY,
+                extra_groups=[READERS],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert "not_permitted" in done.stdout
 
 
 def test_answers_that_are_none(tmp_path: Path, tree: Tree) -> None:
