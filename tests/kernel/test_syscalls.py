@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from egs_kernel.audit.entries import Refusal
 from tests.running import Running, running_on_disk
+from tests.worker import HEAD, INT80, SIGSYS, add_worker, run, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
-PYTHON: Final = str(Path(sys.executable).resolve())
-EPERM, SIGSYS = 1, -31
+EPERM: Final = 1
 
-HEAD: Final = """
-import ctypes, errno, hashlib, mmap, os, socket, sys, threading
-libc = ctypes.CDLL(None, use_errno=True)
-def told(what):
-    try:
-        result = what()
-    except OSError as error:
-        result = errno.errorcode[error.errno]
-    print(result, flush=True)
-"""
 CHROOT: Final = "told(lambda: os.chroot('/'))"
 PTRACE: Final = "told(lambda: 'EPERM' if libc.ptrace(0, 0, 0, 0) < 0 else None)"
-INT80: Final = """
-code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-# push rbx; mov eax, NUMBER; int 0x80; pop rbx; ret
-code.write(bytes([0x53, 0xB8]) + (NUMBER).to_bytes(4, "little") + bytes([0xCD, 0x80, 0x5B, 0xC3]))
-print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))())
-"""
 x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has other conventions")
 
 
@@ -49,32 +29,8 @@ x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 
 def system() -> Iterator[Running]:
     """One system for all of them: nothing is left behind but entries."""
     with running_on_disk() as running:
-        running.copy(PYTHON, "worker")  # a name that no interpreter has
+        add_worker(running)
         yield running
-
-
-def artifact_of(running: Running, constraints: str) -> Path:
-    """An artifact for the worker with these constraints, or without any; issued once."""
-    name = f"{hashlib.sha256(constraints.encode()).hexdigest()}.json"
-    if not (running.folder / name).exists():
-        file = running.folder / "constraints.toml"
-        file.write_text(constraints)
-        more = ("--constraints", str(file)) if constraints else ()
-        running.issue(running.folder / "worker", *more, name=name)
-    return running.folder / name
-
-
-def run(running: Running, constraints: str, source: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code as a governed program, with these constraints or without any."""
-    artifact, worker = artifact_of(running, constraints), str(running.folder / "worker")
-    return running.run("--artifact", str(artifact), "--", worker, "-I", "-c", HEAD + source)
-
-
-def said(running: Running, constraints: str, source: str) -> list[str]:
-    """What it printed, when it ended well."""
-    done = run(running, constraints, source)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 CASES: Final = {
