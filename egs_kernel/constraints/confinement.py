@@ -12,18 +12,59 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.constraints.attest import Part, Stopped
 from egs_kernel.constraints.handed import require_no_network
-from egs_kernel.constraints.injection import injected
+from egs_kernel.constraints.injection import MACHINE, injected, may_inject
 from egs_kernel.constraints.landlock import EXECUTE, PathRule, Plan
-from egs_kernel.constraints.namespaces import isolate, network_of
+from egs_kernel.constraints.namespaces import NEEDED, isolate, may_isolate, network_of
 from egs_kernel.constraints.proc import not_attested
+from egs_kernel.constraints.reach import SINCE_ABI, enforceable
 from egs_kernel.constraints.rulesets import create, impose, kernel_abi
 from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.constraints.view import View, open_root, require_trusted_view, view_of
+from egs_kernel.errors import HostLacks
+from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from egs_kernel.constraints.reach import Reach
+
+
+def require_landlock() -> None:
+    """Check that this host can enforce everything that takes Landlock.
+
+    Raises:
+        HostLacks: it cannot enforce some; the message lists it.
+    """
+    abi = kernel_abi()
+    lacking = sorted(set(SINCE_ABI) - enforceable(abi, namespaces=False))
+    if not may_inject():
+        raise HostLacks(
+            Reason.KERNEL_UNSUPPORTED,
+            f"filesystem, network and signals cannot be enforced on {os.uname().machine}",
+            f"Use a host of the architecture {MACHINE}.",
+        )
+    if lacking:
+        has = f"Landlock of version {abi}" if abi else "no Landlock"
+        raise HostLacks(
+            Reason.KERNEL_UNSUPPORTED,
+            f"{has}: cannot enforce {', '.join(lacking)}",
+            "Boot Linux 6.12 or later, with landlock among its LSMs (boot parameter lsm=); "
+            "or issue artifacts that do without (docs/constraints.md).",
+        )
+
+
+def require_namespaces() -> None:
+    """Check that this process can give launchers a network namespace.
+
+    Raises:
+        HostLacks: the kernel has none, or the capabilities are missing.
+    """
+    if not may_isolate():
+        raise HostLacks(
+            Reason.KERNEL_UNSUPPORTED,
+            "network.none cannot be enforced: it takes network and user namespaces, and " + ", ".join(NEEDED),
+            "Give these capabilities to egsd (CapabilityBoundingSet= in egsd.service).",
+        )
 
 
 class Confinement:

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from egs_kernel.constraints.attest import require_attestation
+from egs_kernel.constraints.confinement import require_landlock, require_namespaces
 from egs_kernel.constraints.kernel_messages import open_messages, require_landlock_news
 from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
@@ -120,7 +121,12 @@ def probe(pins: Path) -> tuple[Finding, ...]:
     ]
     if all(found.present for found in findings):
         findings += [*_kernel_types(), *_programs(), hold_finding(pins)]
-        findings += [_memory_readable(), _seccomp_read_back(), *_refusals_seen()]
+        findings += [
+            _memory_readable(),
+            _tried("seccomp read-back", require_attestation),
+            *_constraints(),
+            *_refusals_seen(),
+        ]
     return (*findings, _preemption(), _cgroups(), _lockdown())
 
 
@@ -302,6 +308,11 @@ def _preemption() -> Finding:
     )
 
 
+def _constraints() -> list[Finding]:
+    """What constraints this host can enforce."""
+    return [_tried("Landlock", require_landlock), _tried("namespaces for launches", require_namespaces)]
+
+
 def _refusals_seen() -> list[Finding]:
     """Whether the kernel reports what constraints refuse. They are enforced in any case."""
     return [
@@ -326,14 +337,6 @@ def _lockdown() -> Finding:
         detail=lockdown or "securityfs is not mounted, or the kernel has no lockdown",
         cure="Boot with lockdown=integrity, so that root cannot patch the running kernel.",
     )
-
-
-def _seccomp_read_back() -> Finding:
-    try:
-        require_attestation()
-    except EgsError as error:
-        return Finding(name="seccomp read-back", present=False, detail=error.message, cure=error.next_step)
-    return Finding(name="seccomp read-back", present=True)
 
 
 def _cgroups() -> Finding:

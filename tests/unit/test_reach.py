@@ -25,9 +25,13 @@ from egs_kernel.constraints.landlock import (
     plan,
 )
 from egs_kernel.constraints.network import compile_socket_filter
+from egs_kernel.constraints.reach import enforceable
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
+from egs_kernel.verify import authorize
 from tests.unit.interpreting import ALLOW, EPERM, I386, KILL, run
+from tests.unit.issuing import NOW, host, intent
+from tests.unit.test_verify import artifact
 
 NEWEST: Final = 7
 FILES: Final = FilesystemConstraint(base="system", read=("/in",), write=("/out",), execute=("/run",))
@@ -169,6 +173,54 @@ def test_what_leaves_the_domain() -> None:
         assert made.scoped == Scope(scoped)
         with pytest.raises(Refused, match="takes version 6"):
             plan(None, network, 5, own_signals=signals)
+
+
+ROOTS: Final = {"base": "system", "read": ["/in"]}
+WORDS: Final = {
+    "filesystem, which takes Landlock of version 2 (Linux 5.19)": ({"filesystem": ROOTS}, 2),
+    "filesystem.truncate, which takes Landlock of version 3 (Linux 6.2)": ({"filesystem": ROOTS}, 3),
+    "filesystem.deviceControl, which takes Landlock of version 5 (Linux 6.10)": ({"filesystem": ROOTS}, 5),
+    "network.ports, which takes Landlock of version 4 (Linux 6.7)": (
+        {"network": {"mode": "ports", "connect": [443]}},
+        4,
+    ),
+    "network.abstract, which takes Landlock of version 6 (Linux 6.12)": (
+        {"network": {"abstract": "own", "mode": "ports", "udp": "allowed"}},
+        6,
+    ),
+    "process.signals, which takes Landlock of version 6 (Linux 6.12)": ({"process": {"signals": "own"}}, 6),
+}
+
+
+@pytest.mark.parametrize("missing", WORDS)
+def test_a_host_that_lacks_it_refuses_and_names_it(missing: str) -> None:
+    words, since = WORDS[missing]
+    for abi in range(NEWEST + 1):
+        facts = host(enforceable=enforceable(abi, namespaces=True) | {"process"})
+        if abi >= since:
+            if abi >= max(since for _, since in WORDS.values()):
+                authorize(artifact({"constraints": words}), intent(), facts, NOW)
+            continue
+        with pytest.raises(Refused) as caught:
+            authorize(artifact({"constraints": words}), intent(), facts, NOW)
+        assert caught.value.reason is Reason.CONSTRAINT_UNENFORCEABLE
+        assert missing in caught.value.message
+
+
+def test_a_daemon_without_the_capabilities_refuses_a_network_namespace() -> None:
+    none = artifact({"constraints": {"network": {"mode": "none"}}})
+    authorize(none, intent(), host(enforceable=enforceable(NEWEST, namespaces=True)), NOW)
+    with pytest.raises(
+        Refused, match=r"cannot enforce network\.none, which takes user and network namespaces"
+    ):
+        authorize(none, intent(), host(enforceable=enforceable(NEWEST, namespaces=False)), NOW)
+
+
+def test_an_artifact_that_consents_needs_less() -> None:
+    consenting = artifact(
+        {"constraints": {"filesystem": {**ROOTS, "degrade": ["truncate", "device-control"]}}}
+    )
+    authorize(consenting, intent(), host(enforceable=enforceable(2, namespaces=False)), NOW)
 
 
 # -- the filter ----------------------------------------------------------------------------------------
