@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
 from typing import TYPE_CHECKING, Final
 
 import pytest
+import rfc8785
 
+from egs_kernel.artifact.envelope import parse_envelope, sign
 from egs_kernel.audit.entries import Refusal
+from egs_kernel.trust.keys import load_private
 from tests.running import Running, running_on_disk
-from tests.worker import HEAD, INT80, SIGSYS, add_worker, run, said
+from tests.worker import HEAD, INT80, SIGSYS, add_worker, artifact_of, run, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,3 +159,23 @@ def test_a_recorded_profile_lets_the_program_work_and_nothing_else(system: Runni
     assert said(system, proposal.read_text(), source.removeprefix(HEAD)) == ["None", "True"]
     assert said(system, proposal.read_text(), CHROOT) == ["EPERM"]
     assert said(system, "", CHROOT) == ["None"]
+
+
+def test_what_egs_issue_would_not_sign_the_daemon_refuses_again(system: Running) -> None:
+    """Signed by a trusted key all the same, by a tool that checks nothing."""
+    good = artifact_of(system, '[syscalls]\nprofile = "default"\n')
+    signer = load_private(system.folder / "issuer.key")
+    for wrong, field in (
+        ({"profile": "none-such"}, "profile"),
+        ({"deny": ["execve"]}, "deny[0]"),
+        ({"profile": "default", "allow": ["mount", "mount"]}, "allow[1]"),
+        ({"rules": [{"call": "read", "argument": 0, "op": "eq", "values": [0]}]}, "rules[0].call"),
+    ):
+        statement = json.loads(parse_envelope(good.read_bytes()).payload)
+        statement["predicate"]["constraints"] = {"syscalls": wrong}
+        artifact = system.folder / "wrong.json"
+        artifact.write_bytes(sign(rfc8785.dumps(statement), [signer]))
+        refused = system.run("--artifact", str(artifact), "--", str(system.folder / "worker"), "-c", "1")
+        assert (refused.returncode, refused.stdout) == (126, "")
+        assert f"constraints.syscalls.{field}: " in refused.stderr
+        assert "[artifact_malformed]" in refused.stderr

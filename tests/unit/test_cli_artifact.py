@@ -327,6 +327,9 @@ def test_what_could_never_verify_is_not_issued(options: tuple[str, ...], reason:
     assert egs.issue_refused(*options) == reason.code
 
 
+_RULE = '[[syscalls.rules]]\ncall = "kill"\nargument = 1\nop = "{op}"\nvalues = {values}'
+
+
 @pytest.mark.parametrize(
     ("constraints", "code", "reason"),
     [
@@ -335,12 +338,34 @@ def test_what_could_never_verify_is_not_issued(options: tuple[str, ...], reason:
         ('[wormhole]\nmode = "none"', 2, Reason.CONFIG_INVALID),
         ('[syscalls]\nprofile = "none-such"', 1, Reason.ARTIFACT_MALFORMED),
         ('[syscalls]\ndeny = ["none_such"]', 1, Reason.ARTIFACT_MALFORMED),
+        ('[syscalls]\ndeny = ["execve"]', 1, Reason.ARTIFACT_MALFORMED),
+        ('[syscalls]\nprofile = "strict"\naction = "trap"', 2, Reason.CONFIG_INVALID),
+        ('[syscalls]\nprofile = "strict"\narchitectures = ["arm"]', 2, Reason.CONFIG_INVALID),
+        ("[syscalls]\nrules = []", 2, Reason.CONFIG_INVALID),
+        (_RULE.format(op="gt", values="[1]"), 2, Reason.CONFIG_INVALID),
+        (_RULE.format(op="eq", values="[-1]"), 2, Reason.CONFIG_INVALID),
+        (_RULE.format(op="eq", values="[4294967296]"), 2, Reason.CONFIG_INVALID),
+        (_RULE.format(op="eq", values="[]"), 2, Reason.CONFIG_INVALID),
+        (_RULE.format(op="eq", values="[1, 1]"), 1, Reason.ARTIFACT_MALFORMED),
+        (_RULE.format(op="eq", values="[256]\nmask = 255"), 1, Reason.ARTIFACT_MALFORMED),
     ],
 )
 def test_constraints_that_are_none(constraints: str, code: int, reason: Reason, egs: Egs) -> None:
     path = egs.folder / "constraints.toml"
     path.write_text(constraints)
     assert egs.issue_refused("--constraints", path, code=code) == reason.code
+
+
+def test_what_is_wrong_with_a_constraint_is_named_by_its_field(egs: Egs) -> None:
+    path = egs.folder / "constraints.toml"
+    for text, code, field in (
+        (_RULE.format(op="gt", values="[1]"), 2, "$.syscalls.rules[0].op"),
+        (_RULE.format(op="eq", values="[1, 2, 1]"), 1, "constraints.syscalls.rules[0].values[2]"),
+        ('[syscalls]\nprofile = "default"\ndeny = ["acct", "raed"]', 1, "constraints.syscalls.deny[1]"),
+    ):
+        path.write_text(text)
+        egs.issue_refused("--constraints", path, code=code)
+        assert field in egs.stderr
 
 
 def test_programs_that_take_code_must_be_bound(egs: Egs, tmp_path: Path) -> None:
