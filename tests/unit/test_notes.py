@@ -43,12 +43,18 @@ then you don't know what your problem is.
 — PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=
 """.encode()
 
-names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1)
+names = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=12
+)
 names = names.filter(lambda name: "+" not in name)
-texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], include_characters="\n"))
-signatures = st.builds(Signature, names, st.binary(min_size=4, max_size=4), st.binary(min_size=1))
+texts = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], include_characters="\n"), max_size=40
+)
+signatures = st.builds(
+    Signature, names, st.binary(min_size=4, max_size=4), st.binary(min_size=1, max_size=80)
+)
 notes = st.builds(
-    Note, texts.map(lambda text: f"{text}\n"), st.lists(signatures, min_size=1, max_size=5).map(tuple)
+    Note, texts.map(lambda text: f"{text}\n"), st.lists(signatures, min_size=1, max_size=3).map(tuple)
 )
 
 
