@@ -217,6 +217,8 @@ static __always_inline u32 conditions_hold(struct egs_grant *grant, struct exec_
 {
 	u32 flags = grant->flags;
 
+	if (facts->own && facts->own != artifact_key(grant->artifact_id))
+		return EGS_CHILD_REFUSED;
 	if (grant->scope != scope)
 		return EGS_SCOPE_MISMATCH;
 	if (grant->file.inode != facts->file.inode || grant->file.device != facts->file.device)
@@ -276,15 +278,36 @@ static __always_inline void cite(struct decision *decision, struct egs_grant *gr
 	__builtin_memcpy(decision->digest, grant->digest, sizeof(grant->digest));
 }
 
+/* The artifact that says what a process may start, if one does. */
+static __always_inline u64 own_children(u32 pid)
+{
+	struct egs_task *task = tasks.lookup(&pid);
+
+	if (!task || !(task->flags & EGS_TASK_OWN_CHILDREN))
+		return 0;
+	return task->artifact ? task->artifact : ~0ULL; /* it cannot be 0; then nobody's child is executed */
+}
+
+/*
+ * Grants for an artifact's children lie among those that stand, under a key that has the artifact in it. Other
+ * artifacts can have the same key: conditions_hold() compares artifact and file.
+ */
 static __always_inline void consult_grants(struct decision *decision, struct exec_facts *facts, u32 scope,
 					   const int early)
 {
-	struct egs_standing_key key = { .inode = facts->file.inode, .device = facts->file.device, .scope = scope };
 	u32 pid = facts->pid;
+	u64 own = own_children(pid);
+	u32 kind = own ? EGS_GRANT_CHILD : EGS_GRANT_STANDING;
+	struct egs_standing_key key = {
+		.inode = facts->file.inode ^ own,
+		.device = facts->file.device,
+		.scope = scope | (own ? EGS_CHILDREN_OF : 0),
+	};
 	struct egs_grant *armed = armed_grants.lookup(&pid);
 
-	decision->reason = EGS_NO_GRANT;
-	if (armed) {
+	facts->own = own;
+	decision->reason = own ? EGS_CHILD_REFUSED : EGS_NO_GRANT;
+	if (armed && !own) {
 		/* An armed task executes what it was armed for, or nothing: no falling back. */
 		u32 reason = armed->start_ticks != facts->start_ticks ?
 			EGS_IDENTITY_MISMATCH : grant_permits(armed, facts, scope, early);
@@ -307,7 +330,7 @@ static __always_inline void consult_grants(struct decision *decision, struct exe
 			continue;
 		reason = grant_permits(grant, facts, scope, early);
 		if (reason == EGS_AUTHORIZED || reason >= decision->reason)
-			cite(decision, grant, EGS_GRANT_STANDING, reason);
+			cite(decision, grant, kind, reason);
 	}
 }
 

@@ -9,7 +9,7 @@
 #ifndef EGS_ABI_H
 #define EGS_ABI_H
 
-#define EGS_ABI_VERSION 4
+#define EGS_ABI_VERSION 5
 
 #define EGS_MAX_SCOPES 64
 #define EGS_SCOPE_SELF_TEST_OBSERVE 64 /* reserved: the loader's self-test, reads only */
@@ -23,6 +23,7 @@
 #define EGS_HELD_MAX 4096      /* processes that wait at once; the next one dies */
 #define EGS_GRANTS 8192
 #define EGS_GRANTS_PER_FILE 8
+#define EGS_CHILDREN_OF 0x8000 /* with the scope, in the key of a grant that is for an artifact's children */
 #define EGS_SUBJECTS 16384      /* files that artifacts name */
 #define EGS_LIBRARY_FOLDERS 64  /* trusted library roots */
 #define EGS_FOLDER_DEPTH 64     /* folders above a library that are looked at */
@@ -83,6 +84,7 @@ enum egs_reason {
 	EGS_CODE_UNTRUSTED = 24,
 	EGS_CODE_ANONYMOUS = 25,
 	EGS_HOLDS_FULL = 26,
+	EGS_CHILD_REFUSED = 31,
 	EGS_GATE_REASONS = 32,
 };
 
@@ -90,6 +92,7 @@ enum egs_grant_kind {
 	EGS_GRANT_NONE = 0,
 	EGS_GRANT_STANDING = 1,
 	EGS_GRANT_ARMED = 2,
+	EGS_GRANT_CHILD = 3,
 };
 
 enum egs_tier {
@@ -125,12 +128,14 @@ enum egs_grant_flag {
 	EGS_NEED_SECCOMP = 32,
 	EGS_ALLOW_CODE_VARIABLES = 64, /* the artifact signs values for such variables */
 	EGS_REFUSE_ANONYMOUS_CODE = 128,
+	EGS_OWN_CHILDREN = 256, /* what it runs executes its artifact's children, and nothing else */
 };
 
 enum egs_task_flag {
 	EGS_TASK_INHERITED = 1, /* forked, has not executed: its execution is its parent's */
 	EGS_TASK_HELD = 2,      /* executed without an authorization, and waits for one: runs nothing until then */
 	EGS_TASK_REFUSE_ANONYMOUS_CODE = 4,
+	EGS_TASK_OWN_CHILDREN = 8,
 };
 
 enum egs_event_type {

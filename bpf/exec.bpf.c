@@ -103,9 +103,10 @@ static __always_inline void judge(struct scratch *scratch, struct egs_config *co
 	settle(scratch);
 }
 
-static __always_inline u32 code_flags(struct decision *decision)
+static __always_inline u32 lasting_flags(struct decision *decision)
 {
-	return decision->flags & EGS_REFUSE_ANONYMOUS_CODE ? EGS_TASK_REFUSE_ANONYMOUS_CODE : 0;
+	return (decision->flags & EGS_REFUSE_ANONYMOUS_CODE ? EGS_TASK_REFUSE_ANONYMOUS_CODE : 0) |
+	       (decision->flags & EGS_OWN_CHILDREN ? EGS_TASK_OWN_CHILDREN : 0);
 }
 
 /* An id that no other execution of this boot has: one CPU cannot finish two execs within 1 us. */
@@ -189,7 +190,7 @@ int gate_exec(struct bpf_raw_tracepoint_args *ctx)
 			if (verdict != EGS_KILL || !enforced) {
 				task->execution = new_execution(scratch->facts.now);
 				task->artifact = verdict == EGS_HOLD ? 0 : artifact_key(decision->artifact_id);
-				task->flags = verdict == EGS_HOLD ? EGS_TASK_HELD : code_flags(decision);
+				task->flags = verdict == EGS_HOLD ? EGS_TASK_HELD : lasting_flags(decision);
 				task->code_events = 0;
 				task->started = birth(current_task);
 				task->exec_number = exec_number(current_task);

@@ -76,6 +76,7 @@ struct exec_facts {
 	u64 now;
 	u64 opened; /* for writing, the last time */
 	u64 cgroup_id;
+	u64 own; /* the artifact whose children it may execute, and nothing else; 0: it is not bound so */
 	u64 start_ticks;
 	u64 argv_start;
 	u64 argv_hash;

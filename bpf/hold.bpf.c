@@ -38,14 +38,14 @@ static __always_inline int is_held(u32 tgid)
 
 /*
  * Whether an exec that is refused for this reason waits instead, as far as its scope and the reason say. Who was armed
- * never waits: it executes what it was armed for, or nothing.
+ * never waits: it executes what it was armed for, or nothing; nor who may start certain children alone.
  */
 static __always_inline int may_hold(u32 scope, struct decision *decision)
 {
 	struct egs_scope *slot = scopes.lookup(&scope);
 
 	return slot && slot->mode == EGS_MODE_ENFORCE && slot->on_missing == EGS_MISSING_HOLD &&
-	       decision->kind != EGS_GRANT_ARMED && decision->reason < 64 &&
+	       decision->kind != EGS_GRANT_ARMED && decision->kind != EGS_GRANT_CHILD && decision->reason < 64 &&
 	       (EGS_CURABLE & EGS_REASON_BIT(decision->reason & 63));
 }
 
@@ -147,6 +147,6 @@ int release_hold(struct bpf_raw_tracepoint_args *ctx)
 	if (!task || !(task->flags & EGS_TASK_HELD) || task->execution != ctx->args[1])
 		return 0;
 	task->artifact = ctx->args[2];
-	task->flags |= ctx->args[3] & EGS_TASK_REFUSE_ANONYMOUS_CODE;
+	task->flags |= ctx->args[3] & EGS_TASK_LASTING;
 	return end_hold(task);
 }

@@ -75,6 +75,9 @@ static __always_inline int track(u32 pid, struct egs_task *task)
 	return error;
 }
 
+/* What a process has from its artifact, and its children from it. */
+#define EGS_TASK_LASTING (EGS_TASK_REFUSE_ANONYMOUS_CODE | EGS_TASK_OWN_CHILDREN)
+
 /* Flags that two CPUs change at once are changed together with the scope before them: BPF has 64-bit atomics. */
 _Static_assert(__builtin_offsetof(struct egs_task, scope) % 8 == 0 &&
 		       __builtin_offsetof(struct egs_task, flags) == __builtin_offsetof(struct egs_task, scope) + 4,
@@ -140,7 +143,7 @@ static __always_inline void govern_newborn(u32 pid, u32 scope, struct egs_task *
 	if (parent) {
 		task.execution = parent->execution;
 		task.artifact = parent->artifact;
-		task.flags |= parent->flags & EGS_TASK_REFUSE_ANONYMOUS_CODE;
+		task.flags |= parent->flags & EGS_TASK_LASTING;
 	}
 	if (stale) {
 		end_hold(stale);

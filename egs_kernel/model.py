@@ -49,6 +49,7 @@ class GrantKind(IntEnum):
     NONE = 0
     STANDING = 1  # by file: any governed process of the scope may use it
     ARMED = 2  # by task: one process, one exec
+    CHILD = 3  # by artifact and file: what runs under this artifact may use it
 
 
 class Reason(IntEnum):
@@ -89,6 +90,7 @@ class Reason(IntEnum):
     CODE_ANONYMOUS = 25  # executable memory of no file, which the artifact refuses
 
     HOLDS_FULL = 26  # it would have been held, and too many are
+    CHILD_REFUSED = 31  # its artifact says what it may start, and this is none of it
 
     # The verifier (verify.py) and what it is made of.
     ARTIFACT_MALFORMED = 32
@@ -143,7 +145,9 @@ class Reason(IntEnum):
     NOTE_MALFORMED = 85  # not a signed note, a checkpoint or a verifier key
     PROOF_INVALID = 86  # an inclusion or consistency proof does not show what it should
     BUNDLE_MALFORMED = 90  # not a proof bundle
-    EVIDENCE_MISMATCH = 91  # the entries of a proof bundle do not tell of one execution, or not the whole of it
+    EVIDENCE_MISMATCH = (
+        91  # the entries of a proof bundle do not tell of one execution, or not the whole of it
+    )
 
     @property
     def code(self) -> str:
@@ -283,6 +287,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     names, the program included. Times are CLOCK_BOOTTIME nanoseconds. `argv` None leaves the arguments free.
     `code_variables`: the artifact signs values for variables that make programs load code; without it the gate
     refuses an exec that has one. `refuse_anonymous_code`: no executable memory of no file (tier `lsm`).
+    `own_children`: what it runs may execute what `children` are for, and nothing else.
     """
 
     artifact_id: str
@@ -301,6 +306,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     seccomp_filters: int | None = None
     code_variables: bool = False
     refuse_anonymous_code: bool = False
+    own_children: bool = False
+    children: tuple[Grant, ...] = ()
 
 
 class ExecEvent(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):

@@ -35,6 +35,8 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from egs_kernel.artifact.envelope import parse_envelope
 from egs_kernel.artifact.statement import (
     Constraints,
@@ -107,7 +109,6 @@ _TAKES: Final = {
     "syscalls.log": "a kernel that reports what filters let pass",
     "code.anonymous": "the tier lsm",
     "process": "processes whose state can be read back",
-    "process.children": "a gate that binds grants to what started the program",
     "resources": "processes whose state can be read back",
     "resources.memory": "the cgroup v2 controller memory",
     "resources.processes": "the cgroup v2 controller pids",
@@ -155,6 +156,7 @@ class Authorization:
         uses_left: how many more executions; None: unlimited.
         constraints: what must hold while it runs; None: nothing.
         code_variables: it signs values for environment variables that make programs load code.
+        children: digests of the programs that it may start, where it lists them.
     """
 
     artifact_id: str
@@ -168,11 +170,19 @@ class Authorization:
     uses_left: int | None
     constraints: Constraints | None
     code_variables: bool
+    children: frozenset[str] = frozenset()
 
-    def grant(
+    @property
+    def own_children(self) -> bool:
+        """Whether what it runs may start certain programs alone, or none."""
+        process = None if self.constraints is None else self.constraints.process
+        return process is not None and process.children in ("none", "listed")
+
+    def grant(  # noqa: PLR0913 - what was measured, and where the gate will see it
         self,
         program: Measurement,
         named: Collection[Measurement] = (),
+        children: Collection[Measurement] = (),
         *,
         boot_offset: int,
         cgroup_id: int | None,
@@ -183,6 +193,7 @@ class Authorization:
         Args:
             program: the measured program as the gate sees it.
             named: the same of every script and library that belongs to it.
+            children: the same of every program that it may start, where it lists them.
             boot_offset: CLOCK_REALTIME minus CLOCK_BOOTTIME, nanoseconds.
             cgroup_id: id of `cgroup`; required when the authorization names one.
             seccomp_filters: attested filters of the task; required when it constrains system calls.
@@ -191,7 +202,8 @@ class Authorization:
             Refused: CGROUP_MISMATCH or CONSTRAINT_NOT_ATTESTED, when what is required is missing; DIGEST_MISMATCH,
                 when other files were measured than those that are authorized.
         """
-        if program.digest != self.digest or {file.digest for file in named} != self.named:
+        measured = program.digest, _digests(named), _digests(children)
+        if measured != (self.digest, self.named, self.children):
             raise Refused(Reason.DIGEST_MISMATCH, "the files measured are not those authorized", "Try again.")
         if self.cgroup is not None and cgroup_id is None:
             raise Refused(
@@ -206,13 +218,13 @@ class Authorization:
                 "Start the program with egs run.",
             )
         not_before, not_after = (_nanoseconds(time) - boot_offset for time in self.window)
-        return Grant(
+        whole = Grant(
             artifact_id=self.artifact_id,
             scope=self.scope,
             file=program.identity,
             digest=self.digest,
             measured=program.time,
-            subjects=(program, *named),
+            subjects=(program, *named, *children),
             not_before=max(not_before, 0),
             not_after=max(not_after, 0),
             uid=self.uid,
@@ -223,7 +235,28 @@ class Authorization:
             seccomp_filters=seccomp_filters,
             code_variables=self.code_variables,
             refuse_anonymous_code=self.constraints is not None and self.constraints.refuses_anonymous_code,
+            own_children=self.own_children,
         )
+        return replace(whole, children=tuple(_of_child(whole, child) for child in children))
+
+
+def _digests(files: Collection[Measurement]) -> frozenset[str]:
+    return frozenset(file.digest for file in files)
+
+
+def _of_child(whole: Grant, child: Measurement) -> Grant:
+    """For what a program starts: as itself, but its own file, any arguments, and where and under what it runs by then."""
+    return replace(
+        whole,
+        file=child.identity,
+        digest=child.digest,
+        measured=child.time,
+        argv=None,
+        uses=None,
+        cgroup_id=None,
+        seccomp_filters=None,
+        code_variables=False,
+    )
 
 
 def authenticate(
@@ -313,7 +346,15 @@ def authorize(
         uses_left=uses_left,
         constraints=predicate.constraints,
         code_variables=_signs_code_variables(predicate),
+        children=_listed_children(artifact.statement),
     )
+
+
+def _listed_children(statement: Statement) -> frozenset[str]:
+    constraints = statement.predicate.constraints
+    if constraints is None or not constraints.lists_children:
+        return frozenset()
+    return frozenset(subject.digest.sha256 for subject in statement.children)
 
 
 def _signs_code_variables(predicate: Predicate) -> bool:

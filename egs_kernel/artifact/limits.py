@@ -104,9 +104,8 @@ class ProcessConstraint(_Struct, frozen=True):
     @property
     def needs(self) -> tuple[str, ...]:
         """What a host must be able to enforce."""
-        children = ("process.children",) if self.children in ("none", "listed") else ()
         signals = ("process.signals",) if self.signals else ()
-        return (*children, *signals, "process") if self.at_launch else children
+        return (*signals, "process") if self.at_launch else ()
 
     @property
     def kept(self) -> int | None:

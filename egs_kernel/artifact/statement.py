@@ -233,6 +233,11 @@ class Constraints(_Struct, frozen=True):
         return tuple(word for word in self.words if getattr(getattr(self, word), "at_launch", True))
 
     @property
+    def lists_children(self) -> bool:
+        """Whether it may start the artifact's children, and nothing else."""
+        return self.process is not None and self.process.children == "listed"
+
+    @property
     def refuses_anonymous_code(self) -> bool:
         """Whether executable memory of no file is refused."""
         return self.code is not None and self.code.anonymous == "refused"
@@ -310,6 +315,9 @@ class Statement(_Struct, frozen=True):
         programs = [index for index, item in enumerate(self.subject) if item.role is SubjectRole.PROGRAM]
         if programs != [0]:
             raise ValueError("the first subject, and only it, has the role program")
+        constraints = self.predicate.constraints
+        if constraints is not None and constraints.lists_children and not self.children:
+            raise ValueError("constraints.process.children is listed, and no subject has the role child")
         names = [item.name for item in self.subject if item.role is not SubjectRole.CHILD]
         if len(set(names)) != len(names):
             raise ValueError("two subjects have the same name")
@@ -323,6 +331,11 @@ class Statement(_Struct, frozen=True):
     def code(self) -> tuple[Subject, ...]:
         """The scripts and libraries that belong to it."""
         return tuple(item for item in self.subject if item.role in (SubjectRole.SCRIPT, SubjectRole.LIBRARY))
+
+    @property
+    def children(self) -> tuple[Subject, ...]:
+        """The programs that it may start, if its constraints say so."""
+        return tuple(item for item in self.subject if item.role is SubjectRole.CHILD)
 
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -350,8 +350,20 @@ def _require_usable(statement: st.Statement, files: _Files) -> None:
     constraints = statement.predicate.constraints
     if constraints is not None:
         check_constraints(constraints)
+        _require_native_children(constraints, files)
     if files.program.kind is ProgramKind.INTERPRETER:
         _require_scripts_named(statement)
+
+
+def _require_native_children(constraints: st.Constraints, files: _Files) -> None:
+    """Nobody binds the arguments of what is listed."""
+    for child in files.children if constraints.lists_children else ():
+        if child.kind is not ProgramKind.NATIVE:
+            raise Refused(
+                Reason.PROGRAM_UNBOUND,
+                f"constraints.process.children: {child.path} takes code from its arguments, which nobody binds",
+                'Give it an artifact of its own, and this one children = "any-authorized".',
+            )
 
 
 def _require_scripts_named(statement: st.Statement) -> None:

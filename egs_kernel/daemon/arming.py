@@ -83,6 +83,8 @@ class Arming:
         for _, stop in chosen:
             if not stop.done():
                 stop.set_result(why)
+        if artifact_id is not None:
+            self._gate.withdraw_children(artifact_id)
         await asyncio.gather(*(watcher for watcher, _ in chosen), return_exceptions=True)
 
     async def record_end(self, decided: Decided, error: EgsError) -> None:
@@ -116,6 +118,7 @@ class Arming:
         grant = decided.authorization.grant(
             decided.program.measurement,
             decided.trial.named,
+            decided.trial.children,
             boot_offset=self._host.clock_offset,
             cgroup_id=cgroup_number(decided.authorization.cgroup) if tree is None else tree.id,
             seccomp_filters=filters,

@@ -230,6 +230,7 @@ class Holds:
         return trial.authorization.grant(
             hold.program,
             trial.named,
+            trial.children,
             boot_offset=self._host.clock_offset,
             cgroup_id=cgroup_number(trial.authorization.cgroup),
             seccomp_filters=None,
@@ -284,7 +285,7 @@ class Holds:
 
     def _let_go(self, hold: Hold, grant: Grant) -> None:
         event = hold.event
-        self._gate.named.name(grant)
+        self._gate.name(grant)
         if not self._gate.holds.let_go(event.pid, event.execution, grant):
             raise gone(event)
         self._close(hold)

@@ -123,6 +123,11 @@ class Judge:
             return
         measured = await self._surveyor.subjects_of(artifact.statement)
         trial.named = tuple(measured.values())
+        try:
+            trial.children = await self._surveyor.children_of(artifact.statement)
+        except EgsError as error:
+            trial.error = error
+            return
         intent = msgspec.structs.replace(intent, measured=digests_of(measured))
         self._authorize(trial, artifact, intent)
         if trial.error is None:

@@ -21,7 +21,7 @@ from egs_kernel.measure import Opened, measure
 from egs_kernel.model import FileIdentity, Measurement, ProgramKind, Reason
 
 if TYPE_CHECKING:
-    from egs_kernel.artifact.statement import Statement
+    from egs_kernel.artifact.statement import Statement, Subject
 
 _REMEMBERED: Final = 4096
 _THREADS: Final = 2
@@ -89,6 +89,33 @@ class Surveyor:
         """What the scripts and libraries of an artifact were measured as, by path, as far as they are there."""
         names = [subject.name for subject in statement.code]
         return await self._in_thread(self._standing, self._measure_all, names) if names else {}
+
+    async def children_of(self, statement: Statement) -> tuple[Measurement, ...]:
+        """The programs that an artifact lists as children, when it lists what may be started.
+
+        Raises:
+            EgsError: one is missing, another one by now, or takes code from its arguments, which nobody bound.
+        """
+        constraints = statement.predicate.constraints
+        if constraints is None or not constraints.lists_children:
+            return ()
+        return tuple([await self._child(subject) for subject in statement.children])
+
+    async def _child(self, subject: Subject) -> Measurement:
+        program = await self.program_at(subject.name)
+        if program.kind is not ProgramKind.NATIVE:
+            raise Refused(
+                Reason.PROGRAM_UNBOUND,
+                f"the child {subject.name} takes code from its arguments, and they are not bound",
+                "Have it started by an artifact of its own: children = any-authorized.",
+            )
+        if program.measurement.digest != subject.digest.sha256:
+            raise Refused(
+                Reason.DIGEST_MISMATCH,
+                f"the child {subject.name} is another file than the one that was signed",
+                "Have an artifact issued for what is there now.",
+            )
+        return program.measurement
 
     def close(self) -> None:
         """Wait for measurements under way and end the threads."""

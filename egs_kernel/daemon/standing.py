@@ -305,6 +305,7 @@ class Standing:
             self._require_first(candidate, artifact)
             program = await self._surveyor.program_at(artifact.statement.program.name)
             measured = await self._surveyor.subjects_of(artifact.statement)
+            trial.children = await self._surveyor.children_of(artifact.statement)
         except EgsError as error:
             trial.error = error
             return
@@ -335,6 +336,7 @@ class Standing:
             grant = authorization.grant(
                 program,
                 candidate.trial.named,
+                candidate.trial.children,
                 boot_offset=self._host.clock_offset,
                 cgroup_id=cgroup_number(authorization.cgroup),
                 seccomp_filters=None,

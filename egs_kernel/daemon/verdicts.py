@@ -24,6 +24,7 @@ class Trial:
         artifact: set once it authenticated.
         intent: what was to be executed, once it was measured.
         named: what the scripts and libraries of the artifact were measured as.
+        children: what the programs were measured as that it may start, if it lists them.
         authorization: set when it authorizes that.
         error: set when it does not.
     """
@@ -32,6 +33,7 @@ class Trial:
         self.artifact = artifact
         self.intent: Intent | None = None
         self.named: tuple[Measurement, ...] = ()
+        self.children: tuple[Measurement, ...] = ()
         self.authorization: verify.Authorization | None = None
         self.error: EgsError | None = None
         self._reached: list[verify.Step] = []

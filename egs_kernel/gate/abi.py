@@ -10,7 +10,7 @@ from ctypes import Array, Structure, c_char, c_int32, c_int64, c_uint8, c_uint16
 from enum import IntEnum, IntFlag
 from typing import Final
 
-ABI_VERSION: Final = 4
+ABI_VERSION: Final = 5
 
 MAX_SCOPES: Final = 64
 SCOPE_SELF_TEST_OBSERVE: Final = 64
@@ -21,6 +21,7 @@ TASKS: Final = 65536
 TASKS_SOFT: Final = 32768
 HELD_MAX: Final = 4096
 GRANTS_PER_FILE: Final = 8
+CHILDREN_OF: Final = 0x8000
 SUBJECTS: Final = 16384
 LIBRARY_FOLDERS: Final = 64
 CODE_EVENTS: Final = 16
@@ -82,6 +83,7 @@ class GrantFlag(IntFlag):
     NEED_SECCOMP = 32
     ALLOW_CODE_VARIABLES = 64
     REFUSE_ANONYMOUS_CODE = 128
+    OWN_CHILDREN = 256
 
 
 class TaskFlag(IntFlag):
@@ -90,6 +92,7 @@ class TaskFlag(IntFlag):
     INHERITED = 1
     HELD = 2
     REFUSE_ANONYMOUS_CODE = 4
+    OWN_CHILDREN = 8
 
 
 class EventType(IntEnum):

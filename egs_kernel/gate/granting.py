@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi
@@ -13,9 +13,14 @@ from egs_kernel.gate.grants import artifact_key, raw_argv, raw_grant
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from egs_kernel.gate.libbpf import Map
     from egs_kernel.gate.subjects import Subjects
     from egs_kernel.model import Grant, TaskIdentity
+
+CHILDREN_CROWDED: Final = 4096
+"""Grants of children (half of EGS_GRANTS) from which on those that nobody can use any more are looked for."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -31,17 +36,26 @@ class GrantTables:
     argvs: Map[ctypes.c_uint64, abi.Argv]
 
     def artifacts(self) -> set[int]:
-        """The keys of the artifacts of all grants."""
-        granted = (*self.standing.walk(), *self.armed.walk())
-        return {artifact_key(bytes(raw.artifact_id).hex()) for _, raw in granted}
+        """The keys of the artifacts of all grants; those for children are there as long as their artifact is."""
+        granted = (*self.permanent(), *(raw for _, raw in self.armed.walk()))
+        return {artifact_key(bytes(raw.artifact_id).hex()) for raw in granted}
+
+    def permanent(self) -> list[abi.Grant]:
+        """What stands, for any governed process of its scope."""
+        return [raw for key, raw in self.standing.walk() if not key.scope & abi.CHILDREN_OF]
+
+    def of_children(self) -> list[tuple[abi.StandingKey, abi.Grant]]:
+        """What is there for the children of artifacts."""
+        return [(key, raw) for key, raw in self.standing.walk() if key.scope & abi.CHILDREN_OF]
 
 
 class Granting:
     """Writes grants, what they refer to first, and takes them back. Scopes are given by their slots."""
 
-    def __init__(self, tables: GrantTables, named: Subjects) -> None:
+    def __init__(self, tables: GrantTables, named: Subjects, in_use: Callable[[], set[int]]) -> None:
         self._tables = tables
         self._named = named
+        self._in_use = in_use
         self._armed_ids: dict[int, int] = {}
         self._last_id = 0
 
@@ -49,7 +63,7 @@ class Granting:
         """As `Gate.install`."""
         key, present = self._place(grant, scope)
         grant_id = present.grant_id if present else self._new_id()
-        self._named.name(grant)
+        self.name(grant, scope)
         self._bind(grant, grant_id, renewed=present is not None)
         _write(self._tables.standing, key, raw_grant(grant, grant_id, scope, None))
         return grant_id
@@ -64,12 +78,25 @@ class Granting:
     def arm(self, grant: Grant, task: TaskIdentity, scope: int) -> int:
         """As `Gate.arm`."""
         self.disarm(task.pid)
-        self._named.name(grant)
+        self.name(grant, scope)
         grant_id = self._new_id()
         self._bind(grant, grant_id, renewed=False)
         self._armed_ids[task.pid] = grant_id
         _write(self._tables.armed, ctypes.c_uint32(task.pid), raw_grant(grant, grant_id, scope, task))
         return grant_id
+
+    def name(self, grant: Grant, scope: int) -> None:
+        """As `Gate.name`."""
+        self._named.name(grant)
+        if grant.children and len(self._tables.of_children()) + len(grant.children) > CHILDREN_CROWDED:
+            self._sweep_children()
+        for child in grant.children:
+            key, _ = self._place(child, scope, of_children=True)
+            _write(self._tables.standing, key, raw_grant(child, self._new_id(), scope, None))
+
+    def withdraw_children(self, artifact_id: str) -> None:
+        """As `Gate.withdraw_children`."""
+        self._remove_children(lambda raw: bytes(raw.artifact_id).hex() == artifact_id)
 
     def disarm(self, pid: int) -> None:
         """As `Gate.disarm`."""
@@ -92,6 +119,7 @@ class Granting:
             if key.value not in live:
                 self._unbind(key.value)
         self._named.sweep()
+        self._sweep_children()
 
     def uses_left(self, raw: abi.Grant) -> int | None:
         """Of a grant as the gate has it; None: any number."""
@@ -100,19 +128,34 @@ class Granting:
         left = self._tables.uses.get(ctypes.c_uint64(raw.grant_id))
         return int(left.value) if left is not None else 0
 
+    def _sweep_children(self) -> None:
+        """Forget those of artifacts that neither a grant nor a governed process has."""
+        in_use = self._in_use()
+        self._remove_children(lambda raw: artifact_key(bytes(raw.artifact_id).hex()) not in in_use)
+
+    def _remove_children(self, chosen: Callable[[abi.Grant], bool]) -> None:
+        for key, raw in self._tables.of_children():
+            if chosen(raw):
+                self._tables.standing.delete(key)
+
     def _new_id(self) -> int:
         """Boot-time nanoseconds: unique across daemon restarts, as the pins are."""
         self._last_id = max(self._last_id + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         return self._last_id
 
-    def _place(self, grant: Grant, scope: int) -> tuple[abi.StandingKey, abi.Grant | None]:
+    def _place(
+        self, grant: Grant, scope: int, *, of_children: bool = False
+    ) -> tuple[abi.StandingKey, abi.Grant | None]:
+        inode = grant.file.inode
+        if of_children:
+            inode, scope = inode ^ artifact_key(grant.artifact_id), scope | abi.CHILDREN_OF
         free: abi.StandingKey | None = None
         for slot in range(abi.GRANTS_PER_FILE):
-            key = abi.StandingKey(inode=grant.file.inode, device=grant.file.device, scope=scope, slot=slot)
+            key = abi.StandingKey(inode=inode, device=grant.file.device, scope=scope, slot=slot)
             raw = self._tables.standing.get(key)
             if raw is None:
                 free = free or key
-            elif bytes(raw.artifact_id).hex() == grant.artifact_id:
+            elif bytes(raw.artifact_id).hex() == grant.artifact_id and raw.file.inode == grant.file.inode:
                 return key, raw
         if free is None:
             raise GateError(

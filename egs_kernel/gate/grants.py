@@ -32,6 +32,7 @@ def raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None
     flags |= abi.GrantFlag.NEED_SECCOMP if grant.seccomp_filters is not None else 0
     flags |= abi.GrantFlag.ALLOW_CODE_VARIABLES if grant.code_variables else 0
     flags |= abi.GrantFlag.REFUSE_ANONYMOUS_CODE if grant.refuse_anonymous_code else 0
+    flags |= abi.GrantFlag.OWN_CHILDREN if grant.own_children else 0
     return abi.Grant(
         artifact_id=raw_digest(grant.artifact_id),
         digest=raw_digest(grant.digest),

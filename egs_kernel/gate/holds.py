@@ -115,7 +115,8 @@ class HeldTasks:
             execution: what it is from now on.
             grant: what permits it.
         """
-        flags = abi.TaskFlag.REFUSE_ANONYMOUS_CODE if grant.refuse_anonymous_code else 0
+        flags = abi.TaskFlag.REFUSE_ANONYMOUS_CODE if grant.refuse_anonymous_code else abi.TaskFlag(0)
+        flags |= abi.TaskFlag.OWN_CHILDREN if grant.own_children else 0
         arguments = (pid, execution, artifact_key(grant.artifact_id), int(flags))
         with self._same_process(pid, execution) as pidfd:
             if pidfd is None or not libbpf.run_program(self._programs["release_hold"], arguments):

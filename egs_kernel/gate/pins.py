@@ -77,7 +77,7 @@ class Gate:
             libbpf.Map(fds["grant_argvs"], u64, abi.Argv),
         )
         self.named = Subjects(self.subjects, self._artifacts_in_use)
-        self._granting = Granting(self.grants, self.named)
+        self._granting = Granting(self.grants, self.named, self._artifacts_in_use)
         self.openings = Openings(self.measured_files, self.named.files)
         self._variables = libbpf.Map(fds["code_variables"], u32, abi.Variables)
         self._readings = libbpf.Map(fds["readings"], u32, abi.Reading)
@@ -201,7 +201,7 @@ class Gate:
                 file=file_identity(raw.file),
                 uses_left=self._granting.uses_left(raw),
             )
-            for _, raw in self.grants.standing.items()
+            for raw in self.grants.permanent()
         ]
 
     def arm(self, grant: Grant, task: TaskIdentity) -> int:
@@ -215,6 +215,18 @@ class Gate:
     def arm_slot(self, grant: Grant, task: TaskIdentity, scope: int) -> int:
         """As `arm`, in the scope of that slot."""
         return self._granting.arm(grant, task, scope)
+
+    def name(self, grant: Grant) -> None:
+        """Write what a grant's artifact names, for a process that is let go without the grant itself.
+
+        Raises:
+            GateError: no room for it.
+        """
+        self._granting.name(grant, self.scope_slot(grant.scope))
+
+    def withdraw_children(self, artifact_id: str) -> None:
+        """What runs under this artifact starts nothing more of what it names."""
+        self._granting.withdraw_children(artifact_id)
 
     def disarm(self, pid: int) -> None:
         """Take an armed grant back, if it is still there."""

@@ -1,9 +1,10 @@
-"""T-14, T-23, O-16, O-17: who skips a constraint, does a weaker one or takes it back, is not armed, or dies before its program runs."""
+"""T-14, T-23, T-28, O-16, O-17: who skips a constraint, does a weaker one or takes it back, is not armed, or dies before its program runs."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from egs_kernel.audit.entries import Exec
 from egs_kernel.model import Reason, Verdict
 from tests.constraining import Acts, compile_acts
-from tests.harness import BIN
+from tests.harness import BIN, REPOSITORY
+from tests.refusals import REFUSED
 from tests.running import Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -161,6 +163,37 @@ def test_folder_and_environment_are_those_of_the_new_image(running: Running, act
     code = "os.chdir(os.path.dirname(sys.argv[3]))\n" + _before_exec(act)
     done = acts.lie(artifact, code, "files", "1")
     assert (done.returncode, done.stdout) == (-9, ""), done
+
+
+_LAUNCHES_AGAIN: Final = """
+import sys
+sys.path.insert(0, {repository!r})
+from egs_kernel import launch
+print("asks", flush=True)
+sys.exit(launch.main(["--artifact", {artifact!r}, {program!r}, "files", "1"]))
+"""
+
+
+@pytest.mark.parametrize("children", ["", '[process]\nchildren = "none"\n'])
+def test_no_launch_out_of_a_program_without_children(running: Running, acts: Acts, children: str) -> None:
+    """It is a launcher itself: authorized and armed, its exec is refused all the same."""
+    script, python = running.folder / "again.py", Path("/usr/bin/python3").resolve()
+    artifact = acts.issue("")
+    again = {"repository": str(REPOSITORY), "artifact": str(artifact), "program": str(acts.program)}
+    script.write_text(_LAUNCHES_AGAIN.format(**again))
+    argv = [str(python), "-I", str(script)]
+    bound = [word for argument in argv for word in ("--argv", argument)]
+    constraints = running.folder / "again.toml"
+    constraints.write_text(children)
+    more = ["--constraints", str(constraints)] if children else []
+    outer = running.issue(python, *bound, "--script", str(script), *more, name="outer.json")
+    done = running.run("--artifact", str(outer), *argv)
+    assert done.stdout.splitlines()[:1] == ["asks"], done
+    if not children:
+        assert (done.returncode, done.stdout) == (0, "asks\ndone\n"), done
+        return
+    assert (done.returncode, done.stdout) == (REFUSED.code, "asks\n")
+    assert running.wait_for_exec(acts.program, REFUSED.verdict)[-1].event.reason is Reason.CHILD_REFUSED
 
 
 def test_o16_root_leaves_its_cgroup(running: Running, acts: Acts) -> None:

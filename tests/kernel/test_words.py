@@ -17,7 +17,7 @@ from egs_kernel.artifact.envelope import parse_envelope
 from egs_kernel.audit.entries import Refusal
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.gate.trees import PREFIX, controllers_of
-from egs_kernel.model import Reason, Verdict
+from egs_kernel.model import GrantKind, Reason, Verdict
 from egs_kernel.verify import artifact_id
 from tests.constraining import Acts, compile_acts
 from tests.harness import BIN
@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
 EPERM, EMFILE, ENOMEM = 1, 24, 12
 MIB = 2**20
+WAIT_STATUS = -REFUSED.code if REFUSED.code < 0 else REFUSED.code << 8
+"""wait(2)'s, of a child whose exec was refused."""
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +238,91 @@ def test_cpu_of_the_tree(running: Running, acts: Acts) -> None:
         (tree / "cgroup.kill").write_text("1")
         await_end(pids)
     await_no_tree(running)
+
+
+def test_no_children(acts: Acts) -> None:
+    options = {"start_new_session": True}
+    assert "made 50 errno 0" in acts.run("", "forks", "50", **options).stdout
+    alone = '[process]\nchildren = "none"\n'
+    assert f"made 0 errno {EPERM}" in acts.run(alone, "forks", "50", **options).stdout
+    assert acts.output(alone, "threads") == "done\n"
+
+
+LISTED = '[process]\nchildren = "listed"\n'
+
+
+def test_nothing_more_is_executed(running: Running, acts: Acts) -> None:
+    """Without children a program executes nothing, not even what stands."""
+    other = running.copy("/bin/true", "standing")
+    running.add(running.issue(other, name="standing.json"))
+    assert acts.run("", "executes", str(other)).returncode == 0
+    done = acts.run('[process]\nchildren = "none"\n', "executes", str(other))
+    assert done.returncode == REFUSED.code
+    assert reason_of(running, other) is Reason.CHILD_REFUSED
+
+
+def test_listed_children(running: Running, acts: Acts) -> None:
+    """They run for this artifact, and for no other; and nothing else runs."""
+    child, standing = running.copy("/bin/true", "child"), running.copy("/bin/sleep", "other")
+    running.add(running.issue(standing, name="other.json"))
+    artifact = acts.issue(LISTED, "--child", str(child))
+    run = ("--artifact", str(artifact), str(acts.program), "starts")
+    assert running.run(*run, str(child), "x").stdout == "status 0\n"
+    (executed,) = running.wait_for_exec(child, Verdict.ALLOW)
+    assert (executed.event.grant_kind, executed.use_until) == (GrantKind.CHILD, None)
+    assert executed.event.artifact_id == artifact_id(parse_envelope(artifact.read_bytes()))
+    for refused, reason in ((standing, Reason.CHILD_REFUSED), (acts.program, Reason.CHILD_REFUSED)):
+        assert running.run(*run, str(refused), "1").stdout == f"status {WAIT_STATUS}\n"
+        assert reason_of(running, refused) is reason
+    assert (
+        running.run("--artifact", str(acts.issue("")), str(acts.program), "starts", str(child)).stdout
+        != "status 0\n"
+    )
+    assert reason_of(running, child) is Reason.NO_GRANT
+    assert running.inside(str(child)) == REFUSED.code
+
+
+def test_a_listed_child_starts_listed_ones(running: Running, acts: Acts) -> None:
+    child, twin = running.copy("/bin/true", "leaf"), running.copy(str(acts.program), "twin")
+    artifact = acts.issue(LISTED, "--child", str(child), "--child", str(twin))
+    chain = ("starts", str(twin), "executes", str(twin), "executes", str(child))
+    assert running.run("--artifact", str(artifact), str(acts.program), *chain).stdout == "status 0\n"
+    beyond = ("starts", str(twin), "executes", "/bin/true")
+    assert running.run("--artifact", str(artifact), str(acts.program), *beyond).stdout != "status 0\n"
+
+
+def test_children_end_with_their_artifact(running: Running, acts: Acts) -> None:
+    """Revoked, what runs already starts nothing more."""
+    child = running.copy("/bin/true", "late")
+    artifact = acts.issue(LISTED, "--child", str(child))
+    with subprocess.Popen(
+        [str(BIN / "egs"), "run", "--artifact", str(artifact), str(acts.program), "asks", str(child)],
+        env=running.instance.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        running.instance.reap_also(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "status 0\n"
+        running.instance.egs("revoke", artifact_id(parse_envelope(artifact.read_bytes())))
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == f"status {WAIT_STATUS}\n"
+        process.stdin.close()
+
+
+def test_a_child_that_is_another_file_by_now(running: Running, acts: Acts) -> None:
+    child = running.copy("/bin/true", "old")
+    artifact = acts.issue(LISTED, "--child", str(child))
+    child.write_bytes(Path("/bin/false").read_bytes())
+    done = running.run("--artifact", str(artifact), str(acts.program))
+    assert (done.returncode, "[digest_mismatch]" in done.stderr) == (126, True), done.stderr
+
+
+def reason_of(running: Running, program: Path) -> Reason:
+    """Why the last refused exec of a program was refused."""
+    return running.wait_for_exec(program, REFUSED.verdict)[-1].event.reason

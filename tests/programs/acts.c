@@ -135,7 +135,8 @@ static int threads(void)
 static int executes(char **argv)
 {
 	execv(argv[0], argv);
-	return said(-1);
+	said(-1);
+	return 126;
 }
 
 /* Its child executes; what became of it. */
@@ -182,6 +183,15 @@ static int shows_itself(void)
 	return 0;
 }
 
+/* Starts it once for each line that it is given. */
+static int asks(char **argv)
+{
+	setbuf(stdout, 0);
+	while (getchar() != EOF)
+		starts(argv);
+	return 0;
+}
+
 /* Shows itself when somebody else has changed its umask, or after ten seconds. */
 static int waits(const char *mask)
 {
@@ -213,6 +223,8 @@ int main(int argc, char **argv)
 		return mounts();
 	if (!strcmp(what, "threads"))
 		return threads();
+	if (!strcmp(what, "asks"))
+		return asks(argv + 2);
 	if (!strcmp(what, "waits"))
 		return waits(argv[2]);
 	if (!strcmp(what, "executes"))
