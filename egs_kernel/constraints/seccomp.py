@@ -10,13 +10,13 @@ then fall back, as on an older kernel), a call that it knows and does not allow 
 from __future__ import annotations
 
 import errno
-import os
 import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from egs_kernel.constraints.conditions import Condition, split
+from egs_kernel.constraints.libseccomp import export, load_library
 from egs_kernel.constraints.profiles import PROFILES
 from egs_kernel.constraints.syscalls import I386_ONLY, LAUNCH, MULTIPLEXERS, SAME_ON_I386, SYSCALLS
 from egs_kernel.errors import Refused
@@ -99,16 +99,9 @@ def compile_filter(constraint: SyscallConstraint) -> bytes:
         Refused: `check` refuses it, or this host's libseccomp is missing or too old for it.
     """
     plan = check(constraint)
+    seccomp = load_library(FIELD)
     try:
-        import pyseccomp  # noqa: PLC0415 - it raises without libseccomp, and check() must work without
-    except (ImportError, RuntimeError) as error:
-        raise Refused(
-            Reason.CONSTRAINT_UNENFORCEABLE,
-            f"{FIELD}: libseccomp is not installed on this host",
-            "Install it (Debian: apt-get install libseccomp2).",
-        ) from error
-    try:
-        program = _compile(plan, pyseccomp)
+        program = _compile(plan, seccomp)
     except OSError as error:
         raise Refused(
             Reason.CONSTRAINT_UNENFORCEABLE,
@@ -249,7 +242,7 @@ def _compile(plan: Plan, seccomp: Any) -> bytes:
                 "Run it on an x86-64 host, or issue an artifact without it.",
             )
         program.merge(_i386(plan, seccomp) if convention == "i386" else _x32(plan, seccomp))
-    return _export(program)
+    return export(program)
 
 
 def _empty(seccomp: Any) -> Any:
@@ -351,10 +344,3 @@ def _add_conditional(
             seccomp.Arg(item.argument, seccomp.MASKED_EQ, item.mask, item.value) for item in patterns
         ]
         program.add_rule_exactly(seccomp.ALLOW if holds else action, number, *arguments)
-
-
-def _export(program: Any) -> bytes:
-    with os.fdopen(os.memfd_create("egs-seccomp", os.MFD_CLOEXEC), "w+b") as file:
-        program.export_bpf(file)
-        file.seek(0)
-        return file.read()
