@@ -230,7 +230,7 @@ static __always_inline int find_runner(struct runner *runner)
 	runner->pending = pending_execs.lookup(&task);
 	if (runner->pending && runner->pending->decision.kind) {
 		runner->artifact = artifact_key(runner->pending->decision.artifact_id);
-		runner->flags = code_flags(&runner->pending->decision);
+		runner->flags = lasting_flags(&runner->pending->decision);
 		runner->scope = runner->pending->scope;
 	} else if (runner->task) {
 		runner->artifact = runner->task->artifact;
