@@ -338,7 +338,6 @@ _RULE = '[[syscalls.rules]]\ncall = "kill"\nargument = 1\nop = "{op}"\nvalues = 
         ('[wormhole]\nmode = "none"', 2, Reason.CONFIG_INVALID),
         ('[syscalls]\nprofile = "none-such"', 1, Reason.ARTIFACT_MALFORMED),
         ('[syscalls]\ndeny = ["none_such"]', 1, Reason.ARTIFACT_MALFORMED),
-<<<<<<< HEAD
         ('[syscalls]\ndeny = ["execve"]', 1, Reason.ARTIFACT_MALFORMED),
         ('[syscalls]\nprofile = "strict"\naction = "trap"', 2, Reason.CONFIG_INVALID),
         ('[syscalls]\nprofile = "strict"\narchitectures = ["arm"]', 2, Reason.CONFIG_INVALID),
@@ -349,7 +348,6 @@ _RULE = '[[syscalls.rules]]\ncall = "kill"\nargument = 1\nop = "{op}"\nvalues = 
         (_RULE.format(op="eq", values="[]"), 2, Reason.CONFIG_INVALID),
         (_RULE.format(op="eq", values="[1, 1]"), 1, Reason.ARTIFACT_MALFORMED),
         (_RULE.format(op="eq", values="[256]\nmask = 255"), 1, Reason.ARTIFACT_MALFORMED),
-=======
         ("[resources]", 2, Reason.CONFIG_INVALID),
         ("[resources]\nopenFiles = -1", 2, Reason.CONFIG_INVALID),
         ("[resources]\nwallSeconds = 0", 2, Reason.CONFIG_INVALID),
@@ -374,7 +372,6 @@ _RULE = '[[syscalls.rules]]\ncall = "kill"\nargument = 1\nop = "{op}"\nvalues = 
             1,
             Reason.ARTIFACT_MALFORMED,
         ),
->>>>>>> 27f7966 (process.children: none, or what the artifact lists; the gate lets nothing else be executed)
     ],
 )
 def test_constraints_that_are_none(constraints: str, code: int, reason: Reason, egs: Egs) -> None:
