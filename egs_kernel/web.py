@@ -180,5 +180,5 @@ def _is_local(host: str) -> bool:
 
 def _wrong_address(setting: str, problem: str) -> UsageError:
     return UsageError(
-        Reason.USAGE, f"{setting}: {problem}", "Use a free loopback address, such as 127.0.0.1:9731."
+        Reason.USAGE, f"{setting}: {problem}", "Use a free address of this host, such as 127.0.0.1:9731."
     )

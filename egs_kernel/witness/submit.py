@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from egs_kernel.audit.published import Published
     from egs_kernel.audit.witnesses import Witness
 
-_UNREACHED: Final = (
-    NoteError,  # what it answers is none
-    urllib.error.URLError,
+_NO_ANSWER: Final = (
+    NoteError,  # it answers something else
     HTTPException,
     SSLError,
     TimeoutError,
@@ -68,8 +67,10 @@ class Submitter:
         checkpoint = Checkpoint.parse(Note.parse(note).text)
         try:
             return self._submit(note, checkpoint)
-        except _UNREACHED as error:
-            return Outcome(problem=f"{self.witness.url}: {getattr(error, 'reason', None) or error}")
+        except urllib.error.URLError as error:
+            return Outcome(problem=f"{self.witness.url}: {error.reason}")
+        except _NO_ANSWER as error:
+            return Outcome(problem=f"{self.witness.url}: {error}")
 
     def _submit(self, note: bytes, checkpoint: Checkpoint) -> Outcome:
         status, answer = self._ask(note, checkpoint)

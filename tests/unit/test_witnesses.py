@@ -432,6 +432,7 @@ def test_answers_that_are_none(tmp_path: Path, tree: Tree) -> None:
                 outcome = submitter.submit(tree.signed())
                 assert outcome.problem, (status, content)
                 assert len(outcome.problem) < 400
+                assert "Reason." not in outcome.problem
                 assert outcome.checkpoint is None
                 assert not outcome.refused
             answers["now"] = (409, b"301\n")
