@@ -557,13 +557,17 @@ static __always_inline int has_entries(u64 list)
 	return first && first != list;
 }
 
+/*
+ * The daemon's counts as long as it lives: the kernel gives its number to the next namespace, which may be the one that
+ * systemd makes for the next daemon. That one looks at its mounts once it is the daemon (kept.py).
+ */
 static __always_inline int is_guarded_namespace(u32 number)
 {
 	u32 zero = 0;
 	struct egs_seal *seal = seals.lookup(&zero);
 	struct egs_daemon *daemon = daemons.lookup(&zero);
 
-	return number && seal && daemon && (number == seal->namespace || number == daemon->namespace);
+	return number && seal && daemon && (number == seal->namespace || (daemon->pid && number == daemon->namespace));
 }
 
 /*

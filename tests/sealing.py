@@ -96,9 +96,9 @@ class Sealed:
             assert done.returncode == 0, done.stderr
             self._known = "lifted" if seconds > 600 else None
 
-    def start(self) -> None:
-        """Start the daemon, in a cgroup by which it can be killed while it is protected."""
-        self.running.start()
+    def start(self, *prefix: str) -> None:
+        """Start the daemon, by a command before it, in a cgroup by which it can be killed while it is protected."""
+        self.running.start(*prefix)
         self.cgroup.procs.write_text(f"{self.pid}\n")
 
     def crash(self) -> None:

@@ -184,6 +184,21 @@ def test_o14_a_crashed_daemon_is_down_until_it_is_started_and_then_is_the_daemon
     assert is_protected(sealed)
 
 
+def test_a_service_manager_gives_each_daemon_a_mount_namespace(sealed: Sealed) -> None:
+    """With mounts over the folders that are kept, of themselves. The kernel uses the number of the last one again."""
+    mounts = 'mount --make-rslave / && mount --bind "$1" "$1" && shift && exec "$@"'
+    sandbox = ("unshare", "--mount", "sh", "-ec", mounts, "sh", str(sealed.instance.paths.config_dir))
+    try:
+        for _ in range(3):
+            sealed.crash()
+            sealed.start(*sandbox)
+            assert sealed.status["seal"] == "sealed"
+            assert is_protected(sealed)
+    finally:
+        sealed.crash()
+        sealed.start()
+
+
 def in_a_namespace(sealed: Sealed) -> subprocess.Popen[str]:
     """The daemon's name leads to another script there."""
     evil = sealed.running.folder / "evil"
