@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE: Final = 20e-6
 _LONGEST_PAUSE: Final = 0.5e-3
+_LENGTHENING: Final = 1.25
+"""A stop is noticed at most this much later than it might be; what is waited for takes a millisecond or two."""
 _LET_GO_SECONDS: Final = 0.5
 
 
@@ -130,5 +132,5 @@ class Escort:
             if time.monotonic() > deadline:
                 raise not_attested(self._pid, f"did not stop within {_LET_GO_SECONDS} s")
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(_LENGTHENING * pause, _LONGEST_PAUSE)
         return where

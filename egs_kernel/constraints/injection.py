@@ -37,7 +37,7 @@ _ENTRY, _EXIT = 1, 2
 _SYSCALL_TRAP: Final = 5 | 0x80
 _EVENT_STOP: Final = 128
 _WAIT_OPTIONS: Final = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | 0x40000000
-_FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 1e-3
+_FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 100e-6  # a call takes less than a millisecond, and each pause too long adds to it
 _MOST_STOPS: Final = 64
 _WORD: Final = 2**64 - 1
 

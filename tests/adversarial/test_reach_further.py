@@ -5,7 +5,6 @@ Claim T-25 and open point O-18 of docs/threat-model.md.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from egs_kernel.audit.entries import Decision
-from egs_kernel.constraints.injection import MACHINE
 from egs_kernel.model import Reason
 from tests.kernel.test_reach import python, refused, rooms
+from tests.landlock import FILES, HERE
 from tests.running import Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(os.uname().machine != MACHINE, reason="the registers of x86-64"),
+    HERE,
 ]
 
 
@@ -58,6 +57,7 @@ def constrain(answer):
     """
 
 
+@FILES
 @pytest.mark.parametrize(
     "cheat",
     [
@@ -77,6 +77,7 @@ def test_a_launcher_without_the_ruleset_is_not_armed(system: Running, cheat: str
     assert done.stdout == ""
 
 
+@FILES
 @pytest.mark.parametrize(
     ("what", "constraints"),
     [
@@ -105,6 +106,7 @@ def test_what_a_launcher_does_after_its_attestation_is_seen_in_the_new_image(
         system.wait_for_decisions(Reason.CONSTRAINT_NOT_ATTESTED, before + 1)
 
 
+@FILES
 def test_a_launcher_in_a_user_namespace_is_refused(system: Running) -> None:
     cheat = "import ctypes; assert ctypes.CDLL(None).unshare(0x10020000) == 0"
     done = python(system, "print('ran')", rooms(system.folder), cheat=cheat)
@@ -120,6 +122,7 @@ def test_a_socket_of_the_callers_is_refused(system: Running) -> None:
     assert python(system, "print('ran')", "", cheat=cheat).stdout == "ran\n"
 
 
+@FILES
 def test_a_program_does_not_get_out(system: Running) -> None:
     """As root, which may do all of it without the constraint."""
     mounted = "(lambda: (_ for _ in ()).throw(OSError(ctypes.get_errno(), '')) if libc.{} else None)()"
@@ -133,6 +136,7 @@ def test_a_program_does_not_get_out(system: Running) -> None:
     assert refused(system, actions, rooms(system.folder), before) == set(actions)
 
 
+@FILES
 def test_o18_what_landlock_does_not_restrict(system: Running) -> None:
     constraints, before = rooms(system.folder), f"F = {str(system.folder)!r}"
     file = system.folder / "closed/file"
@@ -177,6 +181,7 @@ def test_o18_a_unix_socket_leads_to_whatever_listens_behind_it(system: Running) 
         assert python(system, code, '[network]\nmode = "none"\n').stdout == "b'from outside'\n"
 
 
+@FILES
 def test_o18_a_file_that_the_caller_hands_over_open_stays_usable(system: Running) -> None:
     rooms(system.folder)
     file = str(system.folder / "closed/file")

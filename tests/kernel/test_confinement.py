@@ -17,7 +17,6 @@ from egs_kernel.artifact.reach import FilesystemConstraint, NetworkConstraint
 from egs_kernel.constraints.attest import Before, attest, confirm
 from egs_kernel.constraints.attest import Plan as Attested
 from egs_kernel.constraints.confinement import Confinement
-from egs_kernel.constraints.injection import MACHINE
 from egs_kernel.constraints.landlock import Plan, plan
 from egs_kernel.constraints.reach import Reach
 from egs_kernel.constraints.rulesets import kernel_abi
@@ -25,6 +24,7 @@ from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 from tests.harness import COMMAND_SECONDS
+from tests.landlock import FILES, HERE, PORTS
 from tests.running import disk_folder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(os.uname().machine != MACHINE, reason="the registers of x86-64"),
+    HERE,
 ]
 
 NOBODY: Final = 65534
@@ -166,6 +166,7 @@ attempt("null", lambda: open("/dev/null", "w").write("x"))
 CHANGES: Final = ("write", "truncate", "make", "mkdir", "link", "fifo", "unix")
 
 
+@FILES
 @pytest.mark.parametrize("uid", [0, NOBODY])
 def test_files_outside_of_the_roots_are_refused_and_inside_they_are_not(folder: Path, uid: int) -> None:
     body = f"F = {str(folder)!r}\n{ALL_OF_THEM}"
@@ -229,6 +230,7 @@ def test_a_network_of_its_own_has_a_loopback_and_nothing_else(uid: int) -> None:
         assert found["power"] == 0
 
 
+@FILES
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -260,6 +262,7 @@ if libc.syscall(56, 0x400 | 17, 0, 0, 0, 0) == 0:  # clone(CLONE_FILES): another
 """
 
 
+@FILES
 def test_a_launcher_whose_helper_exchanges_the_descriptor_gets_ours_or_nothing(folder: Path) -> None:
     body = f"attempt('closed', lambda: open('{folder}/closed/file').read())"
     outcomes = set()
@@ -272,6 +275,7 @@ def test_a_launcher_whose_helper_exchanges_the_descriptor_gets_ours_or_nothing(f
     assert outcomes <= {errno.EACCES}
 
 
+@FILES
 @pytest.mark.parametrize("which", ["user", "mount"])
 def test_a_launcher_in_a_namespace_of_its_own_making_is_refused(folder: Path, which: str) -> None:
     flags = {"user": 0x10000000, "mount": 0x10020000}[which]
@@ -293,6 +297,7 @@ def test_a_socket_from_outside_is_refused(make: str) -> None:
         assert "was handed" in it.refused(Reach(own_network=True, no_sockets=True))
 
 
+@PORTS
 def test_ports_are_those_that_were_signed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         one, two = first.getsockname()[1], second.getsockname()[1]
@@ -321,6 +326,7 @@ def test_where_the_kernel_permits_no_user_namespace_the_host_lacks_it() -> None:
     assert "user.max_user_namespaces" in caught.value.next_step
 
 
+@FILES
 @pytest.mark.parametrize(
     ("path", "said"),
     [("missing", "No such file"), ("link", "symbolic link"), ("link/below", "symbolic link")],

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import pytest
 
 from egs_kernel.artifact.statement import SyscallConstraint
-from egs_kernel.constraints import injection
 from egs_kernel.constraints.injection import Injected, injected
 from egs_kernel.constraints.seccomp import compile_filter
 from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 from tests.kernel.test_attest import Programs, await_status, child, released, status
+from tests.landlock import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(os.uname().machine != injection.MACHINE, reason="the registers of x86-64"),
+    HERE,
 ]
 
 GETPID: Final = 39

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from egs_kernel.audit.entries import Exec
-from egs_kernel.constraints.injection import MACHINE
 from egs_kernel.model import Reason, Verdict
 from tests.harness import COMMAND_SECONDS
+from tests.landlock import ABI, FILES, HERE, PORTS, SCOPES
 from tests.running import Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(os.uname().machine != MACHINE, reason="the registers of x86-64"),
+    HERE,
 ]
 
 PYTHON: Final = Path("/usr/bin/python3").resolve()
@@ -108,7 +108,8 @@ def rooms(folder: Path) -> str:
     return f'[filesystem]\nbase = "system"\nread = ["{folder}/in"]\nwrite = ["{folder}/out"]\n'
 
 
-FILES: Final = {
+DEGRADED: Final = 'degrade = ["truncate", "device-control"]\n'
+ATTEMPTS: Final = {
     "read": "open(F + '/in/file').read()",
     "write": "open(F + '/out/new', 'w').write('x')",
     "read elsewhere": "open(F + '/closed/file').read()",
@@ -120,12 +121,14 @@ FILES: Final = {
 }
 
 
+@FILES
 def test_a_program_reaches_its_files_and_no_others(system: Running) -> None:
     constraints, before = rooms(system.folder), f"F = {str(system.folder)!r}"
-    assert refused(system, FILES, constraints, before) == set(FILES) - {"read", "write"}
-    assert refused(system, FILES, "", before) == set()
+    assert refused(system, ATTEMPTS, constraints, before) == set(ATTEMPTS) - {"read", "write"}
+    assert refused(system, ATTEMPTS, "", before) == set()
 
 
+@FILES
 def test_it_executes_what_is_below_a_root_and_nothing_else(system: Running) -> None:
     """Its children need an authorization besides; they have one."""
     child = system.copy("/usr/bin/true", "child")
@@ -137,12 +140,14 @@ def test_it_executes_what_is_below_a_root_and_nothing_else(system: Running) -> N
     assert permitted.returncode == 0, permitted.stderr
 
 
+@FILES
 def test_it_holds_for_who_is_not_root_and_for_what_it_starts(system: Running) -> None:
     code = f"import os\nif os.fork() == 0: open('{system.folder}/closed/file')\nelse: raise SystemExit(os.wait()[1] >> 8)"
     assert python(system, code, rooms(system.folder), nobody=True).returncode == 1
     assert python(system, code, "", nobody=True).returncode == 0
 
 
+@FILES
 def test_a_script_runs_with_the_constraint(system: Running) -> None:
     script = system.folder / "script"
     script.write_text(f"#!{PYTHON} -I\nprint(open('{system.folder}/in/file').read())\n")
@@ -154,6 +159,7 @@ def test_a_script_runs_with_the_constraint(system: Running) -> None:
     assert (done.returncode, done.stdout) == (0, "content\n"), done.stderr
 
 
+@FILES
 def test_a_root_that_is_missing_denies_the_launch_and_is_named(system: Running) -> None:
     missing = python(system, "pass", '[filesystem]\nbase = "system"\nwrite = ["/nonexistent/out"]\n')
     assert (missing.returncode, "[constraint_unenforceable]" in missing.stderr) == (126, True), missing.stderr
@@ -161,9 +167,25 @@ def test_a_root_that_is_missing_denies_the_launch_and_is_named(system: Running) 
     system.wait_for_decisions(Reason.CONSTRAINT_UNENFORCEABLE)
 
 
+@FILES
 def test_a_program_that_cannot_be_loaded_with_its_roots_says_so(system: Running) -> None:
     done = python(system, "pass", '[filesystem]\nread = ["/usr/share"]\n')
     assert (done.returncode, "Permission denied" in done.stderr) == (126, True), done.stderr
+
+
+@pytest.mark.skipif(ABI >= 5, reason="this kernel restricts all of it")
+def test_what_this_kernel_cannot_restrict_denies_the_launch(system: Running) -> None:
+    done = python(system, "pass", rooms(system.folder))
+    assert (done.returncode, "[constraint_unenforceable]" in done.stderr) == (126, True), done.stderr
+    assert "Landlock of version" in done.stderr
+    if ABI >= 2:
+        assert refused(
+            system, ATTEMPTS, rooms(system.folder) + DEGRADED, f"F = {str(system.folder)!r}"
+        ) == set(ATTEMPTS) - {
+            "read",
+            "write",
+            "truncate elsewhere",
+        }
 
 
 # -- networks ------------------------------------------------------------------------------------------
@@ -182,6 +204,7 @@ def web() -> Iterator[int]:
         server.shutdown()
 
 
+@PORTS
 @pytest.mark.skipif(not CURL.exists(), reason="curl is not installed")
 @pytest.mark.parametrize("nobody", [False, True])
 def test_curl_reaches_the_ports_that_were_signed(system: Running, *, nobody: bool) -> None:
@@ -210,6 +233,7 @@ OTHERS: Final = {
 }
 
 
+@PORTS
 def test_what_landlock_does_not_know_is_refused_too(system: Running) -> None:
     with web() as port:
         constraints, before = f'[network]\nmode = "ports"\nconnect = [{port ^ 1}]\n', f"PORT = {port}"
@@ -217,6 +241,7 @@ def test_what_landlock_does_not_know_is_refused_too(system: Running) -> None:
         assert refused(system, OTHERS, "", before) == set()
 
 
+@PORTS
 def test_udp_and_a_port_to_listen_on_where_they_are_allowed(system: Running) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -230,6 +255,7 @@ def test_udp_and_a_port_to_listen_on_where_they_are_allowed(system: Running) -> 
     assert python(system, code, f'[network]\nmode = "ports"\nbind = [{port}]\n').returncode == 1
 
 
+@SCOPES
 def test_abstract_sockets_and_signals_stay_within(system: Running) -> None:
     name = f"\0egs-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as server, subprocess.Popen(["/bin/sleep", "60"]) as other:
@@ -249,6 +275,21 @@ def test_abstract_sockets_and_signals_stay_within(system: Running) -> None:
         other.kill()
 
 
+@SCOPES
+@pytest.mark.parametrize("nobody", [False, True])
+def test_all_words_together(system: Running, *, nobody: bool) -> None:
+    constraints = (
+        rooms(system.folder)
+        + '[network]\nmode = "none"\n[syscalls]\nprofile = "default"\n[resources]\nopenFiles = 64\nwallSeconds = 60\n'
+        + '[process]\nnewPrivileges = "refused"\ncapabilities = "none"\numask = "0077"\nsignals = "own"\n'
+    )
+    code = "print([l.split()[1] for l in open('/proc/self/status') if l[:5] in ('CapEf', 'CapBn', 'Umask', 'Secco')])"
+    readable = constraints.replace("read = [", 'read = ["/proc", ')
+    done = python(system, code, readable, nobody=nobody)
+    assert done.stdout == f"['0077', '{0:016x}', '{0:016x}', '2', '2']\n", done.stderr
+
+
+@PORTS
 def test_the_record_has_the_execs(system: Running) -> None:
     """What ran did so with an authorization, and under a filter where its network is constrained."""
     with web() as port:
