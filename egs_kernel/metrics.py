@@ -75,7 +75,8 @@ class MetricsSnapshot:
         record_entries: entries in the record, which is the next sequence number.
         posture: the host's integrity.
         witnesses: what the witnesses of the record have cosigned.
-        refusals: what constraints refused running programs, by scope and constraint word; None: that is not seen here.
+        refusals: what constraints refused running programs, by scope and constraint word.
+        refusals_seen: whether the kernel reports what filters and Landlock refuse.
         refusals_lost: times that the kernel dropped messages of refusals.
     """
 
@@ -94,7 +95,8 @@ class MetricsSnapshot:
     record_entries: int
     posture: Posture
     witnesses: tuple[WitnessState, ...] = ()
-    refusals: Mapping[tuple[str, str], int] | None = None
+    refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    refusals_seen: bool = False
     refusals_lost: int = 0
 
 
@@ -309,8 +311,8 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
             ((posture.kernel, posture.lockdown, posture.tier.value, posture.policy_digest), 1)
         ],
         "egs_sealed": _plain(posture.seal == "sealed"),
-        "egs_refusals": list((snapshot.refusals or {}).items()),
-        "egs_refusals_seen": _plain(snapshot.refusals is not None),
+        "egs_refusals": list(snapshot.refusals.items()),
+        "egs_refusals_seen": _plain(snapshot.refusals_seen),
         "egs_refusals_lost": _plain(snapshot.refusals_lost),
         "egs_clock_synchronized": _plain(posture.clock_synchronized),
     }

@@ -131,20 +131,19 @@ class _Daemon:
             gate.identify, gate.openings.last, lambda: self._host.settings.config.trusted_filesystems
         )
         self._watcher = Watcher(self._changes_lost)
-        self._refusals = None
         if isinstance(messages, HostLacks):
             self._host.unseen = messages.message
         else:
             self._host.enforceable |= {"syscalls.log"}
-            self._refusals = Refusals(
-                messages,
-                gate=gate,
-                journal=journal,
-                events=self._events,
-                host=self._host,
-                clock=time.monotonic,
-            )
-            self._events.left = self._refusals.ended
+        self._refusals = Refusals(
+            None if isinstance(messages, HostLacks) else messages,
+            gate=gate,
+            journal=journal,
+            events=self._events,
+            host=self._host,
+            clock=time.monotonic,
+        )
+        self._events.left = self._refusals.ended
         self._standing = Standing(
             paths.artifacts,
             gate=gate,
@@ -162,7 +161,7 @@ class _Daemon:
             standing=self._standing,
             drain=self._events.drain,
         )
-        self._trees = Trees(journal=journal, watcher=self._watcher)
+        self._trees = Trees(refused=self._refusals.tell, watcher=self._watcher)
         self._launches = Launches(
             gate=gate,
             host=self._host,
@@ -237,9 +236,9 @@ class _Daemon:
             self._standing.withdraw_all()
         loop = asyncio.get_running_loop()
         loop.add_reader(self._watcher.fileno(), self._watcher.dispatch)
-        if self._refusals is not None:
-            loop.add_reader(self._refusals.fileno(), self._refusals.dispatch)
-            self._spawn(self._tell_refusals(self._refusals))
+        if self._refusals.messages is not None:
+            loop.add_reader(self._refusals.messages.fileno(), self._refusals.dispatch)
+            self._spawn(self._tell_refusals())
 
     async def run(self) -> None:
         """Serve until a signal, or until something fails that the daemon cannot go on without.
@@ -343,10 +342,10 @@ class _Daemon:
             self._events.drain()
             await asyncio.sleep(DRAIN_SECONDS)
 
-    async def _tell_refusals(self, refusals: Refusals) -> None:
+    async def _tell_refusals(self) -> None:
         while True:
             await asyncio.sleep(FIRST_PAUSE)
-            refusals.tick()
+            self._refusals.tick()
 
     async def _write_metrics(self) -> None:
         problem = ""
@@ -389,9 +388,9 @@ class _Daemon:
         await self._server.stop()
         await self._launches.take_back("the daemon stops")
         self._events.drain()
-        if self._refusals is not None:
-            asyncio.get_running_loop().remove_reader(self._refusals.fileno())
-            self._refusals.close()
+        if self._refusals.messages is not None:
+            asyncio.get_running_loop().remove_reader(self._refusals.messages.fileno())
+        self._refusals.close()
         self._gaps.look()
         await self._journal.append(DaemonStopped(cause=cause))
 

@@ -16,7 +16,7 @@ from egs_kernel.constraints.kernel_messages import Lost, name_call
 from egs_kernel.constraints.refusals import DomainSeen, Refused, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from egs_kernel.audit.entries import Entry
     from egs_kernel.constraints.kernel_messages import KernelMessages
@@ -93,6 +93,14 @@ class Tallies:
         kind.waiting += 1
         return self._entry(source, key, kind, now) if now >= kind.due else None
 
+    def add(self, entry: Refusal) -> None:
+        """Count what somebody else has found, and made an entry of."""
+        self.totals[entry.scope, entry.word] += entry.count
+        kind = self._kinds.setdefault(entry.execution, {}).setdefault((entry.word, entry.what), _Kind())
+        kind.total += entry.count
+        source = Source(entry.execution, entry.scope, entry.artifact_id or "", entry.pid)
+        self._sources.setdefault(entry.execution, source)
+
     def due(self, now: float) -> Iterator[Refusal]:
         """The entries whose time has come."""
         for execution, kinds in self._kinds.items():
@@ -126,13 +134,16 @@ class Tallies:
 class Refusals:
     """Takes the kernel's messages and tells the record. Belongs to the event loop's thread.
 
+    Args:
+        messages: where they come from; None: this host tells of nothing.
+
     Attributes:
         lost: how often the kernel had to drop messages.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root wires it, once
         self,
-        messages: KernelMessages,
+        messages: KernelMessages | None,
         *,
         gate: Gate,
         journal: Journal,
@@ -153,9 +164,16 @@ class Refusals:
         self._gap_due = 0.0
         self.lost = 0
 
-    def fileno(self) -> int:
-        """What to wait on."""
-        return self._messages.fileno()
+    @property
+    def messages(self) -> KernelMessages | None:
+        """What to wait on, for `dispatch`; None: nothing comes."""
+        return self._messages
+
+    def tell(self, entries: Sequence[Refusal]) -> None:
+        """Take in what was found otherwise than by the kernel's messages."""
+        for entry in entries:
+            self._tallies.add(entry)
+        self._hand_in(entries)
 
     @property
     def totals(self) -> dict[tuple[str, str], int]:
@@ -174,7 +192,7 @@ class Refusals:
         """Take in all that has come."""
         entries: list[Entry] = []
         try:
-            for kind, text in self._messages.read():
+            for kind, text in () if self._messages is None else self._messages.read():
                 found = parse(kind, text, name_call)
                 if found is not None:
                     entries += self._take(found)
@@ -190,9 +208,10 @@ class Refusals:
         """Hand in what is left, and listen no more."""
         self.dispatch()
         self._hand_in(list(self._tallies.rest()))
-        self._messages.close()
+        if self._messages is not None:
+            self._messages.close()
 
-    def _hand_in(self, entries: list[Entry]) -> None:
+    def _hand_in(self, entries: Sequence[Entry]) -> None:
         if entries:
             self._journal.submit(entries, essential=True)
 

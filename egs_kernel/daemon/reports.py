@@ -41,7 +41,7 @@ class Reports:
         standing: Standing,
         events: Events,
         sealing: Sealing,
-        refusals: Refusals | None,
+        refusals: Refusals,
         witnesses: Witnesses,
     ) -> None:
         self._paths = paths
@@ -129,8 +129,9 @@ class Reports:
             record_entries=self._journal.size,
             posture=self._host.posture,
             witnesses=self._witnesses.states(),
-            refusals=None if self._refusals is None else self._refusals.totals,
-            refusals_lost=0 if self._refusals is None else self._refusals.lost,
+            refusals=self._refusals.totals,
+            refusals_seen=self._refusals.messages is not None,
+            refusals_lost=self._refusals.lost,
         )
 
     def write_metrics(self) -> str:
@@ -181,7 +182,7 @@ class Reports:
             started=round((known.started + offset) / 1e9, 3) if known else 0.0,
             refused=tuple(
                 protocol.RefusedStatus(word=word, what=what, count=count)
-                for word, what, count in (self._refusals.of(task.execution) if self._refusals else ())
+                for word, what, count in self._refusals.of(task.execution)
             ),
         )
 

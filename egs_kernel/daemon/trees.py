@@ -29,9 +29,10 @@ from egs_kernel.gate.trees import (
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from egs_kernel import verify
     from egs_kernel.config import Config
-    from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.watch import Listener, Watcher
 
 _SECOND: Final = 1_000_000_000
@@ -55,8 +56,8 @@ class Tree:
 class Trees:
     """All of them. Everything here belongs to the event loop's thread, but for what `make` does."""
 
-    def __init__(self, *, journal: Journal, watcher: Watcher) -> None:
-        self._journal = journal
+    def __init__(self, *, refused: Callable[[Sequence[Refusal]], None], watcher: Watcher) -> None:
+        self._refused = refused
         self._watcher = watcher
         self._trees: set[Tree] = set()
 
@@ -107,7 +108,7 @@ class Trees:
             self._watcher.remove(*tree.watch)
         entries = [self._refusal(tree, what, count) for what, count in counts.items() if count]
         if entries:
-            self._journal.submit(entries, essential=True)
+            self._refused(entries)
 
     def _wait(self, tree: Tree) -> None:
         left = (tree.note.until - boot_now()) / _SECOND
@@ -127,7 +128,7 @@ class Trees:
                 tree.timer = loop.call_later(_RETRY_SECONDS, self._expire, tree)
             return
         if inside:
-            self._journal.submit([self._refusal(tree, "wallSeconds", 1, inside[0])], essential=True)
+            self._refused([self._refusal(tree, "wallSeconds", 1, inside[0])])
 
     def _refusal(self, tree: Tree, what: str, count: int, pid: int | None = None) -> Refusal:
         note = tree.note

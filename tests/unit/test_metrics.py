@@ -46,6 +46,9 @@ SNAPSHOT: Final = MetricsSnapshot(
     record_bytes=123_456,
     record_entries=789,
     posture=POSTURE,
+    refusals={("agents", "syscalls"): 21, ("agents", "resources"): 1},
+    refusals_seen=True,
+    refusals_lost=2,
     witnesses=(WitnessState("w.example.com/1", 1_700_000_000.0, 700, "", diverged=False),),
 )
 
@@ -88,6 +91,10 @@ def test_every_value_of_the_snapshot_is_exposed() -> None:
     assert value("egs_posture_ok") == 1
     assert value("egs_posture_problems") == 0
     assert value("egs_sealed") == 0
+    assert value("egs_refusals_total", scope="agents", word="syscalls") == 21
+    assert value("egs_refusals_total", scope="agents", word="resources") == 1
+    assert value("egs_refusals_seen") == 1
+    assert value("egs_refusals_lost_total") == 2
     assert value("egs_clock_synchronized") == 1
     assert value("egs_witness_cosigned_timestamp_seconds", witness="w.example.com/1") == 1_700_000_000
     assert value("egs_witness_cosigned_entries", witness="w.example.com/1") == 700

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from egs_kernel.audit.entries import Refusal
 from egs_kernel.constraints.refusals import (
     LANDLOCK_ACCESS,
     LANDLOCK_DOMAIN,
@@ -139,3 +140,12 @@ def test_executions_without_end_take_no_memory_without_end() -> None:
     assert not tallies.of(0)
     assert tallies.of(4999)
     assert tallies.totals["test", "syscalls"] == 5000
+
+
+def test_what_somebody_else_has_found_is_counted_and_not_told_again() -> None:
+    tallies = Tallies()
+    for _ in range(2):
+        tallies.add(Refusal(execution=7, scope="test", word="resources", what="memory", count=3))
+    assert tallies.totals == {("test", "resources"): 6}
+    assert tallies.of(7) == [("resources", "memory", 6)]
+    assert not list(tallies.rest())
