@@ -21,6 +21,9 @@ _ACTIONS: Final = {0x7FFC0000: " (passed)", 0x80000000: " (killed)", 0x00000000:
 
 _TIME: Final = re.compile(rb"audit\(([0-9]+\.[0-9]+):[0-9]+\):")
 
+_WORDS: Final = {"net.": "network", "scope.abstract_unix_socket": "network", "scope.signal": "process"}
+"""The constraint word for what Landlock calls the rights that were missing; those on files begin with `fs.`."""
+
 ABSENT: Final = frozenset({"clone3"})
 """Calls that the profiles answer with ENOSYS so that programs use an older one: that is no refusal."""
 
@@ -101,7 +104,7 @@ def _call(fields: dict[str, str], resolve: Resolve, time: float) -> Refused | No
 def _access(fields: dict[str, str]) -> tuple[str, str]:
     """Constraint word and what: the kernel names the rights that were missing, such as `fs.write_file`."""
     missing = fields["blockers"]
-    family, _, _ = missing.partition(".")
     place = fields.get("path") or fields.get("dest") or fields.get("src") or ""
     what = f"{missing} {place}".strip()
-    return ("network" if family == "net" else "filesystem"), what.replace('"', "")
+    word = next((word for start, word in _WORDS.items() if missing.startswith(start)), "filesystem")
+    return word, what.replace('"', "")

@@ -67,6 +67,9 @@ def test_what_landlock_refused_and_whose_domain_it_was() -> None:
         LANDLOCK_ACCESS, b"audit(1.2:9): domain=1a blockers=net.connect_tcp daddr=127.0.0.1 dest=2", resolve
     )
     assert port == Refused("network", "net.connect_tcp 2", 1.2, domain="1a")
+    for blocker, word in (("signal", "process"), ("abstract_unix_socket", "network")):
+        message = f"audit(1.2:9): domain=1a blockers=scope.{blocker} opid=1".encode()
+        assert parse(LANDLOCK_ACCESS, message, resolve) == Refused(word, f"scope.{blocker}", 1.2, domain="1a")
     domain = parse(
         LANDLOCK_DOMAIN,
         b'audit(1.2:9): domain=1a status=allocated mode=enforcing pid=11 uid=0 exe="/x" comm="y"',
