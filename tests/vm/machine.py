@@ -17,7 +17,10 @@ from typing import Final
 from tests.vm.host import must
 from tests.vm.kernels import Kernel
 
-LSM: Final = {"lsm": "lockdown,capability,yama,bpf", "tracepoint": "lockdown,capability,yama"}
+LSM: Final = {
+    "lsm": "landlock,lockdown,capability,yama,bpf",
+    "tracepoint": "landlock,lockdown,capability,yama",
+}
 """The kernel's list of security modules, which decides on the tier that it offers."""
 MEMORY: Final = "2048"
 _TAIL: Final = 60

@@ -1,7 +1,7 @@
 """One case in one machine: tells what comes of it as it comes, and saves it.
 
 The case `tests` runs this repository's tests; `boot` and `crash` boot a whole Debian with systemd and egs-kernel
-installed, in which an observer looks (guest/units.py, guest/crash.py).
+installed, in which an observer looks (guest/units.py, guest/crash.py), and so does `sealed` (guest/sealed.py).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from tests.vm.kernels import Kernel
 from tests.vm.machine import Hung, Machine
 from tests.vm.results import Outcome, Results
 
-CASES: Final = {"tests": "", "boot": "units", "crash": "crash"}
+CASES: Final = {"tests": "", "boot": "units", "crash": "crash", "sealed": "sealed"}
 """And the module of its observer."""
+REBOOT: Final = frozenset({"crash", "sealed"})
 PATIENCE: Final = 8
 """How much longer than natively a test may wait for something: emulation is about ten times slower."""
 EVERY: Final = 10
@@ -76,7 +77,7 @@ def _machine(case: str, disk: Path, kernel: Kernel, tier: str, plan: Plan, folde
         _job_drive(folder / "job", tier, plan)
         return Machine(disk, kernel, tier, folder, job=folder / "job", init="/srv/guest/init")
     observer = f"systemd.wants=vm-observer@{CASES[case]}.service"
-    return Machine(disk, kernel, tier, folder, more=observer, processors=2, reboots=case == "crash")
+    return Machine(disk, kernel, tier, folder, more=observer, processors=2, reboots=case in REBOOT)
 
 
 def _job_drive(path: Path, tier: str, plan: Plan) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from tests.vm.guest.observing import (
     Guest,
+    boot_number,
     egs,
     issue,
     observe,
@@ -161,12 +162,7 @@ BOOTS: Final = ((set_up, reset), (came_back, lose_power), (came_back, torn_tail,
 
 def main() -> None:
     """The parts of this boot."""
-    counter = Path("/var/lib/vm-boots")
-    boot = int(counter.read_text()) if counter.exists() else 0
-    with counter.open("w") as file:
-        file.write(str(boot + 1))
-        file.flush()
-        os.fsync(file.fileno())
+    boot = boot_number()
     observe(f"crash, boot {boot + 1}", BOOTS[boot], UNITS)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.vm.guest.observing import (
+    DAEMON_CAN_TAKE,
     EGS,
     GATE_CAN_TAKE,
     PATIENCE,
@@ -74,8 +75,9 @@ def boot(guest: Guest) -> None:
         guest.check(f"{unit} is active ({wanted})", good and state.get("NRestarts", "0") == "0", state)
     said = journal("egs-gate.service")
     guest.check("the gate's self-test passed on this kernel", "self-test checks passed" in said, said)
-    daemon = show("egsd.service", "Type", "MainPID", "WatchdogUSec")
-    guest.check("egsd notified systemd, and is watched", daemon["Type"] == "notify", daemon)
+    daemon = show("egsd.service", "Type", "WatchdogUSec", "WatchdogTimestampMonotonic")
+    watched = daemon["WatchdogUSec"] == "5s" and int(daemon["WatchdogTimestampMonotonic"]) > 0
+    guest.check("egsd notified systemd, and is watched", daemon["Type"] == "notify" and watched, daemon)
     metrics(guest)
 
 
@@ -257,7 +259,7 @@ def daemon_dies(guest: Guest) -> None:
             guest.check(f"egsd {what}", False, "it does not run")
             continue
         os.kill(int(before["MainPID"]), number)
-        took = until(lambda before=before: _is_back(before), GATE_CAN_TAKE)  # type: ignore[misc]  # bound on purpose
+        took = until(lambda before=before: _is_back(before), DAEMON_CAN_TAKE)  # type: ignore[misc]  # bound on purpose
         after = show("egsd.service", "MainPID", "NRestarts", "ActiveState")
         seconds = "never" if took is None else f"{took:.1f} s"
         guest.check(f"egsd {what}: systemd has it running again", took is not None, f"{seconds}; {after}")
