@@ -8,6 +8,7 @@ made three times: with all of it, with the guards alone, and with neither.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import threading
@@ -40,7 +41,7 @@ pytestmark = [
 
 KILLED: Final = (-signal.SIGKILL, b"")
 FREE: Final = (0, WORD)
-SIGNALS: Final = ("keep_signal",)
+SIGNALS: Final = ("keep_signal", "keep_sigio")
 """What refuses the signal, on the tier lsm."""
 ADDR_NO_RANDOMIZE: Final = 0x0040000
 PTRACE_TRACEME, PTRACE_CONT, PTRACE_DETACH, PTRACE_SEIZE = 0, 7, 17, 0x4206
@@ -173,6 +174,22 @@ def test_the_owner_continues_it_with_its_pages_in_memory(prison: Prison, expecte
     read_image(waiting.pid)
     prison.free(waiting)
     assert waiting.end() == expected
+
+
+def test_a_descriptor_continues_it(prison: Prison, expected: tuple[int, bytes]) -> None:
+    """F_SETOWN and F_SETSIG: the kernel sends it when the pipe can be read, in the name of whoever wrote."""
+    waiting = prison.hold(plain_image(prison.folder / "plain"))
+    reading, writing = os.pipe()
+    fcntl.fcntl(reading, fcntl.F_SETOWN, waiting.pid)
+    fcntl.fcntl(reading, fcntl.F_SETSIG, signal.SIGCONT)
+    fcntl.fcntl(reading, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    os.write(writing, b"x")
+    if prison.refuses:
+        assert waiting.is_waiting()
+        os.kill(waiting.pid, signal.SIGKILL)
+    assert waiting.end() == expected
+    os.close(reading)
+    os.close(writing)
 
 
 def test_an_image_whose_first_page_the_kernel_fills(prison: Prison, expected: tuple[int, bytes]) -> None:
