@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from egs_kernel.audit.entries import Decision, EntryType, Exec
-from egs_kernel.audit.reader import RECORD_FILE, read
+from egs_kernel.audit.layout import JOURNAL
+from egs_kernel.audit.reader import read
 from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
 from egs_kernel.model import Reason, Verdict
 from tests import refusals
@@ -176,7 +177,7 @@ class Running:
 
     def wait_for(self, kind: type[_E], wanted: Callable[[_E], bool]) -> _E:
         """The first entry of a type that is as wanted, as soon as it is in the record."""
-        watch = self._watcher.add(self.instance.paths.record / RECORD_FILE, FILE, lambda _name: None)
+        watch = self._watcher.add(self.instance.paths.record / JOURNAL, FILE | FOLDER, lambda _name: None)
         assert watch is not None
         deadline = time.monotonic() + SECONDS
         while (left := deadline - time.monotonic()) > 0:

@@ -18,6 +18,7 @@ from egs_kernel.audit.entries import (
     Gap,
     LogKeyChange,
     Outcome,
+    Part,
     PostureEntry,
     Recorded,
     Refusal,
@@ -90,6 +91,8 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
             return f"{entry.problem}: {entry.witness} has cosigned{seen}, there were {entry.entries}: {entry.detail}"
         case ConfigurationChange():
             return _configuration(entry)
+        case Part():
+            return f"{entry.index + 1} of {entry.count} of what has the SHA-256 {entry.digest[:12]}"
         case PostureEntry():
             problems = "; ".join(entry.posture.problems) or "no problems"
             return f"{entry.digest[:12]} {entry.posture.tier.value} {problems}"

@@ -229,6 +229,18 @@ class WitnessAlarm(Entry, frozen=True, kw_only=True, tag="witness"):
     checkpoint: str | None = None
 
 
+class Part(Entry, frozen=True, kw_only=True, tag="part"):
+    """A part of a text that is too long for one entry: number `index` of `count`, right before the entry that names `digest`.
+
+    `digest`: the SHA-256 of the whole text.
+    """
+
+    digest: str
+    index: int
+    count: int
+    text: str
+
+
 class ScopeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A scope as it is configured."""
 
@@ -277,6 +289,7 @@ EntryType = (
     | Gap
     | LogKeyChange
     | WitnessAlarm
+    | Part
     | ConfigurationChange
     | PostureEntry
 )
@@ -286,20 +299,18 @@ ENTRY_TYPES: Final = tuple(sorted(str(kind.__struct_config__.tag) for kind in EN
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What every line starts from, whatever its type; all that the chain needs."""
+    """What every entry has, whatever its type."""
 
     v: int
     seq: int
-    prev: str
     time: str
     type: str
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """An entry as it stands in the record. `hash` is what the next line's `prev` must be."""
+    """An entry as it stands in the record. `hash`: its leaf's, in hexadecimal."""
 
     seq: int
-    prev: str
     time: str
     entry: EntryType
     hash: str

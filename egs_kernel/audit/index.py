@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import msgspec
 
-from egs_kernel.audit.lines import corrupt, decode, microseconds
+from egs_kernel.audit.damage import corrupt
+from egs_kernel.audit.lines import decode, microseconds
 from egs_kernel.audit.query import REFUSALS
 from egs_kernel.errors import EgsError
 from egs_kernel.model import Reason

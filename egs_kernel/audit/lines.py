@@ -1,4 +1,4 @@
-"""The bytes of an entry: one line, one RFC 8785 canonical JSON object, one form for each value.
+"""The bytes of an entry: a line of text, one RFC 8785 canonical JSON object, one form for each value.
 
 Three rules beside RFC 8785's (docs/record.md):
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import rfc8785
 
+from egs_kernel.audit.damage import corrupt
 from egs_kernel.audit.entries import (
     ENTRY_TYPES,
     Attempt,
@@ -30,18 +31,16 @@ from egs_kernel.audit.entries import (
     PostureEntry,
     Recorded,
 )
+from egs_kernel.audit.merkle import leaf_hash
+from egs_kernel.audit.tiles import MAX_ENTRY
 from egs_kernel.errors import RecordError
 from egs_kernel.model import GrantKind, Posture, Reason, Verdict
 
 if TYPE_CHECKING:
     from enum import IntEnum
 
-FORMAT_VERSION: Final = 1
-GENESIS: Final = "0" * 64
-"""`prev` of the first entry, whose `seq` is 0."""
-MAX_LINE: Final = 1024 * 1024
-"""Bytes of one line at most, newline included."""
-ENVELOPE_FIELDS: Final = ("v", "seq", "prev", "time", "type")
+FORMAT_VERSION: Final = 2
+ENVELOPE_FIELDS: Final = ("v", "seq", "time", "type")
 WIDE: Final = frozenset(
     {
         "cgroup_id",
@@ -77,17 +76,8 @@ def _no_floats(text: str) -> float:
 
 _ANYTHING = msgspec.json.Decoder(float_hook=_no_floats)
 _HEADERS = msgspec.json.Decoder(Header)
-_LONG_NUMBER = re.compile(rb"[:,\[]-?[0-9]{16}")
-
-
-def corrupt(where: str, problem: str) -> RecordError:
-    """The error for a record that is not what was written. `where` names a line, such as "entry 7"."""
-    return RecordError(
-        Reason.RECORD_CORRUPT,
-        f"the record does not verify at {where}: {problem}",
-        "Nothing is authorized until this is resolved: keep a copy of the record's folder as evidence, "
-        "run `egs audit verify`, then restore its last good copy or start a new record (docs/record.md).",
-    )
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = tuple(before + b"0" * 16 for before in (b":", b",", b"[", b"-"))
 
 
 def _newer(seq: int, problem: str) -> RecordError:
@@ -125,22 +115,22 @@ def posture_entry(posture: Posture) -> PostureEntry:
     return PostureEntry(digest=posture_digest(posture), posture=posture)
 
 
-def encode(entry: Entry, *, seq: int, prev: str, time: str) -> bytes:
-    """The line of an entry, without its newline.
+def encode(entry: Entry, *, seq: int, time: str) -> bytes:
+    """The line of an entry.
 
     Raises:
-        RecordError: a value has no form in the record, or the line would be longer than `MAX_LINE`.
+        RecordError: a value has no form in the record, or the line would be longer than `MAX_ENTRY`.
     """
     try:
         wire = _outward(msgspec.to_builtins(entry))
         if isinstance(entry, Exec | Outcome | Code | Attempt):
             del wire["event"]["type"]  # the entry's own type says it
-        wire |= {"v": FORMAT_VERSION, "seq": seq, "prev": prev, "time": time}
+        wire |= {"v": FORMAT_VERSION, "seq": seq, "time": time}
         line = canonical(wire)
     except (UnicodeEncodeError, OverflowError) as error:
         raise _unwritable(f"a value has no canonical form: {error}") from error
-    if len(line) >= MAX_LINE:
-        raise _unwritable(f"it has {len(line)} bytes; a line has at most {MAX_LINE}")
+    if len(line) > MAX_ENTRY:
+        raise _unwritable(f"it has {len(line)} bytes; an entry has at most {MAX_ENTRY}")
     return line
 
 
@@ -167,19 +157,40 @@ def header(line: bytes, where: str) -> Header:
     return found
 
 
+def checked_header(line: bytes, seq: int) -> Header:
+    """The header of entry `seq`, whose line is the one canonical form of what it says.
+
+    Raises:
+        RecordError: RECORD_CORRUPT: it is not; RECORD_UNAVAILABLE: a later version wrote it.
+    """
+    where = f"entry {seq}"
+    found = header(line, where)
+    if found.seq != seq:
+        raise corrupt(where, f"it calls itself entry {found.seq}")
+    if not is_canonical(line):
+        raise corrupt(where, "it is not canonical JSON")
+    return found
+
+
 def is_canonical(line: bytes) -> bool:
     """Whether the line is the one RFC 8785 form of its content (and so has no duplicate keys)."""
     try:
         value = _ANYTHING.decode(line)
-        if _LONG_NUMBER.search(line):  # perhaps beyond 2^53: not ours to write, and rfc8785 refuses it
+        if _has_long_number(line):  # perhaps beyond 2^53: not ours to write, and rfc8785 refuses it
             return rfc8785.dumps(value) == line
         return canonical(value) == line
     except ValueError:  # msgspec's, rfc8785's and Unicode errors are ValueErrors
         return False
 
 
-def decode(line: bytes, where: str = "this line") -> Recorded:
-    """The entry of a line (without its newline).
+def _has_long_number(line: bytes) -> bool:
+    """Whether there is a number of 16 digits or more. Ten times as fast as a regular expression."""
+    digits = line.translate(_ZEROS)
+    return any(long in digits for long in _LONG)
+
+
+def decode(line: bytes, where: str = "this entry") -> Recorded:
+    """The entry of a line.
 
     Raises:
         RecordError: RECORD_CORRUPT when it is no entry, RECORD_UNAVAILABLE when a later version wrote it.
@@ -195,7 +206,7 @@ def decode(line: bytes, where: str = "this line") -> Recorded:
         raise _newer(head.seq, str(error)) from error
     except ValueError as error:  # msgspec's, binascii's and Unicode errors are ValueErrors
         raise corrupt(f"entry {head.seq}", str(error)) from error
-    return Recorded(head.seq, head.prev, head.time, entry, hashlib.sha256(line).hexdigest())
+    return Recorded(head.seq, head.time, entry, leaf_hash(line).hex())
 
 
 def _outward(value: Any) -> Any:

@@ -51,20 +51,26 @@ class Frontier:
         """One that grows on its own."""
         return Frontier(self.size, self._roots)
 
-    def append(self, leaf: bytes) -> list[bytes]:
-        """Add a leaf's hash.
+    def extend(self, leaves: Iterable[bytes], step: int = 1) -> list[tuple[int, int, bytes]]:
+        """Add leaves, by their hashes.
 
         Returns:
-            The nodes that it completes: item L is the node of level L, so the first is the leaf itself.
+            The nodes above the leaves that they complete, as far as their level is a multiple of `step`:
+            (level / step, index, hash).
         """
-        completed = [leaf]
-        size, roots = self.size, self._roots
-        while size & 1:
-            leaf = _sha256(b"\1" + roots.pop() + leaf).digest()
-            completed.append(leaf)
-            size >>= 1
-        roots.append(leaf)
-        self.size += 1
+        completed = []
+        size, roots, last = self.size, self._roots, (1 << step) - 1
+        for leaf in leaves:
+            found, rest = leaf, size
+            while rest & 1:
+                found = _sha256(b"\1" + roots.pop() + found).digest()
+                rest >>= 1
+                # asked at every `1 << step`-th leaf only: this loop is what an append costs
+                if size & last == last and (level := _levels(size, rest)) % step == 0:
+                    completed.append((level // step, rest, found))
+            roots.append(found)
+            size += 1
+        self.size = size
         return completed
 
     def root(self) -> bytes:
@@ -183,6 +189,11 @@ def verify_consistency(old: int, old_root: bytes, size: int, root: bytes, proof:
         old_found, found = node_hash(sibling, old_found), node_hash(sibling, found)
     if old_found != old_root or found != root:
         raise _inconsistent(old, size)
+
+
+def _levels(leaf: int, index: int) -> int:
+    """How far above leaf `leaf` the node with number `index` is, on the way up through odd numbers."""
+    return (leaf ^ (leaf + 1)).bit_length() - (index ^ (index + 1)).bit_length()
 
 
 def _split(count: int) -> int:

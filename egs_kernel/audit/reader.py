@@ -1,198 +1,179 @@
-"""Reading the record, also while the daemon appends to it."""
+"""Reading the record, also while the daemon appends to it, and also a copy of its folder."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Final
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-import msgspec
-
-from egs_kernel.audit.anchor import read_head
-from egs_kernel.audit.chain import START, Position, find, walk
-from egs_kernel.audit.entries import ENTRY_TYPES, Recorded
-from egs_kernel.audit.lines import MAX_LINE, corrupt, decode, header, is_canonical
+from egs_kernel.audit.checkpoint import CHECKPOINT, Checkpoint
+from egs_kernel.audit.frames import frames_in
+from egs_kernel.audit.layout import (
+    JOURNAL,
+    OLD_RECORD,
+    TileFolder,
+    old_record,
+    segment_path,
+    segments_of,
+)
+from egs_kernel.audit.lines import decode
+from egs_kernel.audit.notes import Note
+from egs_kernel.audit.tiles import WIDTH, bundle_of, unpack
 from egs_kernel.errors import EgsError, RecordError
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
-RECORD_FILE: Final = "record.jsonl"
+    from egs_kernel.audit.entries import Recorded
 
 
-class Verified(msgspec.Struct, frozen=True):
-    """A record that verified: how far, in what time span, and what is worth a look.
+class Reader:
+    """The record in a folder. Nothing is verified (`check.verify` does that).
 
-    `head_checked`: the last line was also compared with `head` (a copy of the bare file has none; then
-    `position.hash` is what to compare with a note of one's own). `torn`: bytes after the last line.
+    Entries come out of the journal as far as it reaches back, and out of bundles before that; of a copy without a journal,
+    out of bundles up to its checkpoint.
     """
 
-    position: Position
-    first_time: str | None
-    last_time: str | None
-    types: dict[str, int]
-    unknown_types: int
-    head_checked: bool
-    torn: int
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def size(self) -> int:
+        """How many entries there are now.
+
+        Raises:
+            RecordError: the record is damaged.
+            EgsError: the record is missing or may not be read.
+        """
+        with _explained(self.folder), self.segments(None) as segments:
+            for first, file in segments:
+                size = first
+                for frame in frames_in(file.read()):
+                    size = frame.size
+                return size
+            return self._published()
+
+    def lines(self, since: int = 0) -> Iterator[bytes]:
+        """Entries (their bytes) from number `since` on, to the last one that is there.
+
+        Raises:
+            RecordError: a bundle is missing or damaged.
+            EgsError: the record is missing or may not be read.
+        """
+        with _explained(self.folder), self.segments(since) as segments:
+            begin = segments[0][0] if segments else self._published()
+            for seq in range(since // WIDTH * WIDTH, begin, WIDTH) if since < begin else ():
+                yield from self.bundle(seq, begin)[max(0, since - seq) :]
+            for _first, file in segments:
+                for frame in frames_in(file.read()):
+                    if frame.size > since:
+                        yield from frame.entries[max(0, since - frame.first) :]
+
+    def line(self, seq: int) -> bytes:
+        """One entry.
+
+        Raises:
+            EgsError: NOT_FOUND: there is none of that number.
+            RecordError: its bundle is missing or damaged.
+        """
+        found = next(self.lines(seq), None)
+        if found is None:
+            raise EgsError(
+                Reason.NOT_FOUND,
+                f"there is no entry {seq}",
+                f"There are {self.size} entries; the first is 0.",
+            )
+        return found
+
+    @contextmanager
+    def segments(self, since: int | None) -> Iterator[list[tuple[int, BinaryIO]]]:
+        """The journal's files, open: those with entries from `since` on; None: the last one."""
+        with ExitStack() as stack:
+            while True:
+                firsts = segments_of(self.folder)
+                last = firsts[-1:]
+                wanted = [
+                    first for first, following in pairwise(firsts) if since is not None and following > since
+                ]
+                try:
+                    yield [
+                        (first, stack.enter_context(segment_path(self.folder, first).open("rb")))
+                        for first in wanted + last
+                    ]
+                except FileNotFoundError:
+                    continue  # the daemon has trimmed the journal: what was in it is in bundles now
+                return
+
+    def bundle(self, seq: int, size: int) -> list[bytes]:
+        """The entries of the bundle that begins with `seq`, as far as they are below `size`."""
+        tile = bundle_of(seq, size)
+        tiles = TileFolder(self.folder)
+        width = tile.width
+        if (self.folder / tile.full.path).exists():
+            tile = tile.full
+        return unpack(tiles.read(tile), tile.path, tile.width)[:width]
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The published checkpoint, whoever signed it; None of a new record.
+
+        Raises:
+            NoteError: it is none.
+            EgsError: it may not be read.
+        """
+        with _explained(self.folder):
+            path = self.folder / CHECKPOINT
+            return Checkpoint.parse(Note.parse(path.read_bytes()).text) if path.exists() else None
+
+    def _published(self) -> int:
+        checkpoint = self.checkpoint()
+        return 0 if checkpoint is None else checkpoint.size
 
 
-def record_file(path: Path) -> Path:
-    """The file of a record: `path` itself, or `record.jsonl` in it when it is a folder."""
-    return path / RECORD_FILE if path.is_dir() else path
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The record's file (or the one in folder `path`), open for reading.
+def open_record(folder: Path) -> Reader:
+    """The record in a folder, or a copy of it.
 
     Raises:
         EgsError: NOT_FOUND or NOT_PERMITTED.
-        RecordError: RECORD_UNAVAILABLE when the disk fails.
+        RecordError: RECORD_UNAVAILABLE: an earlier version wrote it, or the disk fails.
     """
-    try:
-        file = record_file(path).open("rb")
-    except FileNotFoundError as error:
-        raise EgsError(
-            Reason.NOT_FOUND,
-            f"there is no record at {path}",
-            "Start egsd, or name the record's folder or file.",
-        ) from error
-    except PermissionError as error:
-        raise EgsError(
-            Reason.NOT_PERMITTED,
-            f"{path} may not be read by this user",
-            "Run as root, or as a member of the file's group.",
-        ) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    with file:
-        try:
-            yield file
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise  # the caller's own, such as a broken pipe
-            raise _unreadable(path, error) from error
+    with _explained(folder):
+        names = {path.name for path in folder.iterdir()}
+        if OLD_RECORD in names:
+            raise old_record(folder)
+        if not names & {JOURNAL, CHECKPOINT}:
+            raise FileNotFoundError(errno.ENOENT, "no journal and no checkpoint")
+        return Reader(folder)
 
 
-def _unreadable(path: Path, error: OSError) -> RecordError:
-    return RecordError(
-        Reason.RECORD_UNAVAILABLE, f"{path} cannot be read: {error.strerror}", "Check the disk (dmesg)."
-    )
-
-
-def read(path: Path, since_seq: int = 0) -> Iterator[Recorded]:
-    """Entries from `since_seq` on to the last whole line. Does not verify the chain (`verify` does).
+def read(folder: Path, since: int = 0) -> Iterator[Recorded]:
+    """Entries from number `since` on. Nothing is verified (`check.verify` does that).
 
     Raises:
         RecordError: an entry is damaged, or a later version wrote it.
         EgsError: the record is missing or may not be read.
     """
-    with opened(path) as file:
-        for line in lines_from(file, since_seq):
-            yield decode(line)
+    for seq, line in enumerate(open_record(folder).lines(since), since):
+        yield decode(line, f"entry {seq}")
 
 
-def lines_from(file: BinaryIO, since_seq: int) -> Iterator[bytes]:
-    """Whole lines (without newline) from entry `since_seq` on.
-
-    Raises:
-        RecordError: a line on the way to `since_seq` is no entry.
-    """
-    size = file.seek(0, os.SEEK_END)  # also empties the read buffer: a failed write may have been taken back
-    file.seek(find(file, since_seq, size))
-    while (line := file.readline(MAX_LINE)).endswith(b"\n"):
-        yield line[:-1]
-
-
-def last_position(file: BinaryIO) -> Position:
-    """The last whole line, unverified; `START` when there is none.
-
-    Raises:
-        RecordError: the last line is no entry.
-    """
-    size = os.fstat(file.fileno()).st_size
-    begin = max(0, size - 2 * MAX_LINE)
-    file.seek(begin)
-    whole, newline, _torn = file.read(size - begin).rpartition(b"\n")
-    if not newline:
-        return START
-    line = whole.rpartition(b"\n")[2]
-    end = begin + len(whole) + 1
-    seq = header(line, "the last line").seq
-    return Position(seq, end - len(line) - 1, end, hashlib.sha256(line).hexdigest())
-
-
-def last_seq(file: BinaryIO) -> int:
-    """The number of the last whole line; -1 when there is none.
-
-    Raises:
-        RecordError: the last line is no entry.
-    """
-    return last_position(file).seq
-
-
-def verify(path: Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Verified:
-    """Walk the whole record: numbers, chain, canonical form, and the end against `head`.
-
-    Args:
-        path: the record's folder, or a file.
-        progress: called now and then with bytes done and bytes in all.
-
-    Raises:
-        RecordError: RECORD_CORRUPT with the first entry that is wrong.
-        EgsError: the record is missing or may not be read.
-    """
-    with opened(path) as file:
-        walker = _Walker(file, progress)
-        head = read_head(path) if path.is_dir() else None
-        walker.walk(head)
-        newer = read_head(path) if path.is_dir() else None
-        if newer is not None and newer.seq > walker.position.seq:  # the daemon went on meanwhile
-            head = newer
-            walker.walk(head)
-        if head is not None and head.seq > walker.position.seq:
-            raise corrupt(
-                f"entry {walker.position.size}",
-                f"the record ends there, but entry {head.seq} had been acknowledged",
-            )
-        return walker.result(head_checked=head is not None)
-
-
-class _Walker:
-    """A verification under way."""
-
-    def __init__(self, file: BinaryIO, progress: Callable[[int, int], None]) -> None:
-        self.position = START
-        self._file = file
-        self._progress = progress
-        self._times: tuple[str, str] | None = None
-        self._types: dict[str, int] = {}
-
-    def walk(self, head: Position | None) -> None:
-        total = os.fstat(self._file.fileno()).st_size
-        for position, found, line in walk(self._file, self.position):
-            if not is_canonical(line):
-                raise corrupt(f"entry {position.seq}", "the line is not canonical JSON")
-            if head is not None and head.seq == position.seq and head != position:
-                raise corrupt(f"entry {position.seq}", "the line is not the one that was acknowledged")
-            self.position = position
-            self._types[found.type] = self._types.get(found.type, 0) + 1
-            self._times = (self._times[0] if self._times else found.time, found.time)
-            if position.seq % 2048 == 0:
-                self._progress(position.end, total)
-
-    def result(self, *, head_checked: bool) -> Verified:
-        first, last = self._times or (None, None)
-        return Verified(
-            position=self.position,
-            first_time=first,
-            last_time=last,
-            types=dict(sorted(self._types.items())),
-            unknown_types=sum(count for name, count in self._types.items() if name not in ENTRY_TYPES),
-            head_checked=head_checked,
-            torn=os.fstat(self._file.fileno()).st_size - self.position.end,
-        )
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise EgsError(
+            Reason.NOT_FOUND, f"there is no record in {folder}", "Start egsd, or name the record's folder."
+        ) from error
+    except PermissionError as error:
+        raise EgsError(
+            Reason.NOT_PERMITTED,
+            f"{folder} may not be read by this user",
+            "Run as root, or as a member of the folder's group.",
+        ) from error
+    except OSError as error:
+        raise RecordError(
+            Reason.RECORD_UNAVAILABLE, f"{folder} cannot be read: {error.strerror}", "Check the disk (dmesg)."
+        ) from error

@@ -1,98 +1,145 @@
-"""The record's one writer: an append returns when its entries are durable, or it raises."""
+"""The record's one writer: an append returns when its entries are durable, or it raises.
+
+An append is one frame of the journal: its entries, and the checkpoint signed over them; one write and one sync. A thread then
+publishes what is durable as a log (publisher.py), and trims the journal. So no checkpoint is ever seen whose entries could
+be lost.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Final, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
 
-from egs_kernel.audit.anchor import HEAD, head_line, sync_folder, write_checkpoint
-from egs_kernel.audit.chain import Position, after
-from egs_kernel.audit.lines import encode, timestamp
-from egs_kernel.audit.reader import RECORD_FILE, read
-from egs_kernel.audit.recover import MAX_APPEND, pending_gaps, recover, settle
-from egs_kernel.errors import RecordError, UnsafePath
+import msgspec
+
+from egs_kernel.audit.checkpoint import Checkpoint
+from egs_kernel.audit.files import Files
+from egs_kernel.audit.frames import MAX_APPEND, encode_frame
+from egs_kernel.audit.lines import decode, encode, timestamp
+from egs_kernel.audit.merkle import Frontier, leaf_hash
+from egs_kernel.audit.parts import parts_of
+from egs_kernel.audit.publisher import Batch
+from egs_kernel.audit.reader import Reader
+from egs_kernel.audit.recover import pending_gaps, recover, settle
+from egs_kernel.audit.state import write_state
+from egs_kernel.audit.tiles import HEIGHT, pack_entry
+from egs_kernel.errors import RecordError
 from egs_kernel.model import Reason
 from egs_kernel.ownership import require_private_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from egs_kernel.audit.entries import Entry, Recorded
+    from egs_kernel.audit.logkeys import LogKeys
 
-CHECKPOINT_EVERY: Final = 4096
-"""Entries between checkpoints: what a start after a crash has to verify."""
+PUBLISH_SECONDS: Final = 0.2
+"""How long publishing waits for more to come, when it has just published."""
+RETRY_SECONDS: Final = 1.0
+"""How long it waits when it could not."""
+BACKLOG_BYTES: Final = 32 * 1024 * 1024
+"""With so much to be published, an append publishes first: memory stays bounded, and a full disk is noticed."""
+SAVE_EVERY: Final = 4096
+"""Entries between states: what a start after a crash has to count anew."""
+TRIM_FILES: Final = 4
+"""Files of the journal that are trimmed together: one sync of everything for all of them."""
 _DAY: Final = 24 * 3600 * 1_000_000_000
 
 Clock = Callable[[], int]
 """CLOCK_REALTIME in nanoseconds."""
-Sync = Callable[[int], None]
-"""fdatasync(2)."""
+
+
+class _Durable(msgspec.Struct, frozen=True):
+    """The record as far as it is durable. `note`: its signed checkpoint, None when it is empty."""
+
+    frontier: Frontier
+    note: bytes | None
+
+    @property
+    def size(self) -> int:
+        return self.frontier.size
 
 
 class Record:
     """An open record. Use `Record.open`; safe for several threads, one process.
 
     Attributes:
-        degraded: why `head` or the checkpoint could not be written, or None. Entries are safe all the
-            same; the next start takes longer.
+        degraded: why what is durable could not be published, or None. Entries are safe all the same, but when too much has
+            come together nothing is appended before that works again.
     """
 
-    def __init__(self, folder: Path, file: BinaryIO, head: BinaryIO, *, clock: Clock, sync: Sync) -> None:
-        recovered = recover(file, folder)
+    def __init__(self, folder: Path, lock: int, keys: LogKeys, files: Files, clock: Clock) -> None:
+        recovered = recover(folder, files, keys.listed.origin, keys.listed.verifiers)
         self._folder = folder
-        self._file = file
-        self._head = head
+        self._guard = lock
+        self._keys = keys
+        self._files = files
         self._clock = clock
-        self._sync = sync
-        self._position = recovered.position
-        self._tally = recovered.tally
-        self._lock = threading.Lock()
-        self._failed = False
-        self._uncovered = 0
+        self._durable = _Durable(recovered.frontier, recovered.note)
+        self._counted = recovered.counted
+        self._segments = recovered.segments
+        self._publisher = recovered.publisher
+        self._backlog: list[Batch] = []
+        self._backlog_bytes = 0
+        self._published = -1
+        self._lock = threading.Lock()  # what is durable, and the journal
+        self._publishing = threading.Lock()  # the publisher; taken before the other one
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         self.degraded: str | None = None
 
     @classmethod
-    def open(cls, folder: Path, *, clock: Clock = time.time_ns, sync: Sync = os.fdatasync) -> Record:
+    def open(
+        cls,
+        folder: Path,
+        keys: LogKeys,
+        *,
+        clock: Clock = time.time_ns,
+        files: Files | None = None,
+        in_background: bool = True,
+    ) -> Record:
         """Open the record in `folder` for appending, creating it when there is none.
 
-        Verifies what was written since the last checkpoint. A torn tail is moved to a file of its own and
-        a `gap` entry says so before anything else is appended.
+        Checks what was written since tiles were last synced. A torn tail is moved to a file of its own and a `gap` entry
+        says so before anything else is appended.
 
         Args:
             folder: the record's folder (`Paths.record`).
+            keys: who signs its checkpoints, and the origin.
             clock: CLOCK_REALTIME, nanoseconds.
-            sync: makes a descriptor's data durable.
+            files: the disk.
+            in_background: publish by a thread; otherwise whoever calls `publish` does.
 
         Raises:
-            UnsafePath: others could change the folder or its files.
+            UnsafePath: others could change the folder.
             RecordError: DAEMON_RUNNING (another writer), RECORD_CORRUPT, or RECORD_UNAVAILABLE.
+            NoteError: its checkpoint is not signed by these keys.
         """
+        disk = files or Files()
+        lock = -1
+        record = None
         try:
             _make_folder(folder)
             require_private_folder(folder)
-            file = _open_private(folder / RECORD_FILE, extra=os.O_APPEND)
-        except OSError as error:
-            raise _unavailable(folder, error) from error
-        head: BinaryIO | None = None
-        try:
-            _lock(file, folder)
-            head = _open_private(folder / HEAD)
-            sync_folder(folder)
-            record = cls(folder, file, head, clock=clock, sync=sync)
+            lock = _lock(folder)
+            record = cls(folder, lock, keys, disk, clock)
             record._report_torn_tails()
         except BaseException as error:
-            file.close()
-            if head is not None:
-                head.close()
+            if record is not None:
+                record._segments.close()
+            if lock >= 0:
+                os.close(lock)
             if isinstance(error, OSError):
                 raise _unavailable(folder, error) from error
             raise
+        if in_background:
+            record._start()
         return record
 
     def __enter__(self) -> Self:
@@ -106,27 +153,32 @@ class Record:
     @property
     def size(self) -> int:
         """Entries in the record, all of them durable."""
-        return self._position.size
+        return self._durable.size
 
     @property
-    def head(self) -> Position:
-        """The last durable line."""
-        return self._position
+    def length(self) -> int:
+        """Bytes of those entries."""
+        return self._counted.length
+
+    @property
+    def checkpoint(self) -> bytes | None:
+        """The signed checkpoint of all that is durable; None when there is nothing."""
+        return self._durable.note
 
     @property
     def failed(self) -> bool:
         """Whether nothing can be appended any more until the record is opened again."""
-        return self._failed
+        return self._segments.failed
 
     @property
     def uses(self) -> dict[str, int]:
-        """Uses spent, by artifact id, of every artifact with limited uses that is still in force."""
-        return self._tally.uses
+        """Uses spent by artifact id, as far as the record has them still in force."""
+        return self._counted.tally.uses
 
     @property
     def revoked(self) -> frozenset[str]:
         """Artifact ids that the record says are revoked."""
-        return self._tally.revoked
+        return self._counted.tally.revoked
 
     def append(self, entries: Sequence[Entry]) -> tuple[int, ...]:
         """Append entries, all or none, and return when they are durable.
@@ -138,20 +190,36 @@ class Record:
 
         Raises:
             RecordError: RECORD_UNAVAILABLE: none of them is acknowledged (a full disk, a failing disk, an
-                entry that is too large); RECORD_CORRUPT: somebody else changed the file.
+                entry that is too large); RECORD_CORRUPT: somebody else changed the journal.
         """
+        if self._backlog_bytes > BACKLOG_BYTES:
+            self.publish()
         with self._lock:
             self._require_usable()
             if not entries:
                 return ()
-            first = self._position.size
-            lines, position = self._frame(entries)
-            self._write(lines)
-            self._position = position
+            first = self._durable.size
+            lines, seqs = self._lines(entries)
+            batch, durable = self._grown(lines)
+            frame = encode_frame(first, batch.packed, durable.note or b"")
+            if len(frame) > MAX_APPEND:
+                raise RecordError(
+                    Reason.RECORD_UNAVAILABLE,
+                    f"one append of {len(frame)} bytes; at most {MAX_APPEND} fit",
+                    "Append fewer entries at once.",
+                )
+            try:
+                self._segments.append(first, frame)
+            except OSError as error:
+                raise _unavailable(self._folder, error) from error
+            self._durable = durable
+            self._backlog.append(batch)
+            self._backlog_bytes += len(frame)
             for entry in entries:
-                self._tally.count(entry)
-            self._note_head(len(entries))
-            return tuple(range(first, position.size))
+                self._counted.tally.count(entry)
+            self._counted.length += sum(map(len, lines))
+        self._wake.set()
+        return seqs
 
     def read(self, since_seq: int = 0) -> Iterator[Recorded]:
         """Entries from `since_seq` on, up to what is durable now.
@@ -159,106 +227,131 @@ class Record:
         Raises:
             RecordError: an entry is damaged, or a later version wrote it.
         """
-        end = self._position.size
-        for recorded in read(self._folder, since_seq):
-            if recorded.seq >= end:
-                return
-            yield recorded
+        end = self._durable.size
+        if since_seq < end:
+            for seq, line in zip(range(since_seq, end), Reader(self._folder).lines(since_seq), strict=False):
+                yield decode(line, f"entry {seq}")
+
+    def publish(self) -> None:
+        """Write out as a log what is durable, and trim the journal.
+
+        Raises:
+            RecordError: RECORD_UNAVAILABLE: that did not work; what is missing is written by the next call.
+        """
+        with self._publishing:
+            with self._lock:
+                batches, self._backlog = self._backlog, []
+                waited = self._backlog_bytes
+                durable = self._durable
+                state = None
+                if durable.size >= self._counted.saved + SAVE_EVERY or (
+                    self._closed.is_set() and durable.size > self._counted.saved
+                ):
+                    self._counted.tally.forget_expired(timestamp(self._clock() - _DAY))
+                    state = self._counted.state(durable.size, durable.frontier.root())
+            for batch in batches:
+                self._publisher.take(batch)
+            try:
+                if durable.note is not None and durable.size != self._published:
+                    self._publisher.publish(durable.note)
+                    self._published = durable.size
+                if state is not None:
+                    write_state(self._folder, self._files, state)
+                    self._counted.saved = state.size
+                self._trim()
+            except OSError as error:
+                self.degraded = f"the record in {self._folder} cannot be published: {error.strerror or error}"
+                raise _unavailable(self._folder, error) from error
+            self.degraded = None
+            with self._lock:
+                self._backlog_bytes -= waited
 
     def close(self) -> None:
-        """Write the checkpoint and let the record go. Entries need no close: they are durable."""
-        with self._lock:
-            if self._file.closed:
-                return
-            if not self._failed:
-                self._note_checkpoint()
-            self._head.close()
-            self._file.close()
+        """Publish what is left, and let the record go. Entries need no close: they are durable."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            if not self.failed:
+                self.publish()
+        except RecordError:
+            pass  # `degraded` says it; the next start publishes
+        finally:
+            self._segments.close()
+            os.close(self._guard)
 
-    def _frame(self, entries: Sequence[Entry]) -> tuple[bytes, Position]:
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._publish_on, name="egs-publish", daemon=True)
+        self._wake.set()  # what the last run did not publish
+        self._thread.start()
+
+    def _publish_on(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closed.is_set():
+                return
+            try:
+                self.publish()
+            except RecordError:
+                self._wake.set()
+                self._closed.wait(RETRY_SECONDS)
+            else:
+                self._closed.wait(PUBLISH_SECONDS)
+
+    def _trim(self) -> None:
+        """Sync the tiles and remove the journal's files that they make superfluous, several at once."""
+        full = self._publisher.full
+        if self._segments.trimmable(full) < TRIM_FILES:
+            return
+        try:
+            self._files.sync_all(self._folder)
+        except OSError:
+            self._segments.failed = True  # which of the tiles are on the disk, nobody knows now
+            raise
+        with self._lock:
+            self._counted.synced = full
+            state = self._counted.state(self._durable.size, self._durable.frontier.root())
+        write_state(self._folder, self._files, state)
+        self._counted.saved = state.size
+        with self._lock:
+            self._segments.trim(full)
+
+    def _lines(self, entries: Sequence[Entry]) -> tuple[list[bytes], tuple[int, ...]]:
+        """The lines of entries, and their numbers. What is too long for one line has others before it."""
         now = timestamp(self._clock())
-        position = self._position
-        lines = bytearray()
+        seq = self._durable.size
+        lines, seqs = [], []
         for entry in entries:
-            line = encode(entry, seq=position.seq + 1, prev=position.hash, time=now)
-            position = after(position, line)
-            lines += line
-            lines += b"\n"
-        if len(lines) > MAX_APPEND:
-            raise RecordError(
-                Reason.RECORD_UNAVAILABLE,
-                f"one append of {len(lines)} bytes; at most {MAX_APPEND} fit",
-                "Append fewer entries at once.",
-            )
-        return bytes(lines), position
+            for part in parts_of(entry):
+                lines.append(encode(part, seq=seq, time=now))
+                seq += 1
+            seqs.append(seq - 1)
+        return lines, tuple(seqs)
+
+    def _grown(self, lines: Sequence[bytes]) -> tuple[Batch, _Durable]:
+        frontier = self._durable.frontier.copy()
+        leaves = [leaf_hash(line) for line in lines]
+        above = frontier.extend(leaves, HEIGHT)
+        checkpoint = Checkpoint(self._keys.listed.origin, frontier.size, frontier.root())
+        note = checkpoint.sign(*self._keys.signers())
+        return Batch([pack_entry(line) for line in lines], leaves, above), _Durable(frontier, note)
 
     def _require_usable(self) -> None:
-        if self._failed or self._file.closed:
+        if self.failed or self._closed.is_set():
             raise RecordError(
                 Reason.RECORD_UNAVAILABLE,
                 "the record takes no more entries: an earlier write could not be made durable or taken back",
                 "Check the disk (dmesg, df), then restart egsd: it verifies the record before it authorizes.",
             )
-        size = os.fstat(self._file.fileno()).st_size
-        if size != self._position.end:
-            self._failed = True
-            raise RecordError(
-                Reason.RECORD_CORRUPT,
-                f"the record has {size} bytes, not the {self._position.end} written: somebody changed it",
-                "Find out who writes to the record's folder, run `egs audit verify`, then restart egsd.",
-            )
-
-    def _write(self, lines: bytes) -> None:
-        descriptor = self._file.fileno()
-        synced = False
-        try:
-            rest = memoryview(lines)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            synced = True  # from here on a failure leaves the page cache in an unknown state
-            self._sync(descriptor)
-        except OSError as error:
-            self._take_back(poisoned=synced)
-            raise _unavailable(self._folder, error) from error
-        except BaseException:
-            self._take_back(poisoned=True)
-            raise
-
-    def _take_back(self, *, poisoned: bool) -> None:
-        """Cut the file back to what is durable.
-
-        A failed sync ends this writer: the kernel may take pages for clean that never reached the disk.
-        """
-        try:
-            os.ftruncate(self._file.fileno(), self._position.end)
-        except OSError:
-            poisoned = True  # the half-written lines stay: the next open sets them aside
-        self._failed = poisoned
-
-    def _note_head(self, count: int) -> None:
-        try:
-            os.pwrite(self._head.fileno(), head_line(self._position), 0)
-            self.degraded = None
-        except OSError as error:
-            self.degraded = f"{self._folder / HEAD}: {error.strerror}"
-        self._uncovered += count
-        if self._uncovered >= CHECKPOINT_EVERY:
-            self._note_checkpoint()
-
-    def _note_checkpoint(self) -> None:
-        if self._position.seq < 0:
-            return
-        self._tally.forget_expired(timestamp(self._clock() - _DAY))
-        try:
-            write_checkpoint(self._folder, self._position, self._tally)
-            self._uncovered = 0
-        except OSError as error:
-            self.degraded = f"the checkpoint in {self._folder}: {error.strerror}"
 
     def _report_torn_tails(self) -> None:
         for path, gap in pending_gaps(self._folder):
             self.append([gap])
-            settle(path)
+            settle(path, self._files)
 
 
 def _make_folder(folder: Path) -> None:
@@ -269,40 +362,22 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
     require_private_folder(folder.parent)
     folder.mkdir(mode=0o750)
-    sync_folder(folder.parent)
+    Files().sync_folder(folder.parent)
 
 
-def _open_private(path: Path, extra: int = 0) -> BinaryIO:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra
+def _lock(folder: Path) -> int:
+    """Take the folder for this process. The kernel lets go of it however the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path, flags, 0o640)
-    except OSError as error:
-        if path.is_symlink():
-            raise UnsafePath(
-                Reason.PATH_UNSAFE, f"{path} is a symbolic link", "Replace the link by the file itself."
-            ) from error
-        raise
-    status = os.fstat(descriptor)
-    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH | stat.S_IROTH)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()) or shared:
-        os.close(descriptor)
-        raise UnsafePath(
-            Reason.PATH_UNSAFE,
-            f"{path} is not a file that only its owner can write and only its group can read",
-            f"If nobody else has changed it: chown root {path} && chmod 0640 {path}",
-        )
-    return os.fdopen(descriptor, "r+b")
-
-
-def _lock(file: BinaryIO, folder: Path) -> None:
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        os.close(descriptor)
         raise RecordError(
             Reason.DAEMON_RUNNING,
             f"another process writes the record in {folder}",
             "One egsd at a time: `egs status` asks the one that runs. EGS_ROOT keeps instances apart.",
         ) from error
+    return descriptor
 
 
 def _unavailable(folder: Path, error: OSError) -> RecordError:

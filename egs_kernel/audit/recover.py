@@ -1,111 +1,247 @@
-"""Opening a record after whatever happened: verify from the checkpoint on, set a torn tail aside."""
+"""Opening a record after whatever happened: check what is new since the tiles were synced, and set a torn tail aside.
+
+What was acknowledged is in a whole frame of the journal, or in tiles that were synced before the journal was trimmed. So a
+start reads the journal, and rebuilds from it every tile and bundle that may be missing or half written.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from typing import TYPE_CHECKING, BinaryIO, Final
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from egs_kernel.audit.anchor import Checkpoint, read_checkpoint, read_head, sync_folder, write_durably
-from egs_kernel.audit.chain import START, Position, line_at, walk
+from egs_kernel.audit.checkpoint import CHECKPOINT, Checkpoint, open_checkpoint
+from egs_kernel.audit.damage import corrupt
+from egs_kernel.audit.edge import Edge
 from egs_kernel.audit.entries import Gap
-from egs_kernel.audit.lines import MAX_LINE, corrupt, decode
-from egs_kernel.audit.tally import Tally
-from egs_kernel.errors import RecordError
+from egs_kernel.audit.frames import MAX_APPEND, Frame, frame_after, frames_in
+from egs_kernel.audit.layout import (
+    JOURNAL,
+    PENDING,
+    STATE,
+    TileFolder,
+    require_ours,
+    segment_path,
+    segments_of,
+)
+from egs_kernel.audit.lines import decode
+from egs_kernel.audit.merkle import Frontier, leaf_hash, root
+from egs_kernel.audit.notes import Note, VerifierKey
+from egs_kernel.audit.publisher import Batch, Publisher
+from egs_kernel.audit.reader import Reader
+from egs_kernel.audit.segments import Segments
+from egs_kernel.audit.state import NONE, Counted, State, read_state
+from egs_kernel.audit.tiles import HEIGHT, WIDTH, nodes_of, pack_entry
+from egs_kernel.ownership import read_private_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from egs_kernel.audit.files import Files
 
-MAX_APPEND: Final = 16 * 1024 * 1024
-"""Bytes of one append at most: all that a crash can leave unacknowledged."""
-PENDING: Final = ".pending"
-_TORN = re.compile(r"torn-[0-9]+-[0-9a-f]{16}\.bin\.pending")
+
+_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes of a file of the journal that are read: more than it can have."""
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """Where the record ends, and what was counted up to there."""
+    """A record that can be appended to. `note`: the checkpoint of all of it, None when there are no entries."""
 
-    position: Position
-    tally: Tally
+    frontier: Frontier
+    counted: Counted
+    segments: Segments
+    publisher: Publisher
+    note: bytes | None
 
 
-def recover(file: BinaryIO, folder: Path) -> Recovered:
-    """Verify what the checkpoint does not cover, and cut a torn tail off into a file of its own.
+def recover(folder: Path, files: Files, origin: str, keys: Sequence[VerifierKey]) -> Recovered:
+    """Check and repair the record in `folder`, of which the caller is the one writer.
 
     Args:
-        file: the record, open for reading and writing, locked.
         folder: the record's folder.
+        files: the disk.
+        origin: the log's name in its checkpoints.
+        keys: the log's keys, all that it ever had.
 
     Raises:
-        RecordError: RECORD_CORRUPT when it is not what was written, RECORD_UNAVAILABLE when a later
-            version wrote it.
+        UnsafePath: others could change its files.
+        RecordError: RECORD_CORRUPT when it is not what was written, RECORD_UNAVAILABLE when there is what does not belong
+            there, or a later version wrote it.
+        NoteError: the checkpoint is none of this log's.
         OSError: the disk fails.
     """
-    size = os.fstat(file.fileno()).st_size
-    head = read_head(folder)
-    position, tally = _start(file, read_checkpoint(folder))
-    if head is not None and head.end <= position.end:
-        _require_line(file, head)  # older than the checkpoint: still one of our lines
-    position = _walk_tail(file, position, tally, head)
-    if head is not None and head.seq > position.seq:
-        raise corrupt(
-            f"entry {position.size}", f"the record ends there, but entry {head.seq} had been acknowledged"
-        )
-    if position.end < size:
-        _set_aside(file, folder, position, size)
-    return Recovered(position, tally)
+    require_ours(folder)
+    journal = _read_journal(folder)
+    published = _published(folder, origin, keys)
+    state = read_state(folder) or NONE
+    _require_whole(folder, journal, published, state)
+    base = max(journal.first, state.synced // WIDTH * WIDTH)
+    tiles = TileFolder(folder)
+    frontier = Frontier.of(base, nodes_of(tiles.read, base))
+    _check_roots(journal, frontier, tiles, published, state)
+    if journal.note is not None:
+        open_checkpoint(journal.note, origin, keys)
+
+    segments = _repair(folder, files, journal)
+    publisher = _republish(files, folder, journal, base)
+    return Recovered(frontier, _counted(folder, state, frontier.size), segments, publisher, journal.note)
 
 
-def _start(file: BinaryIO, checkpoint: Checkpoint | None) -> tuple[Position, Tally]:
-    if checkpoint is None:
-        return START, Tally()
-    _require_line(file, checkpoint.position)
-    return checkpoint.position, checkpoint.tally
+class _Journal(msgspec.Struct, frozen=True):
+    """The journal as it was found: the first entries of its files, and where the last whole frame of the last one ends.
 
-
-def _require_line(file: BinaryIO, position: Position) -> None:
-    if line_at(file, position) is None:
-        raise corrupt(f"entry {position.seq}", "the line that was acknowledged is changed or missing")
-
-
-def _walk_tail(file: BinaryIO, position: Position, tally: Tally, head: Position | None) -> Position:
-    try:
-        for reached, _header, line in walk(file, position):
-            if head is not None and head.seq == reached.seq and head != reached:
-                raise corrupt(f"entry {reached.seq}", "the line is not the one that was acknowledged")
-            tally.count(decode(line, f"entry {reached.seq}").entry)
-            position = reached
-    except RecordError:
-        if not _is_unwritten(file, position):
-            raise
-    return position
-
-
-def _is_unwritten(file: BinaryIO, position: Position) -> bool:
-    """Whether what follows `position` is what a power loss leaves of an append: zeros where data should be.
-
-    Some file systems make the new size durable before all of the data. No line holds a zero byte, and a
-    single append is bounded. (`recover` refuses when `head` says that some of it was acknowledged.)
+    `note`: the checkpoint in that frame.
     """
-    file.seek(position.end)
-    rest = file.read(MAX_APPEND + 1)
-    return len(rest) <= MAX_APPEND and b"\0" in rest[:MAX_LINE].partition(b"\n")[0]
+
+    folder: Path
+    firsts: tuple[int, ...]
+    end: int
+    torn: bytes
+    size: int
+    note: bytes | None
+
+    @property
+    def first(self) -> int:
+        """The first entry that it has; 0 of a record without entries."""
+        return self.firsts[0] if self.firsts else 0
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame."""
+        for first in self.firsts:
+            yield from frames_in(segment_path(self.folder, first).read_bytes())
+
+    def batches(self, frontier: Frontier) -> Iterator[tuple[Frame, Batch]]:
+        """Each frame that has entries which `frontier` has not, and those entries; `frontier` grows with them."""
+        for frame in self.frames():
+            if frame.size > frontier.size:
+                entries = frame.entries[frontier.size - frame.first :]
+                leaves = [leaf_hash(entry) for entry in entries]
+                above = frontier.extend(leaves, HEIGHT)
+                yield frame, Batch([pack_entry(entry) for entry in entries], leaves, above)
 
 
-def _set_aside(file: BinaryIO, folder: Path, position: Position, size: int) -> None:
-    """Move the bytes after `position` to a file of their own; a later start reports it (`pending_gaps`)."""
-    if size - position.end > MAX_APPEND:
-        raise corrupt(f"entry {position.size}", f"{size - position.end} bytes follow that are no entry")
-    file.seek(position.end)
-    torn = file.read(size - position.end)
-    name = f"torn-{position.size}-{hashlib.sha256(torn).hexdigest()[:16]}.bin"
-    write_durably(folder / (name + PENDING), torn)
-    sync_folder(folder)
-    file.truncate(position.end)
-    os.fsync(file.fileno())
+def _read_journal(folder: Path) -> _Journal:
+    firsts = segments_of(folder)
+    size = firsts[0] if firsts else 0
+    end, torn, note = 0, b"", None
+    for number, first in enumerate(firsts):
+        path = segment_path(folder, first)
+        where = path.relative_to(folder).as_posix()
+        if first != size:
+            raise corrupt(where, f"entries {size} to {first - 1} are missing before it")
+        content = read_private_file(path, _LIMIT)
+        end = 0
+        for frame in frames_in(content):
+            if frame.first != size:
+                raise corrupt(where, f"entry {frame.first} where entry {size} belongs")
+            size, end, note = frame.size, frame.end, frame.note
+        torn = content[end:]
+        if torn and (number + 1 < len(firsts) or frame_after(content, end) is not None):
+            raise corrupt(f"entry {size}", f"{where} is damaged at byte {end}, and entries follow")
+        if len(torn) > MAX_APPEND:
+            raise corrupt(f"entry {size}", f"{where} has {len(torn)} bytes at its end that are no entries")
+    return _Journal(folder, tuple(firsts), end, torn, size, note)
+
+
+def _published(folder: Path, origin: str, keys: Sequence[VerifierKey]) -> Checkpoint | None:
+    try:
+        content = read_private_file(folder / CHECKPOINT, _LIMIT)
+    except FileNotFoundError:
+        return None
+    return open_checkpoint(content, origin, keys).checkpoint
+
+
+def _require_whole(folder: Path, journal: _Journal, published: Checkpoint | None, state: State) -> None:
+    """Check that nothing is missing that the checkpoint and the state say was there."""
+    if published is None and journal.first:
+        raise corrupt(CHECKPOINT, "it is missing, and the journal no longer begins with entry 0")
+    acknowledged = max(state.size, published.size if published is not None else 0)
+    if state.synced > state.size:
+        raise corrupt(STATE, f"{state.synced} of {state.size} entries are synced")
+    if acknowledged and not journal.firsts:
+        raise corrupt(JOURNAL, f"it is missing, but there were {acknowledged} entries in {folder}")
+    if acknowledged > journal.size:
+        raise corrupt(
+            f"entry {journal.size}",
+            f"the record ends there, but {acknowledged} entries had been acknowledged",
+        )
+
+
+def _check_roots(
+    journal: _Journal, frontier: Frontier, tiles: TileFolder, published: Checkpoint | None, state: State
+) -> None:
+    """Grow `frontier` to the journal's end, and compare the roots that were noted on the way.
+
+    Only those of the checkpoint, the state and the last frame: they leave no room for another tree before them.
+    """
+    base = frontier.size
+    noted = [(state.size, bytes.fromhex(state.root), STATE)] if state.size else []
+    if published is not None:
+        noted.append((published.size, published.root, CHECKPOINT))
+    roots = {size: root(size, nodes_of(tiles.read, size)) for size, _root, _name in noted if size <= base}
+    sizes = {size for size, _root, _name in noted}
+    for frame, _batch in journal.batches(frontier):
+        if frame.size in sizes:
+            roots[frame.size] = frontier.root()
+    for size, expected, name in noted:
+        if roots.get(size) != expected:
+            raise corrupt(name, f"its tree of {size} entries is another one than the record's")
+    if journal.note is not None and frontier.root() != _root_in(journal.note):
+        raise corrupt(
+            f"entry {_first_difference(journal, tiles, base)}",
+            "it, or what stands before it, is not what was signed",
+        )
+
+
+def _first_difference(journal: _Journal, tiles: TileFolder, base: int) -> int:
+    """The first entry of the first frame with another root than its checkpoint's."""
+    frontier = Frontier.of(base, nodes_of(tiles.read, base))
+    for frame, _batch in journal.batches(frontier):
+        if frontier.root() != _root_in(frame.note):
+            return frame.first
+    return frontier.size
+
+
+def _root_in(note: bytes) -> bytes:
+    return Checkpoint.parse(Note.parse(note).text).root
+
+
+def _repair(folder: Path, files: Files, journal: _Journal) -> Segments:
+    """Make the journal durable as it was found, without a torn tail; `pending_gaps` tells of that.
+
+    What is in the page cache need not be on the disk: the last append may have failed at its sync. So the last file is
+    written anew.
+    """
+    files.make_folder(folder / JOURNAL)
+    if journal.torn:
+        name = f"torn-{journal.size}-{hashlib.sha256(journal.torn).hexdigest()[:16]}.bin{PENDING}"
+        files.put(folder / name, journal.torn, synced=True)
+    files.sync_folder(folder)
+    if journal.firsts:
+        path = segment_path(folder, journal.firsts[-1])
+        files.put(path, path.read_bytes()[: journal.end], synced=True)
+        files.sync_folder(folder / JOURNAL)
+    return Segments(folder, files, journal.firsts, journal.end)
+
+
+def _republish(files: Files, folder: Path, journal: _Journal, base: int) -> Publisher:
+    publisher = Publisher(folder, files, Edge.of(base, TileFolder(folder).read))
+    frontier = Frontier.of(base, nodes_of(TileFolder(folder).read, base))
+    for _frame, batch in journal.batches(frontier):
+        publisher.take(batch)
+        publisher.write()
+    publisher.repair(base)
+    return publisher
+
+
+def _counted(folder: Path, state: State, size: int) -> Counted:
+    counted = Counted.of(state)
+    for number, line in enumerate(Reader(folder).lines(state.size), state.size):
+        if number >= size:
+            break
+        counted.add(decode(line, f"entry {number}").entry, len(line))
+    return counted
 
 
 def pending_gaps(folder: Path) -> list[tuple[Path, Gap]]:
@@ -115,19 +251,18 @@ def pending_gaps(folder: Path) -> list[tuple[Path, Gap]]:
         OSError: the folder cannot be read.
     """
     found = []
-    for path in sorted(folder.iterdir()):
-        if _TORN.fullmatch(path.name):
-            size = path.stat().st_size
-            detail = f"a crash cut a write off: {size} bytes before this entry are no whole line"
-            found.append((path, Gap(cause="torn_tail", detail=detail, kept=path.name.removesuffix(PENDING))))
+    for path in sorted(folder.glob(f"torn-*.bin{PENDING}")):
+        size = path.stat().st_size
+        detail = f"a crash cut a write off: {size} bytes before this entry are no whole frame"
+        found.append((path, Gap(cause="torn_tail", detail=detail, kept=path.name.removesuffix(PENDING))))
     return found
 
 
-def settle(path: Path) -> None:
+def settle(path: Path, files: Files) -> None:
     """Take the mark off a torn tail's file, once an entry mentions it.
 
     Raises:
         OSError: it cannot be renamed.
     """
-    path.rename(path.with_name(path.name.removesuffix(PENDING)))
-    sync_folder(path.parent)
+    files.rename(path, path.with_name(path.name.removesuffix(PENDING)))
+    files.sync_folder(path.parent)

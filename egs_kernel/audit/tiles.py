@@ -7,15 +7,14 @@ A tile of level L holds nodes of the tree's level 8 * L. Tiles at the tree's rig
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Final, Self
 
 import msgspec
 
+from egs_kernel.audit.damage import corrupt
 from egs_kernel.audit.merkle import HASH_BYTES, Nodes, node_hash
-from egs_kernel.errors import RecordError
-from egs_kernel.model import Reason
 
 HEIGHT: Final = 8
 WIDTH: Final = 1 << HEIGHT
@@ -62,6 +61,11 @@ class Tile(msgspec.Struct, frozen=True, order=True):
         return f"tile/{level}/{'/'.join(reversed(groups))}{partial}"
 
     @property
+    def partial_folder(self) -> str:
+        """Where what it was before it became full stands, or will stand: `tile/entries/000.p`."""
+        return f"{self.full.path}.p"
+
+    @property
     def full(self) -> Tile:
         """The full tile that this one becomes."""
         return Tile(self.level, self.index)
@@ -70,6 +74,11 @@ class Tile(msgspec.Struct, frozen=True, order=True):
     def first(self) -> int:
         """The first entry below it."""
         return self.index << HEIGHT * ((self.level or 0) + 1)
+
+    @property
+    def end(self) -> int:
+        """The first entry beyond it."""
+        return self.first + (self.width << HEIGHT * (self.level or 0))
 
 
 ReadTile = Callable[[Tile], bytes]
@@ -118,7 +127,7 @@ def nodes_of(read: ReadTile, size: int) -> Nodes:
         tile = tile_at(level, index, size)
         found = read(tile)
         if len(found) != tile.width * HASH_BYTES:
-            raise damaged(tile.path, f"{len(found)} bytes where {tile.width} hashes belong")
+            raise corrupt(tile.path, f"{len(found)} bytes where {tile.width} hashes belong")
         return found
 
     def node(level: int, index: int) -> bytes:
@@ -139,20 +148,20 @@ def complete_root(hashes: bytes) -> bytes:
     return row[0]
 
 
-def pack(entries: Iterable[bytes]) -> bytes:
-    """A bundle's content: each entry after its length.
+def pack_entry(entry: bytes) -> bytes:
+    """An entry as it stands in a bundle: after its length. A bundle is nothing but such entries.
 
     Raises:
-        OverflowError: an entry is longer than `MAX_ENTRY`.
+        OverflowError: it is longer than `MAX_ENTRY`.
     """
-    return b"".join([part for entry in entries for part in (len(entry).to_bytes(_PREFIX), entry)])
+    return len(entry).to_bytes(_PREFIX) + entry
 
 
-def unpack(content: bytes, where: str) -> list[bytes]:
+def unpack(content: bytes, where: str, count: int) -> list[bytes]:
     """The entries of a bundle; `where` names it in errors.
 
     Raises:
-        RecordError: RECORD_CORRUPT: the lengths do not add up.
+        RecordError: RECORD_CORRUPT: the lengths do not add up, or there are not `count` entries.
     """
     entries = []
     start, end = 0, len(content)
@@ -161,15 +170,7 @@ def unpack(content: bytes, where: str) -> list[bytes]:
         start = first + int.from_bytes(content[start:first])
         entries.append(content[first:start])
     if start != end:
-        raise damaged(where, f"it ends within its entry {len(entries) - 1}")
+        raise corrupt(where, f"it ends within its entry {len(entries) - 1}")
+    if len(entries) != count:
+        raise corrupt(where, f"{len(entries)} entries where {count} belong")
     return entries
-
-
-def damaged(where: str, problem: str) -> RecordError:
-    """The error for a file of the record that is not what was written; `where` names it."""
-    return RecordError(
-        Reason.RECORD_CORRUPT,
-        f"the record does not verify at {where}: {problem}",
-        "Nothing is authorized until this is resolved: keep a copy of the record's folder as evidence, "
-        "run `egs audit verify`, then restore its last good copy or start a new record (docs/record.md).",
-    )

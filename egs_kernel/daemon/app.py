@@ -76,7 +76,7 @@ async def serve(paths: Paths) -> None:
         revoked = read_revocations(paths.revocations)
         origin = settings.config.record.origin_of(settings.host_id)
         keys = LogKeys.open(paths.log_keys, origin, time.time)
-        journal = Journal(Record.open(paths.record), revoked)
+        journal = Journal(Record.open(paths.record, keys), revoked)
         stack.push_async_callback(journal.close)
         messages = await asyncio.to_thread(_listen)
         daemon = _Daemon(paths, gate, journal, settings, keys, messages)

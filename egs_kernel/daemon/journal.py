@@ -76,11 +76,11 @@ class Journal:
     @property
     def bytes(self) -> int:
         """Size of the durable entries."""
-        return self._record.head.end
+        return self._record.length
 
     @property
     def degraded(self) -> str | None:
-        """What of the record's own helpers could not be written; the entries are safe."""
+        """Why the record cannot be published as a log; its entries are safe."""
         return self._record.degraded
 
     def recent(self) -> list[EntryType]:

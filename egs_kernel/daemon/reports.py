@@ -153,7 +153,7 @@ class Reports:
         if self._host.unseen:
             problems.append(self._host.unseen)
         if self._journal.degraded:
-            problems.append(f"the record cannot keep its notes: {self._journal.degraded}")
+            problems.append(self._journal.degraded)
         return (*problems, *self._witnesses.problems())
 
     def _scopes(self) -> tuple[protocol.ScopeStatus, ...]:

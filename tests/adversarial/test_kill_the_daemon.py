@@ -13,8 +13,9 @@ from typing import Final
 
 import pytest
 
+from egs_kernel.audit.check import verify
 from egs_kernel.audit.entries import Decision, Exec
-from egs_kernel.audit.reader import verify
+from egs_kernel.audit.logkeys import read_keys
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.adversarial.arena import EVIDENCE, compile_word, read_to_end
@@ -73,7 +74,7 @@ def test_killed_at_every_moment_of_a_launch(system: Running) -> None:
         os.close(reading)
         system.start()
 
-    verify(system.instance.paths.record)
+    verify(system.instance.paths.record, read_keys(system.instance.paths.log_keys).verifiers)
     ran = {pid for pid, (wrote, _) in launched.items() if wrote == b"good"}
     assert 0 < len(ran) < TRIES, "every launch was over, or none came to its exec: nothing was swept"
     allowed = {

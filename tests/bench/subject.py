@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import msgspec
 
-from egs_kernel.audit.anchor import read_head
+from egs_kernel.audit.reader import Reader
 from egs_kernel.gate import libbpf
 from egs_kernel.gate.parts import TRACEPOINTS
 from egs_kernel.gate.pins import Gate
@@ -113,8 +113,7 @@ class Daemon:
 
     def recorded(self) -> int:
         """Durable entries in its record."""
-        head = read_head(self._record)
-        return 0 if head is None else head.size
+        return Reader(self._record).size
 
     def wait_for_record(self, size: int) -> None:
         """Return when the record has so many entries.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from egs_kernel.audit.check import verify
 from egs_kernel.audit.entries import (
     ArtifactChange,
     ConfigurationChange,
@@ -24,7 +25,7 @@ from egs_kernel.audit.entries import (
     Exec,
     Outcome,
 )
-from egs_kernel.audit.reader import verify
+from egs_kernel.audit.logkeys import read_keys
 from egs_kernel.daemon import protocol
 from egs_kernel.gate import abi
 from egs_kernel.gate.pins import Gate
@@ -51,7 +52,7 @@ def test_a_standing_artifact_from_the_folder_to_the_record(running: Running) -> 
     outcome = running.wait_for(Outcome, lambda entry: entry.event.execution == allowed.event.execution)
     assert outcome.event.status == 0
     assert [change.action for change in running.entries(ArtifactChange)] == ["added", "removed"]
-    verify(running.instance.paths.record)
+    verify(running.instance.paths.record, read_keys(running.instance.paths.log_keys).verifiers)
 
 
 def test_files_that_come_and_go_in_the_folder(running: Running) -> None:
@@ -205,7 +206,7 @@ def test_nothing_that_happened_is_lost_when_the_daemon_is_killed(running: Runnin
     assert len({entry.event.execution for entry in execs}) == len(execs) == 6
     assert len(running.entries(DaemonStarted)) == 4
     assert not running.entries(DaemonStopped)
-    verify(running.instance.paths.record)
+    verify(running.instance.paths.record, read_keys(running.instance.paths.log_keys).verifiers)
 
 
 def test_without_the_daemon_everything_is_refused_after_the_grace(running: Running) -> None:

@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
+from egs_kernel.audit.check import verify
 from egs_kernel.audit.entries import Decision, Exec
-from egs_kernel.audit.reader import verify
+from egs_kernel.audit.logkeys import read_keys
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.harness import BIN, COMMAND_SECONDS
 from tests.refusals import refusal, start
@@ -73,4 +74,4 @@ def test_no_execution_without_record_and_no_use_too_many(running: Running) -> No
     refused = {(event.verdict, event.reason) for event in events} - {(Verdict.ALLOW, Reason.AUTHORIZED)}
     reasons = (Reason.NO_GRANT, Reason.USES_EXHAUSTED, Reason.DAEMON_STALE)
     assert refused <= {(refusal(reason).verdict, reason) for reason in reasons}
-    verify(running.instance.paths.record)
+    verify(running.instance.paths.record, read_keys(running.instance.paths.log_keys).verifiers)

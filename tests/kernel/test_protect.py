@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 import egs_kernel
-from egs_kernel.audit.reader import RECORD_FILE
+from egs_kernel.audit.layout import segment_path, segments_of
 from egs_kernel.gate import libbpf
 from tests.sealing import Sealed, sealable_host
 
@@ -248,8 +248,14 @@ def in_a_namespace(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def journal(host: Sealed) -> Path:
+    """The file that the daemon appends to."""
+    folder = host.instance.paths.record
+    return segment_path(folder, segments_of(folder)[-1])
+
+
 def append_to_the_record(host: Sealed) -> None:
-    (host.instance.paths.record / RECORD_FILE).open("ab").close()
+    journal(host).open("ab").close()
 
 
 def write_the_configuration(host: Sealed) -> None:
@@ -294,7 +300,7 @@ def remove_a_revocation(host: Sealed) -> None:
 
 
 def name_the_record_twice(host: Sealed) -> None:
-    record = host.instance.paths.record / RECORD_FILE
+    record = journal(host)
     other = host.running.folder / "second-name"
     other.unlink(missing_ok=True)
     other.hardlink_to(record)

@@ -37,9 +37,7 @@ ARTIFACTS = {chains.LAUNCHED: artifact("launched"), chains.STANDING: artifact("s
 
 def lines() -> list[bytes]:
     """The story's entries, with ids, keys and digests that verify."""
-    found = [
-        encode(entry, seq=seq, prev="0" * 64, time=TIME).decode() for seq, entry in enumerate(chains.story())
-    ]
+    found = [encode(entry, seq=seq, time=TIME).decode() for seq, entry in enumerate(chains.story())]
     posture = json.loads(found[0])["digest"]
     known = {
         chains.POSTURE: posture,

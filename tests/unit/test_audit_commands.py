@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from egs_kernel.audit import anchor
 from egs_kernel.audit.describe import describe
 from egs_kernel.audit.entries import (
     ArtifactChange,
@@ -29,8 +29,8 @@ from egs_kernel.audit.entries import (
     outcome,
 )
 from egs_kernel.audit.lines import posture_entry
-from egs_kernel.audit.reader import RECORD_FILE, read
-from egs_kernel.audit.record import Record
+from egs_kernel.audit.reader import Reader, read
+from egs_kernel.audit.tiles import Tile, pack_entry, unpack
 from egs_kernel.cli.main import run
 from egs_kernel.model import (
     CodeEvent,
@@ -45,6 +45,7 @@ from egs_kernel.model import (
     Tier,
     Verdict,
 )
+from tests.recording import log_keys, open_record
 
 if TYPE_CHECKING:
     from egs_kernel.audit.entries import Entry
@@ -122,7 +123,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The record of an instance under EGS_ROOT, where the commands look."""
     monkeypatch.setenv("EGS_ROOT", str(tmp_path))
     folder = tmp_path / "var/lib/egs/record"
-    with Record.open(folder) as opened:
+    with open_record(folder) as opened:
         for entry in ENTRIES:
             opened.append([entry])
     return folder
@@ -150,39 +151,53 @@ def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "verified: 10 entries" in said.out
     answer = Said(capsys, "verify", "--json", str(folder)).json
     assert answer["verified"] is True
-    assert answer["head_checked"] is True
+    assert answer["signed"] is True
+    assert answer["published"] == 10
     assert answer["size"] == 10
     assert answer["types"]["exec"] == 1
 
 
-def test_verify_a_bare_copy_says_what_it_could_not_check(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_verify_a_copy_with_a_key_and_without_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / "copy.jsonl"
-    copy.write_bytes((folder / RECORD_FILE).read_bytes() + b'{"half')
-    said = Said(capsys, "verify", str(copy))
-    assert said.code == 0
-    assert "compare the hash" in said.out
-    assert "6 bytes" in said.out
-    assert Said(capsys, "verify", "--json", str(copy)).json["head_checked"] is False
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    key = str(log_keys(folder).listed.current)
+    monkeypatch.setenv("EGS_ROOT", str(tmp_path / "another host"))
+    refused = Said(capsys, "verify", str(copy))
+    assert refused.code == 1
+    assert "[not_found]" in refused.err
+    assert Said(capsys, "verify", "--json", "--key", key, str(copy)).json["signed"] is True
+    unsigned = Said(capsys, "verify", "--unsigned", str(copy))
+    assert unsigned.code == 0
+    assert "no signature was verified" in unsigned.out
+    wrong = Said(capsys, "verify", "--key", "x", str(copy))
+    assert wrong.code == 2
+    assert "--key" in wrong.err
+    (journal,) = (copy / "journal").iterdir()
+    journal.write_bytes(journal.read_bytes() + b"half")
+    assert "4 bytes" in Said(capsys, "verify", "--key", key, str(copy)).out
 
 
 def test_verify_names_the_entry_that_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = (folder / RECORD_FILE).read_bytes()
-    (folder / RECORD_FILE).write_bytes(content.replace(b'"ring buffer full"', b'"ring buffer fine"'))
+    without_journal(folder, b'"ring buffer full"', b'"ring buffer fine"')
     said = Said(capsys, "verify", "--json")
     assert said.code == 1
     assert said.json["error"]["reason"] == "record_corrupt"
-    assert "entry 9" in said.json["error"]["message"]
+    assert "entry 8" in said.json["error"]["message"]
     assert "[record_corrupt]" in said.err
     assert said.json["error"]["next_step"] in said.err
 
 
-def test_verify_names_unknown_types(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = (folder / RECORD_FILE).read_bytes()
-    (folder / RECORD_FILE).write_bytes(content.replace(b'"daemon_stopped"', b'"daemon_teleport"'))
-    (folder / anchor.HEAD).unlink()
-    assert Said(capsys, "verify", "--json").json["unknown_types"] == 1
+def without_journal(folder: Path, old: bytes, new: bytes) -> None:
+    """Change an entry of what was published."""
+    shutil.rmtree(folder / "journal")
+    bundle = folder / Tile(None, 0, 10).path
+    lines = [line.replace(old, new) for line in unpack(bundle.read_bytes(), "", 10)]
+    bundle.write_bytes(b"".join(pack_entry(line) for line in lines))
+
+
+def test_an_entry_of_an_unknown_type_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without_journal(folder, b'"daemon_stopped"', b'"daemon_teleport"')
     said = Said(capsys, "tail")
     assert said.code == 1
     assert "daemon_teleport" in said.err
@@ -192,12 +207,13 @@ def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = Said(capsys, "show", "--json").json
     assert answer["size"] == 10
     assert answer["path"] == str(folder)
-    assert answer["bytes"] == (folder / RECORD_FILE).stat().st_size
-    assert answer["head"] == list(read(folder))[-1].hash
+    assert answer["published"] == 10
+    assert answer["origin"] == log_keys(folder).listed.origin
+    assert answer["root"] == Said(capsys, "verify", "--json").json["root"]
     assert "size: 10" in Said(capsys, "show").out
     entry = Said(capsys, "show", "6", "--json")
-    assert entry.out.encode() == (folder / RECORD_FILE).read_bytes().splitlines(keepends=True)[6]
-    assert "sha256" in Said(capsys, "show", "6").out
+    assert entry.out.encode() == Reader(folder).line(6) + b"\n"
+    assert "leaf hash" in Said(capsys, "show", "6").out
     missing = Said(capsys, "show", "10")
     assert missing.code == 1
     assert "[not_found]" in missing.err
@@ -278,11 +294,15 @@ def test_who_may_not_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "group" in said.err
 
 
-def test_an_empty_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Record.open(tmp_path / "record").close()
-    assert Said(capsys, "verify", "--json", str(tmp_path / "record")).json["size"] == 0
-    assert Said(capsys, "show", "--json", "--path", str(tmp_path / "record")).json["size"] == 0
-    assert Said(capsys, "tail", "--path", str(tmp_path / "record")).out == ""
+def test_an_empty_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EGS_ROOT", str(tmp_path))
+    folder = tmp_path / "var/lib/egs/record"
+    open_record(folder).close()
+    assert Said(capsys, "verify", "--json", str(folder)).json["size"] == 0
+    assert Said(capsys, "show", "--json", "--path", str(folder)).json["size"] == 0
+    assert Said(capsys, "tail", "--path", str(folder)).out == ""
 
 
 def test_following_shows_entries_as_they_come(folder: Path) -> None:
@@ -302,7 +322,7 @@ def test_following_shows_entries_as_they_come(folder: Path) -> None:
     ]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower,
-        Record.open(folder) as opened,
+        open_record(folder) as opened,
     ):
         assert follower.stdout is not None
         assert json.loads(follower.stdout.readline())["seq"] == 9
@@ -350,4 +370,4 @@ def test_refused_code_is_described(file: FileIdentity | None, name: str, enforce
         file=file,
         name=name,
     )
-    assert describe(Recorded(7, "", "T", Code(event=event), "")) == f"7 T code {said}"
+    assert describe(Recorded(7, "T", Code(event=event), "")) == f"7 T code {said}"

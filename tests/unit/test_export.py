@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from egs_kernel.audit.record import Record
 from egs_kernel.cli.main import run
 from tests import chains
+from tests.recording import open_record
 
 FOREIGN = Path(__file__).parents[1] / "foreign/eg_verify.mjs"
 
@@ -21,7 +21,7 @@ FOREIGN = Path(__file__).parents[1] / "foreign/eg_verify.mjs"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EGS_ROOT", str(tmp_path))
-    with Record.open(tmp_path / "var/lib/egs/record") as record:
+    with open_record(tmp_path / "var/lib/egs/record") as record:
         record.append(chains.story())
     assert run(["keys", "generate", "--name", "receipts", "--out", str(tmp_path)]) == 0
     return tmp_path

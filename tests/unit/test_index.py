@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from egs_kernel.audit.index import Index
 from egs_kernel.audit.lines import decode, microseconds
 from egs_kernel.audit.query import Query
-from egs_kernel.audit.record import Record
 from egs_kernel.cli.audit.indexes import index_place
 from egs_kernel.cli.main import run
 from egs_kernel.errors import EgsError, RecordError
 from egs_kernel.model import Reason, Verdict
 from tests import chains
+from tests.recording import open_record
 from tests.unit import proving
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EGS_ROOT", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "var/lib/egs/record"
-    with Record.open(folder) as record:
+    with open_record(folder) as record:
         record.append(chains.story())
     return folder
 

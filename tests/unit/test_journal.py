@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from egs_kernel.audit.entries import ArtifactChange, DaemonStopped, Decision
+from egs_kernel.audit.files import Files
+from egs_kernel.audit.layout import JOURNAL
 from egs_kernel.audit.record import Record
 from egs_kernel.daemon.journal import Journal
 from egs_kernel.errors import RecordError
 from egs_kernel.model import GrantKind, Reason, Verdict
+from tests import recording
 
 ARTIFACT = "ab" * 32
 REVOKED = ArtifactChange(action="revoked", artifact_id=ARTIFACT)
@@ -33,8 +36,21 @@ def use() -> Decision:
     )
 
 
+class Hooked(Files):
+    """The disk, with a sync of the journal that a test looks at or lets fail."""
+
+    def __init__(self, sync: Callable[[int], None]) -> None:
+        self._sync = sync
+
+    def sync(self, descriptor: int) -> None:
+        if JOURNAL in str(recording.path_of(descriptor)):
+            self._sync(descriptor)
+        else:
+            super().sync(descriptor)
+
+
 def open_record(folder: Path, sync: Callable[[int], None] = os.fdatasync) -> Record:
-    return Record.open(folder / "record", sync=sync)
+    return recording.open_record(folder / "record", files=Hooked(sync))
 
 
 def test_what_is_handed_in_counts_at_once_and_after_a_restart(tmp_path: Path) -> None:

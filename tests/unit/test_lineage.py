@@ -10,11 +10,11 @@ import pytest
 from egs_kernel.audit.index import Index
 from egs_kernel.audit.lineage import Lineage
 from egs_kernel.audit.log import open_log
-from egs_kernel.audit.record import Record
 from egs_kernel.cli.main import run
 from egs_kernel.errors import EgsError
 from egs_kernel.model import GrantKind, Reason
 from tests import chains
+from tests.recording import open_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EGS_ROOT", str(tmp_path))
     folder = tmp_path / "var/lib/egs/record"
-    with Record.open(folder) as record:
+    with open_record(folder) as record:
         record.append(chains.story())
     return folder
 
@@ -141,7 +141,7 @@ def test_a_chain_that_is_longer_than_pythons_stack(
         )
         for n in range(count)
     ]
-    with Record.open(tmp_path / "var/lib/egs/record") as record:
+    with open_record(tmp_path / "var/lib/egs/record") as record:
         record.append([*chains.boot("b"), *entries])
     assert len(said(capsys, str(base), "--tree").splitlines()) == count
     assert (

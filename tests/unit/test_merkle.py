@@ -45,8 +45,7 @@ def node(level: int, index: int) -> bytes:
 
 def grown(size: int) -> Frontier:
     frontier = Frontier()
-    for leaf in LEAVES[:size]:
-        frontier.append(leaf)
+    frontier.extend(LEAVES[:size])
     return frontier
 
 
@@ -69,8 +68,7 @@ def test_the_hashes_of_rfc_6962() -> None:
         "606162636465666768696a6b6c6d6e6f",
     ]
     frontier = Frontier()
-    for item in inputs:
-        frontier.append(leaf_hash(bytes.fromhex(item)))
+    frontier.extend(leaf_hash(bytes.fromhex(item)) for item in inputs)
     assert frontier.root().hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
     assert Frontier().root() == EMPTY_ROOT == naive([])
     assert leaf_hash(b"").hex() == "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
@@ -85,15 +83,20 @@ def test_a_tree_that_grew_has_the_root_of_a_naive_one(size: int) -> None:
     assert frontier.size == size
 
 
-@given(SIZES)
-def test_an_append_returns_the_nodes_that_it_completes(size: int) -> None:
-    frontier = grown(size - 1)
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 9))
+def test_a_tree_that_grows_returns_the_nodes_that_it_completes(old: int, more: int, step: int) -> None:
+    frontier = grown(old)
     before = frontier.copy()
-    completed = frontier.append(LEAVES[size - 1])
-    assert completed == [node(level, (size >> level) - 1) for level in range(len(completed))]
-    assert size % (1 << len(completed) - 1) == 0
-    assert size % (1 << len(completed)) != 0
-    assert before.root() == naive(LEAVES[: size - 1])  # a copy is not touched
+    size = min(old + more, 300)
+    found = frontier.extend(LEAVES[old:size], step)
+    wanted = [
+        (level, index, node(level * step, index))
+        for level in range(1, 10)
+        for index in range(old >> level * step, size >> level * step)
+    ]
+    assert sorted(found) == wanted
+    assert [item for item in found if item[0] == 1] == [item for item in wanted if item[0] == 1]  # in order
+    assert before.root() == naive(LEAVES[:old])  # a copy is not touched
 
 
 @given(st.integers(0, 300))

@@ -26,6 +26,8 @@ from egs_kernel.audit.entries import (
     Request,
     Verification,
 )
+from egs_kernel.audit.merkle import leaf_hash
+from egs_kernel.audit.tiles import MAX_ENTRY
 from egs_kernel.errors import RecordError
 from egs_kernel.model import ExecEvent, FileIdentity, Intent, Posture, Reason, Tier, Verdict
 
@@ -65,7 +67,7 @@ ENTRIES = st.one_of(*(structs(kind) for kind in ENTRY_CLASSES))
 
 
 def line_of(entry: Any) -> bytes:
-    return lines.encode(entry, seq=0, prev=lines.GENESIS, time="2026-11-23T14:00:00.000000Z")
+    return lines.encode(entry, seq=0, time="2026-11-23T14:00:00.000000Z")
 
 
 @given(ENTRIES)
@@ -76,7 +78,7 @@ def test_a_line_is_rfc_8785_and_gives_the_entry_back(entry: Any) -> None:
     assert b"\n" not in line
     recorded = lines.decode(line)
     assert recorded.entry == entry
-    assert recorded.hash == hashlib.sha256(line).hexdigest()
+    assert recorded.hash == leaf_hash(line).hex()
 
 
 SCALARS = st.none() | st.booleans() | SAFE | st.text()
@@ -98,7 +100,7 @@ def test_a_posture_digest_is_that_of_its_canonical_json(posture: Posture) -> Non
 
 
 def test_every_type_is_listed_and_none_uses_a_field_of_the_envelope() -> None:
-    assert len(ENTRY_TYPES) == len(set(ENTRY_TYPES)) == 17
+    assert len(ENTRY_TYPES) == len(set(ENTRY_TYPES)) == 18
     for kind in ENTRY_CLASSES:
         assert not set(kind.__struct_fields__) & set(lines.ENVELOPE_FIELDS)
 
@@ -129,7 +131,7 @@ def test_bytes_that_are_no_text_are_kept() -> None:
     "entry",
     [
         DaemonStopped(cause="\ud800"),
-        DaemonStopped(cause="x" * lines.MAX_LINE),
+        DaemonStopped(cause="x" * MAX_ENTRY),
         Gap(cause="events_lost", detail="", lost=2**53),
     ],
 )
@@ -147,7 +149,7 @@ def altered(**fields: Any) -> bytes:
 @pytest.mark.parametrize(
     ("line", "reason", "words"),
     [
-        (altered(v=2), Reason.RECORD_UNAVAILABLE, "format version 2"),
+        (altered(v=3), Reason.RECORD_UNAVAILABLE, "format version 3"),
         (altered(type="teleport"), Reason.RECORD_UNAVAILABLE, "'teleport'"),
         (altered(extra=1), Reason.RECORD_CORRUPT, "extra"),
         (altered(cause=1), Reason.RECORD_CORRUPT, "cause"),

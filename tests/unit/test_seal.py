@@ -47,9 +47,9 @@ def test_an_attempt_from_the_ring_buffer() -> None:
 
 
 def said(entry: Attempt | SealChange) -> str:
-    line = encode(entry, seq=1, prev="0" * 64, time="2026-11-23T14:00:00.000000Z")
+    line = encode(entry, seq=1, time="2026-11-23T14:00:00.000000Z")
     assert decode(line).entry == entry
-    return describe(Recorded(1, "", "T", entry, ""))
+    return describe(Recorded(1, "T", entry, ""))
 
 
 def test_what_the_record_says_of_it() -> None:

@@ -34,7 +34,7 @@ def add_path(parser: argparse.ArgumentParser, option: str) -> None:
         option,
         type=Path,
         default=Paths.from_environment().record,
-        help="the record's folder, or a copy of its file",
+        help="the record's folder, or a copy of it",
     )
 
 

@@ -7,17 +7,15 @@ import select
 import sys
 from typing import TYPE_CHECKING
 
-from egs_kernel.audit.chain import START
+from egs_kernel.audit.layout import JOURNAL
 from egs_kernel.audit.lines import decode
-from egs_kernel.audit.reader import last_position, last_seq, lines_from, opened, record_file
+from egs_kernel.audit.reader import Reader, open_record
 from egs_kernel.cli.audit.common import add_path, add_word, natural, print_entry, print_text
-from egs_kernel.daemon.watch import FILE, Watcher
-from egs_kernel.errors import EgsError, ExitCode
-from egs_kernel.model import Reason
+from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
+from egs_kernel.errors import ExitCode
 
 if TYPE_CHECKING:
     import argparse
-    from typing import BinaryIO
 
     from egs_kernel.cli.main import Commands
 
@@ -47,19 +45,19 @@ def run_show(arguments: argparse.Namespace) -> int:
     Raises:
         EgsError: there is no such entry, or no record.
     """
-    with opened(arguments.path) as file:
-        if arguments.seq is not None:
-            return _show_entry(file, arguments.seq, as_json=arguments.json)
-        position = last_position(file)
-        summary = {
-            "path": str(arguments.path),
-            "file": str(record_file(arguments.path)),
-            "size": position.size,
-            "bytes": position.end,
-            "head": position.hash,
-            "first_time": _time_of(file, 0) if position != START else None,
-            "last_time": _time_of(file, position.seq) if position != START else None,
-        }
+    reader = open_record(arguments.path)
+    if arguments.seq is not None:
+        return _show_entry(reader.line(arguments.seq), as_json=arguments.json)
+    size, published = reader.size, reader.checkpoint()
+    summary = {
+        "path": str(arguments.path),
+        "size": size,
+        "published": 0 if published is None else published.size,
+        "origin": None if published is None else published.origin,
+        "root": None if published is None else published.root.hex(),
+        "first_time": _time_of(reader, 0) if size else None,
+        "last_time": _time_of(reader, size - 1) if size else None,
+    }
     if arguments.json:
         print_text(json.dumps(summary))
     else:
@@ -68,21 +66,18 @@ def run_show(arguments: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _show_entry(file: BinaryIO, seq: int, *, as_json: bool) -> int:
-    line = next(lines_from(file, seq), None)
-    if line is None:
-        raise EgsError(Reason.NOT_FOUND, f"there is no entry {seq}", f"The last entry is {last_seq(file)}.")
+def _show_entry(line: bytes, *, as_json: bool) -> int:
     recorded = decode(line)
     if as_json:
         print_text(line.decode())
     else:
         print_text(json.dumps(json.loads(line), indent=2, sort_keys=True))
-        print_text(f"sha256 {recorded.hash}")
+        print_text(f"leaf hash {recorded.hash}")
     return int(ExitCode.DONE)
 
 
-def _time_of(file: BinaryIO, seq: int) -> str:
-    return decode(next(lines_from(file, seq))).time
+def _time_of(reader: Reader, seq: int) -> str:
+    return decode(reader.line(seq)).time
 
 
 def run_tail(arguments: argparse.Namespace) -> int:
@@ -93,17 +88,17 @@ def run_tail(arguments: argparse.Namespace) -> int:
     """
     watcher = Watcher(lambda: None)
     try:
-        with opened(arguments.path) as file:
-            if arguments.follow:  # before the first look, so that nothing falls between
-                watcher.add(record_file(arguments.path), FILE, lambda _name: None)
-            seq = max(0, last_seq(file) + 1 - arguments.lines)
-            while True:
-                for line in lines_from(file, seq):
-                    seq = print_entry(line, as_json=arguments.json) + 1
-                if not arguments.follow:
-                    return int(ExitCode.DONE)
-                sys.stdout.flush()
-                select.select([watcher], [], [])
-                watcher.dispatch()
+        reader = open_record(arguments.path)
+        if arguments.follow:  # before the first look, so that nothing falls between
+            watcher.add(arguments.path / JOURNAL, FILE | FOLDER, lambda _name: None)
+        seq = max(0, reader.size - arguments.lines)
+        while True:
+            for line in reader.lines(seq):
+                seq = print_entry(line, as_json=arguments.json) + 1
+            if not arguments.follow:
+                return int(ExitCode.DONE)
+            sys.stdout.flush()
+            select.select([watcher], [], [])
+            watcher.dispatch()
     finally:
         watcher.close()

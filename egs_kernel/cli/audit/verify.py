@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from egs_kernel.audit.reader import verify
+from egs_kernel.audit.check import verify
+from egs_kernel.audit.logkeys import read_keys
+from egs_kernel.audit.notes import VerifierKey
 from egs_kernel.cli.audit.common import add_word, print_text, progress_bar
-from egs_kernel.errors import ExitCode
+from egs_kernel.errors import EgsError, ExitCode, UsageError
+from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
 
 if TYPE_CHECKING:
@@ -19,14 +22,23 @@ if TYPE_CHECKING:
 
 def add_words(words: Commands) -> None:
     """Add `verify`."""
-    parser = add_word(words, "verify", run_verify, "check every entry, the chain, and the end of the record")
+    text = "check every entry, tile and checkpoint of the record"
+    parser = add_word(words, "verify", run_verify, text)
     parser.add_argument(
         "path",
         nargs="?",
         type=Path,
         default=Paths.from_environment().record,
-        help="the record's folder, or a copy of its file",
+        help="the record's folder, or a copy of it",
     )
+    parser.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="a key of the log, as `egs audit key show` prints it (default: this host's; may be repeated)",
+    )
+    parser.add_argument("--unsigned", action="store_true", help="do not verify signatures: no key is at hand")
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
@@ -34,15 +46,18 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
     Raises:
         RecordError: the record does not verify.
+        EgsError: there is no record, or no key.
     """
+    keys = () if arguments.unsigned else _keys(arguments.key)
     with progress_bar("verifying") as progress:
-        found = verify(arguments.path, progress)
+        found = verify(arguments.path, keys, progress)
     answer = {
         "verified": True,
         "path": str(arguments.path),
-        "size": found.position.size,
-        "head": found.position.hash,
-        "head_checked": found.head_checked,
+        "size": found.size,
+        "root": found.root,
+        "published": found.published,
+        "signed": found.signed,
         "first_time": found.first_time,
         "last_time": found.last_time,
         "types": found.types,
@@ -52,14 +67,23 @@ def run_verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_text(json.dumps(answer))
         return int(ExitCode.DONE)
-    print_text(f"verified: {found.position.size} entries, each follows the one before it")
-    print_text(f"head: {found.position.hash}")
-    if not found.head_checked:
-        print_text(
-            "no `head` beside this file: compare the hash above with one that you noted to know the end is whole"
-        )
+    print_text(f"verified: {found.size} entries, {found.published} of them under the published checkpoint")
+    print_text(f"root: {found.root}")
+    if not found.signed:
+        print_text("no signature was verified: give --key to know whose log it is")
     if found.unknown_types:
         print_text(f"{found.unknown_types} entries are of types that this version does not know")
     if found.torn:
         print_text(f"{found.torn} bytes after the last entry are being written, or were cut off by a crash")
     return int(ExitCode.DONE)
+
+
+def _keys(given: list[str]) -> tuple[VerifierKey, ...]:
+    if not given:
+        return read_keys(Paths.from_environment().log_keys).verifiers
+    try:
+        return tuple(VerifierKey.parse(key) for key in given)
+    except EgsError as error:
+        raise UsageError(
+            Reason.USAGE, f"--key: {error.message}", "Copy it from `egs audit key show`."
+        ) from error

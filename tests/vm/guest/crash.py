@@ -1,7 +1,7 @@
 """The case `crash`: the machine dies twice in the middle of governed work, and starts again from the same disk.
 
 The first time by its own reset without a sync (sysrq b), the second time as if the power failed (the host kills it),
-with half a line at the end of the record. One program is authorized and starts over and over, another one is not and
+with half a frame at the end of the record's journal. One program is authorized and starts over and over, another one is not and
 tries as often; it leaves a mark when it runs.
 """
 
@@ -29,7 +29,7 @@ from tests.vm.guest.observing import (
 STATE: Final = Path("/var/lib/vm-crash")
 MARK: Final = STATE / "intruded"
 NOTED: Final = STATE / "noted"
-RECORD: Final = Path("/var/lib/egs/record/record.jsonl")
+JOURNAL: Final = Path("/var/lib/egs/record/journal")
 UNITS: Final = ("egs-gate.service", "egsd.service", "vm-worker.service", "vm-intruder.service")
 GOVERNED: Final = ("vm-worker.service", "vm-intruder.service")
 SEVERAL: Final = 5
@@ -67,10 +67,9 @@ def work() -> tuple[int, int]:
 
 
 def note_the_record() -> None:
-    """Keep the record's last whole line, on the disk for certain."""
-    lines = RECORD.read_bytes().split(b"\n")
+    """Keep the record's last entry, on the disk for certain."""
     with NOTED.open("wb") as file:
-        file.write(lines[-2])
+        file.write(egs("audit", "tail", "--json", "-n", "1").stdout.strip().encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -113,8 +112,9 @@ def came_back(guest: Guest) -> None:
     gate = int(show("egs-gate.service", "ActiveEnterTimestampMonotonic")["ActiveEnterTimestampMonotonic"])
     verified = egs("audit", "verify")
     guest.check("the record is whole", verified.returncode == 0, verified.stdout)
-    noted = NOTED.read_bytes()
-    guest.check("what was in it before the crash is", noted in RECORD.read_bytes().split(b"\n"), noted)
+    noted = NOTED.read_text()
+    found = egs("audit", "show", "--json", str(json.loads(noted)["seq"])).stdout.strip()
+    guest.check("what was in it before the crash is", found == noted, (noted, found))
     before = work()
     seen = until(lambda: working(before))
     guest.check("governed work goes on by itself, and refusing too", seen is not None, (before, work()))
@@ -133,11 +133,11 @@ def first_start() -> int:
 
 
 def lose_power(guest: Guest) -> None:
-    """Half a line at the record's end, as of an append that a crash cut off; then the host pulls the plug."""
+    """Half a frame at the journal's end, as of an append that a crash cut off; then the host pulls the plug."""
     note_the_record()
     os.kill(int(show("egsd.service", "MainPID")["MainPID"]), signal.SIGSTOP)
-    with RECORD.open("ab") as file:
-        file.write(b'{"artifact_id":null,"detail":"half a li')
+    with max(JOURNAL.iterdir()).open("ab") as file:
+        file.write(b"\x93egs2\r\n\x1a half a fra")
         file.flush()
         os.fsync(file.fileno())
     guest.count()
@@ -146,7 +146,7 @@ def lose_power(guest: Guest) -> None:
 
 
 def torn_tail(guest: Guest) -> None:
-    """The half line was set aside, and the record says so."""
+    """The half frame was set aside, and the record says so."""
     gaps = egs("audit", "query", "--json", "--type", "gap").stdout
     guest.check("the torn tail is set aside, and the record says so", '"cause":"torn_tail"' in gaps, gaps)
 

@@ -1,0 +1,125 @@
+"""What stands in the record's folder (docs/record.md), and what of it another program may have put there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from egs_kernel.audit.checkpoint import CHECKPOINT
+from egs_kernel.audit.damage import corrupt
+from egs_kernel.audit.files import FRESH
+from egs_kernel.audit.merkle import HASH_BYTES
+from egs_kernel.audit.tiles import WIDTH, Tile, complete_root
+from egs_kernel.errors import RecordError
+from egs_kernel.model import Reason
+
+JOURNAL: Final = "journal"
+TILES: Final = "tile"
+STATE: Final = "state.json"
+PENDING: Final = ".pending"
+"""What the name of a torn tail's file ends in until an entry tells of it."""
+OLD_RECORD: Final = "record.jsonl"
+"""The record of versions before there was a log."""
+
+_SEGMENT = re.compile(rf"([0-9]{{20}})({re.escape(FRESH)})?", re.ASCII)
+_TORN = re.compile(rf"torn-[0-9]+-[0-9a-f]{{16}}\.bin({re.escape(PENDING)})?", re.ASCII)
+_OURS = {CHECKPOINT, STATE, JOURNAL, TILES, CHECKPOINT + FRESH, STATE + FRESH}
+
+
+def segment_path(folder: Path, first: int) -> Path:
+    """The journal's file whose first entry is number `first`."""
+    return folder / JOURNAL / f"{first:020}"
+
+
+def segments_of(folder: Path) -> list[int]:
+    """The numbers of the first entries of the journal's files, in order.
+
+    Raises:
+        RecordError: RECORD_UNAVAILABLE: somebody put a file there.
+        OSError: the folder cannot be read.
+    """
+    found = []
+    try:
+        names = sorted(path.name for path in (folder / JOURNAL).iterdir())
+    except FileNotFoundError:
+        return []
+    for name in names:
+        match = _SEGMENT.fullmatch(name)
+        if match is None:
+            raise foreign(folder / JOURNAL / name)
+        if match[2] is None:
+            found.append(int(match[1]))
+    return found
+
+
+def require_ours(folder: Path) -> None:
+    """Check the names in the record's folder.
+
+    Raises:
+        RecordError: RECORD_UNAVAILABLE: there is something that does not belong there.
+        OSError: the folder cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    if OLD_RECORD in names:
+        raise old_record(folder)
+    for name in names:
+        if name not in _OURS and _TORN.fullmatch(name) is None:
+            raise foreign(folder / name)
+
+
+def old_record(folder: Path) -> RecordError:
+    """The error for a record that an earlier version wrote."""
+    return RecordError(
+        Reason.RECORD_UNAVAILABLE,
+        f"{folder / OLD_RECORD} is a record of an earlier version, which was a chain and not a log",
+        f"Move {folder} away and keep it; a new record begins then, in which no uses are counted yet: "
+        "revoke artifacts with limited uses first.",
+    )
+
+
+def foreign(path: Path) -> RecordError:
+    """The error for a file in the record's folder that nobody of ours wrote."""
+    return RecordError(
+        Reason.RECORD_UNAVAILABLE,
+        f"{path} does not belong in the record's folder",
+        f"Find out who put it there, and move it away: mv {path} /root/",
+    )
+
+
+class TileFolder:
+    """The tiles and bundles of a record's folder, read one by one.
+
+    A partial tile is part of the full one where that is there already; otherwise it is rebuilt from the level below, which has
+    full tiles for each of its hashes. So nothing depends on the files of partial tiles, which are not synced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, tile: Tile) -> bytes:
+        """The content of a tile or bundle.
+
+        Raises:
+            RecordError: RECORD_CORRUPT: it is missing, or a tile of the wrong length.
+            OSError: it cannot be read.
+        """
+        content = self._content(tile.full)
+        if content is None and tile.level and tile.width < WIDTH:
+            first = tile.index * WIDTH
+            below = (Tile(tile.level - 1, index) for index in range(first, first + tile.width))
+            return b"".join([complete_root(self.read(each)) for each in below])
+        if content is None:
+            content = self._content(tile)
+        if content is None:
+            raise corrupt(tile.path, "it is missing")
+        return content if tile.level is None else content[: tile.width * HASH_BYTES]
+
+    def _content(self, tile: Tile) -> bytes | None:
+        try:
+            content = (self._folder / tile.path).read_bytes()
+        except FileNotFoundError:
+            return None
+        if tile.level is not None and len(content) != tile.width * HASH_BYTES:
+            raise corrupt(tile.path, f"{len(content)} bytes where {tile.width} hashes belong")
+        return content
