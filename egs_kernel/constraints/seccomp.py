@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 from egs_kernel.constraints.conditions import Condition, split
 from egs_kernel.constraints.libseccomp import export, load_library
 from egs_kernel.constraints.profiles import PROFILES
-from egs_kernel.constraints.syscalls import I386_ONLY, LAUNCH, MULTIPLEXERS, SAME_ON_I386, SYSCALLS
+from egs_kernel.constraints.syscalls import (
+    I386_ONLY,
+    LAUNCH,
+    MULTIPLEXERS,
+    SAME_ON_I386,
+    SAME_REQUESTS,
+    SYSCALLS,
+)
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 
@@ -37,7 +44,7 @@ _TWICE_ON_I386: Final = (
 _INSTRUCTION_SIZE: Final = 8
 _MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS
 _MAX_PARTS: Final = 640
-"""Parts that the rules of one constraint may cut arguments into: more would not fit into a filter."""
+"""Parts that the rules of one constraint may cut arguments into, for all conventions: more take long, or fit into no filter."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +158,11 @@ def _check_rules(constraint: SyscallConstraint) -> dict[str, tuple[Condition, ..
             )
         condition = Condition(rule.argument, tuple(sorted(rule.values)), rule.mask, rule.op == "eq")
         found[rule.call] = (*others, condition)
-        if sum(sum(1 for _ in split(conditions)) for conditions in found.values()) > _MAX_PARTS:
+        parts = sum(sum(1 for _ in split(conditions)) for conditions in found.values())
+        if parts * (1 + len(constraint.architectures)) > _MAX_PARTS:
             raise _malformed(
                 field,
-                f"with this rule a filter needs more than {_MAX_PARTS} patterns",
+                f"with this rule a filter needs more than {_MAX_PARTS} patterns, those of each architecture counted",
                 "Compare fewer values, fewer bits, or fewer arguments of one call.",
             )
     return found
@@ -282,7 +290,7 @@ def _x32(plan: Plan, seccomp: Any) -> Any:
         if seccomp.resolve_syscall(seccomp.Arch.X32, name) < 0:
             continue
         number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
-        if name in conditional:
+        if name in conditional and _means_the_same(name, conditional[name]):
             _add_conditional(program, seccomp, action, number, conditional[name])
         else:
             program.add_rule_exactly(seccomp.ALLOW if name in plan.allowed else action, number)
@@ -299,7 +307,11 @@ def _i386(plan: Plan, seccomp: Any) -> Any:
         if as_what in plan.absent or (there < 0 and there not in _TWICE_ON_I386):
             continue
         number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)  # negative where only i386 has it
-        if as_what in conditional and as_what in SAME_ON_I386:
+        if (
+            as_what in conditional
+            and as_what in SAME_ON_I386
+            and _means_the_same(as_what, conditional[as_what])
+        ):
             _add_conditional(program, seccomp, action, number, conditional[as_what])
         else:
             program.add_rule_exactly(seccomp.ALLOW if as_what in plan.allowed else action, number)
@@ -308,6 +320,12 @@ def _i386(plan: Plan, seccomp: Any) -> Any:
         number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
         program.add_rule_exactly(seccomp.ALLOW if parts <= plan.allowed else action, number)
     return program
+
+
+def _means_the_same(name: str, conditions: Sequence[Condition]) -> bool:
+    """Whether what must not be asked for has no other number where pointers are short."""
+    refused = [value for item in conditions if not item.equal for value in item.values]
+    return name != "ioctl" or max(refused, default=0) < SAME_REQUESTS
 
 
 def _foreign(seccomp: Any, architecture: int) -> Any:

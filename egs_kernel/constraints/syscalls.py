@@ -106,7 +106,11 @@ MULTIPLEXERS: Final = {
 
 SAME_ON_I386: Final = names(
     """
-    clone fcntl ioctl kill memfd_create mprotect open openat personality prctl ptrace setns tgkill tkill unshare
+    clone ioctl kill memfd_create open openat personality prctl ptrace setns tgkill tkill unshare
     """
 )
-"""Calls whose arguments are the same ones on i386, so that a rule holds there as well."""
+"""Calls whose numbers and flags are the same ones on i386, so that a rule holds there as well. Not fcntl: it has the same
+commands by other numbers, too. Of ioctl only requests below SAME_REQUESTS."""
+
+SAME_REQUESTS: Final = 1 << 16
+"""Larger ones have the size of a structure in them, which differs where pointers are short."""

@@ -14,7 +14,19 @@ from egs_kernel.constraints.seccomp import Plan, check, compile_filter
 from egs_kernel.constraints.syscalls import I386_ONLY, LAUNCH, MULTIPLEXERS, SAME_ON_I386, SYSCALLS
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
-from tests.unit.interpreting import ALLOW, ENOSYS, EPERM, I386, KILL, LOG, X32_BIT, number_of, run, verdict
+from tests.unit.interpreting import (
+    ALLOW,
+    AUDIT_ARCH,
+    ENOSYS,
+    EPERM,
+    I386,
+    KILL,
+    LOG,
+    X32_BIT,
+    number_of,
+    run,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +61,11 @@ def rules(*given_rules: SyscallRule, **more: Any) -> SyscallConstraint:
         (
             rules(rule("kill", 1, "eq", *range(0, 160, 10)), rule("kill", 0, "eq", *range(0, 160, 10))),
             "rules[1]",
+            "more than 640 patterns",
+        ),
+        (
+            rules(rule("kill", 1, "eq", *(n << 28 | 1 for n in range(16))), architectures=("i386", "x32")),
+            "rules[0]",
             "more than 640 patterns",
         ),
     ],
@@ -253,6 +270,19 @@ def test_x32_gets_the_same_calls(profile: str | None, given_rules: tuple[Syscall
         assert answer == (expected(plan, name, EPERM) if name in SYSCALLS else ENOSYS), name
     assert run(program, number_of("read"), arch=I386) == KILL
     assert run(program, X32_BIT | 1000) == ENOSYS
+
+
+@x86_64
+def test_a_request_that_has_another_number_there_takes_the_whole_call_with_it() -> None:
+    """_IOW('X', 1, a structure with a pointer): what must not be asked for could be asked for by the other number."""
+    conventions = ("i386", "x32")
+    sized = compile_filter(rules(rule("ioctl", 1, "ne", 0x40105801), architectures=conventions))
+    plain = compile_filter(rules(rule("ioctl", 1, "ne", TIOCSTI), architectures=conventions))
+    for number, arch in ((54, I386), (X32_BIT | 514, AUDIT_ARCH)):
+        assert run(sized, number, (0, 0x400C5801), arch=arch) == EPERM
+        assert run(plain, number, (0, TIOCSTI), arch=arch) == EPERM
+        assert run(plain, number, (0, 0x5401), arch=arch) == ALLOW
+    assert verdict(sized, "ioctl", 0, 0x400C5801) == ALLOW
 
 
 @x86_64
