@@ -30,7 +30,7 @@ from tests.vm.guest.observing import (
 
 UNITS: Final = ("egs-gate.service", "egsd.service", "egs-console.service")
 USER: Final = "alice"
-METRICS: Final = "http://127.0.0.1:9731/metrics"
+CONSOLE: Final = "http://127.0.0.1:9731"
 
 
 def start(unit: str) -> dict[str, str]:
@@ -79,6 +79,24 @@ def boot(guest: Guest) -> None:
     watched = daemon["WatchdogUSec"] == "5s" and int(daemon["WatchdogTimestampMonotonic"]) > 0
     guest.check("egsd notified systemd, and is watched", daemon["Type"] == "notify" and watched, daemon)
     metrics(guest)
+    log(guest)
+
+
+def asked(path: str) -> str:
+    """What the console answers, or why it does not."""
+    try:
+        with urllib.request.urlopen(CONSOLE + path, timeout=5) as response:  # noqa: S310 - CONSOLE is http
+            return str(response.read().decode("latin-1"))
+    except OSError as error:
+        return str(error)
+
+
+def log(guest: Guest) -> None:
+    """The record, which the console reads as a member of its group; entries are not for everybody."""
+    checkpoint = asked("/log/checkpoint")
+    guest.check("the console shows the log", checkpoint.startswith("egs-kernel/vm/record\n"), checkpoint)
+    entries = asked("/log/tile/entries/000")
+    guest.check("and no entries", "403" in entries, entries)
 
 
 def metrics(guest: Guest) -> None:
@@ -87,18 +105,8 @@ def metrics(guest: Guest) -> None:
     status = Path(f"/proc/{pid}/status").read_text()
     uid = int(next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1])
     guest.check("egs-console runs as a dynamic user", 61184 <= uid <= 65519, f"uid {uid}")
-    answer = ""
-
-    def answered() -> bool:
-        nonlocal answer
-        try:
-            with urllib.request.urlopen(METRICS, timeout=5) as response:
-                answer = response.read().decode()
-        except OSError as error:
-            answer = str(error)
-        return "egs_" in answer
-
-    until(answered)
+    until(lambda: "egs_" in asked("/metrics"))
+    answer = asked("/metrics")
     lines = [line for line in answer.splitlines() if line.startswith("egs_")]
     guest.check(
         "/metrics answers on loopback", len(lines) > 5, f"{len(lines)} samples, {(lines or [answer])[0]}"

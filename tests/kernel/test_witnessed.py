@@ -1,0 +1,110 @@
+"""The whole of it: a daemon whose record is cosigned by a witness, key after key, and set back from a backup."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from egs_kernel.audit.checkpoint import open_checkpoint
+from egs_kernel.audit.entries import LogKeyChange, WitnessAlarm
+from egs_kernel.audit.logkeys import read_keys
+from tests.harness import BIN
+from tests.running import running_on_disk
+from tests.unit.test_witness import NOBODY, serving, verifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from egs_kernel.audit.notes import VerifierKey
+    from tests.running import Running
+
+pytestmark = pytest.mark.kernel
+
+
+@contextmanager
+def witness_of(running: Running) -> Iterator[VerifierKey]:
+    """A witness that knows the log of this system, which knows it; its key."""
+    key = read_keys(running.instance.paths.log_keys).current
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        log = f'[[log]]\norigin = "{key.name}"\nkeys = ["{key}"]\n'
+        (home / "witness.toml").write_text(f'name = "w.example.com/1"\nlisten = "127.0.0.1:0"\n{log}')
+        (home / "state").mkdir(mode=0o700)
+        os.chown(home / "state", NOBODY, NOBODY)
+        witness = verifier(home)
+        with serving(home) as (host, port):
+            running.instance.configure(more=f'[[witness]]\nurl = "http://{host}:{port}"\nkey = "{witness}"\n')
+            running.instance.egs("reload")
+            yield witness
+
+
+def submit(running: Running) -> tuple[int, str]:
+    """Have the record cosigned, by a user without any rights who is in the record's group."""
+    group = running.instance.paths.record.stat().st_gid
+    done = running.as_nobody(str(BIN / "egs"), "witness", "submit", "--once", group=group)
+    return done.returncode, done.stdout + done.stderr
+
+
+def status(running: Running) -> Any:
+    return json.loads(running.instance.egs("status", "--json").stdout)
+
+
+def problems(running: Running) -> list[str]:
+    found = status(running)["details"]["problems"]
+    return [problem for problem in found if problem.startswith("witness ")]
+
+
+def test_a_record_is_cosigned_and_one_that_was_set_back_is_an_alarm() -> None:
+    with running_on_disk() as running, witness_of(running) as witness:
+        paths = running.instance.paths
+        code, said = submit(running)
+        assert (code, "cosigned at" in said) == (0, True), said
+        found = open_checkpoint(
+            paths.cosigned.read_bytes(),
+            witness_origin(running),
+            read_keys(paths.log_keys).verifiers,
+            [witness],
+        )
+        assert set(found.witnesses) == {witness}
+
+        # While one key takes over, a witness that knows the one before cosigns.
+        running.instance.egs("audit", "key", "rotate")
+        assert len(running.entries(LogKeyChange)) == 1
+        assert submit(running)[0] == 0
+
+        running.stop()
+        backup = running.folder / "backup"
+        shutil.copytree(paths.record, backup)
+        running.start()
+        assert submit(running)[0] == 0
+        assert problems(running) == []
+        running.stop()
+        shutil.rmtree(paths.record)
+        shutil.copytree(backup, paths.record)
+        running.start()  # by itself nothing is wrong with that record
+
+        code, said = submit(running)
+        assert code == 1
+        assert "has seen another record" in said
+        (alarm,) = running.entries(WitnessAlarm)
+        assert alarm.problem in {"rolled_back", "forked"}
+        assert alarm.checkpoint is not None
+        shown = open_checkpoint(
+            alarm.checkpoint.encode(), witness_origin(running), read_keys(paths.log_keys).verifiers, [witness]
+        )
+        assert set(shown.witnesses) == {witness}
+        assert any("THE RECORD WAS" in problem for problem in problems(running))
+        assert submit(running)[0] == 1
+        assert len(running.entries(WitnessAlarm)) == 1
+
+
+def witness_origin(running: Running) -> str:
+    return read_keys(running.instance.paths.log_keys).origin
