@@ -29,6 +29,7 @@ _MODULES: Final = {
     "egs_kernel.cli.gate": ("gate", "doctor"),
     "egs_kernel.cli.audit": ("audit",),
     "egs_kernel.cli.lineage": ("lineage",),
+    "egs_kernel.cli.proof": ("proof",),
     "egs_kernel.cli.system": ("status", "ps", "artifacts", "revoke", "reload", "config", "version"),
     "egs_kernel.cli.holds": ("holds",),
     "egs_kernel.cli.seal": ("seal", "unseal", "maintenance"),
