@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 import msgspec
 
 from egs_kernel.artifact.canonical import decode_canonical, encode
-from egs_kernel.audit.entries import ArtifactChange, PostureEntry, Verification
+from egs_kernel.audit.entries import ArtifactChange, Part, PostureEntry, Verification
+from egs_kernel.audit.lines import decode
+from egs_kernel.audit.parts import REFERENCE, envelope_of
 from egs_kernel.audit.tlog_proof import TlogProof
 from egs_kernel.errors import EgsError, ProofError, Refused
 from egs_kernel.model import Reason
@@ -105,14 +107,16 @@ def build_bundle(link: Link, posture: Recorded | None, log: SignedLog, log_key: 
         EgsError: NOT_FOUND: the checkpoint does not cover these entries yet.
     """
     size, checkpoint = log.size, log.checkpoint
-    seqs = sorted({item.seq for item in link.entries} | ({posture.seq} if posture is not None else set()))
+    parts = _parts_before(link.artifact, log)
+    seqs = sorted(
+        {item.seq for item in (*link.entries, *parts)} | ({posture.seq} if posture is not None else set())
+    )
     if seqs[-1] >= size:
         raise EgsError(
             Reason.NOT_FOUND,
             f"the log's checkpoint covers {size} entries, and not entry {seqs[-1]}",
             "Try again in a moment: the daemon publishes what is durable.",
         )
-    artifact = link.artifact.entry if link.artifact is not None else None
     found = link.verification.entry if link.verification is not None else None
     return Bundle(
         v=VERSION,
@@ -123,10 +127,29 @@ def build_bundle(link: Link, posture: Recorded | None, log: SignedLog, log_key: 
             )
             for seq in seqs
         ),
-        artifact=artifact.envelope if isinstance(artifact, ArtifactChange) else None,
+        artifact=_envelope(link.artifact, parts),
         log_key=str(log_key),
         signers=found.signers if isinstance(found, Verification) else (),
         checkpoint=checkpoint.decode(),
+    )
+
+
+def _parts_before(artifact: Recorded | None, log: SignedLog) -> list[Recorded]:
+    """The parts of its envelope, when it was too long for one entry: they stand right before it."""
+    if artifact is None or not isinstance(artifact.entry, ArtifactChange):
+        return []
+    if not (artifact.entry.envelope or "").startswith(REFERENCE):
+        return []
+    last = decode(log.line(artifact.seq - 1))
+    count = last.entry.count if isinstance(last.entry, Part) else 0
+    return [decode(log.line(seq)) for seq in range(artifact.seq - count, artifact.seq)]
+
+
+def _envelope(artifact: Recorded | None, parts: list[Recorded]) -> str | None:
+    if artifact is None or not isinstance(artifact.entry, ArtifactChange) or artifact.entry.envelope is None:
+        return None
+    return envelope_of(
+        artifact.entry.envelope, [item.entry for item in parts if isinstance(item.entry, Part)]
     )
 
 

@@ -11,12 +11,14 @@ from egs_kernel.audit.entries import (
     Decision,
     Exec,
     Outcome,
+    Part,
     PostureEntry,
     Refusal,
     Request,
     Verification,
 )
-from egs_kernel.errors import ProofError
+from egs_kernel.audit.parts import envelope_of
+from egs_kernel.errors import ProofError, RecordError
 from egs_kernel.model import GrantKind, Reason, TaskIdentity, Verdict
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """The parts of the story. `decided`: the entry of the decision, or of the exec when there was none."""
+    """The parts of the story.
+
+    `decided`: the entry of the decision, or of the exec when there was none. `envelope`: the artifact's text.
+    """
 
     subject: Recorded
     decided: Recorded
@@ -39,6 +44,7 @@ class Chain:
     artifact: ArtifactChange | None
     posture: PostureEntry | None
     outcome: Outcome | None
+    envelope: str | None
 
     @property
     def ran(self) -> bool:
@@ -82,6 +88,7 @@ class _Story:
         self._verifications: list[Verification] = []
         self._decisions: list[tuple[Recorded, Decision]] = []
         self._artifact: ArtifactChange | None = None
+        self._parts: list[Part] = []
         self._posture: PostureEntry | None = None
         self._outcome: Outcome | None = None
         if self._event is None and not isinstance(subject.entry, Decision):
@@ -110,6 +117,8 @@ class _Story:
                 self._require_own(item, event.execution)
             case Refusal(execution=execution):
                 self._require_own(item, execution)
+            case Part() as part if self._artifact is None:
+                self._parts.append(part)
             case ArtifactChange(envelope=str()) if self._artifact is None:
                 self._artifact = item.entry
             case PostureEntry() if self._posture is None:
@@ -136,6 +145,7 @@ class _Story:
             artifact=self._artifact,
             posture=self._posture,
             outcome=self._outcome,
+            envelope=self._envelope(),
         )
         if self._artifact is not None and self._artifact.artifact_id != named:
             raise mismatch("the artifact", "it is not the one that was decided by")
@@ -144,6 +154,16 @@ class _Story:
         if chain.ran and self._event is not None and self._event.enforced:
             self._require_grounds(chain, self._event)
         return chain
+
+    def _envelope(self) -> str | None:
+        if self._artifact is None or self._artifact.envelope is None:
+            if self._parts:
+                raise mismatch("the artifact", "there are parts of one that is not there")
+            return None
+        try:
+            return envelope_of(self._artifact.envelope, self._parts)
+        except RecordError as error:
+            raise mismatch("the artifact", error.message) from error
 
     def _deciding(self) -> tuple[Recorded, Decision | None]:
         """The decision that let an exec run, or else the last one; the exec itself when there was none."""

@@ -39,6 +39,19 @@ def parts_of(entry: Entry) -> tuple[Entry, ...]:
     return (*parts, msgspec.structs.replace(entry, envelope=REFERENCE + digest))
 
 
+def envelope_of(envelope: str, parts: Sequence[Part]) -> str:
+    """The envelope that an entry holds, or names by its digest; `parts` are those before it, and no others.
+
+    Raises:
+        RecordError: RECORD_CORRUPT: they are not its parts.
+    """
+    if envelope.startswith(REFERENCE):
+        return joined(parts, envelope)
+    if parts:
+        raise corrupt("an envelope in parts", "there are parts of an envelope that has none")
+    return envelope
+
+
 def joined(parts: Sequence[Part], reference: str) -> str:
     """The text that an entry names by `reference`, out of the parts before it.
 

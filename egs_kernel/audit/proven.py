@@ -194,7 +194,7 @@ def _require_posture(chain: Chain) -> bool:
 
 def _artifact(bundle: Bundle, chain: Chain, trust: TrustStore) -> Artifact | None:
     """The artifact that authenticates as of the time when it was decided."""
-    recorded = chain.artifact.envelope if chain.artifact is not None else None
+    recorded = chain.envelope
     signers = chain.verification.signers if chain.verification is not None else ()
     if bundle.artifact != recorded or bundle.signers != signers:
         raise mismatch("the artifact", "the bundle has another one, or other signers, than its entries")

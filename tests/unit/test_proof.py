@@ -15,6 +15,7 @@ from egs_kernel.audit.notes import KeyType
 from egs_kernel.audit.proven import Step, verify_bundle
 from egs_kernel.errors import EgsError
 from egs_kernel.model import Reason
+from tests import chains
 from tests.unit import issuing, proving, trees
 
 if TYPE_CHECKING:
@@ -99,6 +100,21 @@ def test_entries_that_are_left_out_or_of_another_story() -> None:
         assert refused(edited("launch", records=mixed)).reason is Reason.EVIDENCE_MISMATCH, item.entry
     assert refused(edited("launch", records=whole.records[::-1])).reason is Reason.EVIDENCE_MISMATCH
     assert refused(edited("launch", subject=3)).reason is Reason.EVIDENCE_MISMATCH
+
+
+def test_an_artifact_that_is_too_long_for_one_entry() -> None:
+    """Its text stands in entries before the one that names it; none of them can be left out."""
+    long = proving.artifact("launched", children=13)
+    log = proving.StoryLog(proving.ARTIFACTS | {chains.LAUNCHED: long})
+    content = proving.bundle(long[0], log)
+    assert sum('"type":"part"' in item.entry for item in content.records) > 1
+    proven = verify(content.encode(), log_keys=[log.tree.key.key])
+    assert proven.artifact is not None
+    for item in content.records:
+        if '"type":"part"' in item.entry:
+            rest = tuple(one for one in content.records if one is not item)
+            less = msgspec.structs.replace(content, records=rest)
+            assert refused(less.encode(), log_keys=[log.tree.key.key]).reason is Reason.EVIDENCE_MISMATCH
 
 
 @pytest.mark.parametrize("name", STORIES)
