@@ -37,7 +37,10 @@ _ENTRY, _EXIT = 1, 2
 _SYSCALL_TRAP: Final = 5 | 0x80
 _EVENT_STOP: Final = 128
 _WAIT_OPTIONS: Final = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | 0x40000000
-_FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 100e-6  # a call takes less than a millisecond, and each pause too long adds to it
+_FIRST_PAUSE, _LONGEST_PAUSE = (
+    10e-6,
+    100e-6,
+)  # a call takes less than a millisecond, and each pause too long adds to it
 _MOST_STOPS: Final = 64
 _WORD: Final = 2**64 - 1
 
@@ -149,7 +152,7 @@ def injected(pid: int) -> Iterator[Injected]:
         Refused: it makes no system call in time, or one by another convention of the processor.
     """
     _ptrace(_SETOPTIONS, pid, 0, _O_TRACESYSGOOD)
-    found = _next_call(pid, _ENTRY)
+    found = _next_call(pid, _ENTRY, _undelivered(pid))
     if found.convention != _CONVENTION:
         raise not_attested(pid, "makes system calls by another convention than this machine's own")
     _ptrace(_SETOPTIONS, pid, 0, _O_TRACESYSGOOD | _O_EXITKILL | _O_SUSPEND_SECCOMP)
@@ -179,9 +182,14 @@ def _put_back(process: Injected, mask: ctypes.c_uint64) -> None:
     _ptrace(_SETOPTIONS, pid, 0, 0)
 
 
-def _next_call(pid: int, op: int) -> _SyscallInfo:
+def _undelivered(pid: int) -> int:
+    """The signal whose delivery the stop has interrupted, or 0: from where we leave it, nobody else can deliver it."""
+    event, signal = _wait(pid)
+    return 0 if event or signal == _SYSCALL_TRAP else signal
+
+
+def _next_call(pid: int, op: int, signal: int = 0) -> _SyscallInfo:
     """Let it run to the entry or the exit of a system call."""
-    signal = 0
     for _ in range(_MOST_STOPS):
         _resume(pid, signal)
         event, signal = _wait(pid)

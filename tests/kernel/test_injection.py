@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -17,7 +19,7 @@ import pytest
 from egs_kernel.artifact.statement import SyscallConstraint
 from egs_kernel.constraints.injection import Injected, injected
 from egs_kernel.constraints.seccomp import compile_filter
-from egs_kernel.constraints.tracing import while_stopped
+from egs_kernel.constraints.tracing import Traced, while_stopped
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 from tests.kernel.test_attest import Programs, await_status, child, released, status
@@ -116,6 +118,29 @@ def test_signals_wait_until_it_is_let_go() -> None:
         assert held(process.pid, call) == process.pid
         assert os.read(read_end, 16) == bytes([signal.SIGRTMIN])
         assert released(process) == 0
+    os.close(read_end)
+
+
+def test_a_signal_that_was_being_delivered_when_it_was_stopped_is_not_lost() -> None:
+    read_end, write_end = os.pipe()
+
+    def hold(pid: int) -> None:
+        traced = Traced(pid)
+        os.kill(pid, signal.SIGRTMIN)
+        await_status(pid, "State", "t")  # stopped in the middle of its delivery
+        traced.stop()
+        with injected(pid) as it:
+            assert it.call(GETPID) == pid
+        traced.detach()
+
+    with child(f"signals:{write_end}", "wait", pass_fds=(write_end,)) as process:
+        os.close(write_end)
+        with ThreadPoolExecutor(1) as tracer:
+            tracer.submit(hold, process.pid).result()
+        assert select.select([read_end], [], [], 10)[0], "the signal got lost"
+        assert os.read(read_end, 16) == bytes([signal.SIGRTMIN])
+        assert released(process) == 0
+        assert os.read(read_end, 16) == b""
     os.close(read_end)
 
 
