@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from egs_kernel.audit.checkpoint import open_checkpoint
 from egs_kernel.audit.describe import describe
 from egs_kernel.audit.entries import (
     ArtifactChange,
@@ -207,9 +208,14 @@ def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = Said(capsys, "show", "--json").json
     assert answer["size"] == 10
     assert answer["path"] == str(folder)
-    assert answer["published"] == 10
+    assert answer["unpublished"] == 0
     assert answer["origin"] == log_keys(folder).listed.origin
-    assert answer["root"] == Said(capsys, "verify", "--json").json["root"]
+    assert answer["root_hash"] == Said(capsys, "verify", "--json").json["root"]
+    assert answer["verifier_key"] == str(log_keys(folder).listed.current)
+    signed = open_checkpoint(
+        (folder / "checkpoint").read_bytes(), answer["origin"], log_keys(folder).listed.verifiers
+    )
+    assert (signed.checkpoint.size, signed.checkpoint.root.hex()) == (10, answer["root_hash"])
     assert "size: 10" in Said(capsys, "show").out
     entry = Said(capsys, "show", "6", "--json")
     assert entry.out.encode() == Reader(folder).line(6) + b"\n"

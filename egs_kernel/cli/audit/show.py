@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.audit.layout import JOURNAL
 from egs_kernel.audit.lines import decode
+from egs_kernel.audit.logkeys import read_keys
+from egs_kernel.audit.merkle import EMPTY_ROOT
 from egs_kernel.audit.reader import Reader, open_record
 from egs_kernel.cli.audit.common import add_path, add_word, natural, print_entry, print_text
 from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
-from egs_kernel.errors import ExitCode
+from egs_kernel.errors import EgsError, ExitCode
+from egs_kernel.paths import Paths
 
 if TYPE_CHECKING:
     import argparse
@@ -49,12 +52,14 @@ def run_show(arguments: argparse.Namespace) -> int:
     if arguments.seq is not None:
         return _show_entry(reader.line(arguments.seq), as_json=arguments.json)
     size, published = reader.size, reader.checkpoint()
+    origin = None if published is None else published.origin
     summary = {
         "path": str(arguments.path),
-        "size": size,
-        "published": 0 if published is None else published.size,
-        "origin": None if published is None else published.origin,
-        "root": None if published is None else published.root.hex(),
+        "origin": origin,
+        "size": 0 if published is None else published.size,
+        "root_hash": (EMPTY_ROOT if published is None else published.root).hex(),
+        "verifier_key": _verifier_key(origin),
+        "unpublished": size - (0 if published is None else published.size),
         "first_time": _time_of(reader, 0) if size else None,
         "last_time": _time_of(reader, size - 1) if size else None,
     }
@@ -64,6 +69,15 @@ def run_show(arguments: argparse.Namespace) -> int:
         for name, value in summary.items():
             print_text(f"{name.replace('_', ' ')}: {value}")
     return int(ExitCode.DONE)
+
+
+def _verifier_key(origin: str | None) -> str | None:
+    """This host's verifier key, when that log is its own and the key may be read."""
+    try:
+        listed = read_keys(Paths.from_environment().log_keys)
+    except EgsError:
+        return None
+    return str(listed.current) if listed.origin == origin else None
 
 
 def _show_entry(line: bytes, *, as_json: bool) -> int:
