@@ -58,7 +58,10 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 def verify(
-    folder: Path, keys: Sequence[VerifierKey], progress: Progress = lambda _done, _all: None
+    folder: Path,
+    keys: Sequence[VerifierKey],
+    progress: Progress = lambda _done, _all: None,
+    cold: Path | None = None,
 ) -> Verified:
     """Walk a whole record, of a running daemon or a copy.
 
@@ -66,13 +69,14 @@ def verify(
         folder: the record's folder.
         keys: the log's, all that it ever had, named after its origin; without any, signatures are not verified.
         progress: called now and then.
+        cold: where entries of long ago were moved to.
 
     Raises:
         RecordError: RECORD_CORRUPT with the first wrong place; RECORD_UNAVAILABLE: something does not belong there, or
             a later version wrote it.
         EgsError: the record is missing or may not be read.
     """
-    reader = open_record(folder)
+    reader = open_record(folder, cold)
     require_ours(folder)
     signed = _Signed(keys)
     published = None
@@ -130,7 +134,7 @@ class _Walk:
         self._published = published or Checkpoint("", 0, b"")
         self._state = state
         self._progress = progress
-        self._shelves = Shelves(reader.folder, self._published)
+        self._shelves = Shelves(reader.folder, reader.cold, self._published)
         self._frontier = Frontier()
         self._edge = Edge()
         self._tally = Tally()

@@ -49,10 +49,10 @@ _COLUMNS: Final = {
 _TABLES: Final = (
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {VERSION}",
-    "CREATE TABLE state (first TEXT, size INTEGER, last TEXT, boot INTEGER, boot_id TEXT) STRICT",
+    "CREATE TABLE state (size INTEGER, last TEXT, boot INTEGER, boot_id TEXT) STRICT",
     "CREATE TABLE boots (number INTEGER PRIMARY KEY, boot_id TEXT NOT NULL) STRICT",
     f"CREATE TABLE entries ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}) STRICT",
-    "INSERT INTO state VALUES (NULL, 0, NULL, 0, NULL)",
+    "INSERT INTO state VALUES (0, NULL, 0, NULL)",
 )
 _INSERT: Final = f"INSERT INTO entries VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608 - names from above
 _SEARCHED: Final = ("pid", "peer", "artifact", "request", "execution", "parent")
@@ -238,11 +238,11 @@ class Index:
 
     def _is_of(self, log: Log) -> bool:
         """Whether it is an index over what this record begins with."""
-        found = self._database.execute("SELECT first, size, last FROM state").fetchone()
-        if found is None or not 0 <= found[1] <= log.size:
+        found = self._database.execute("SELECT size, last FROM state").fetchone()
+        if found is None or not 0 <= found[0] <= log.size:
             return False
-        first, size, last = found
-        return size == 0 or (first, last) == (_digest(log.line(0)), _digest(log.line(size - 1)))
+        size, last = found
+        return bool(size == 0 or last == _digest(log.line(size - 1)))
 
     def _update(self, progress: Callable[[int, int], None]) -> None:
         total = self._log.size
@@ -252,14 +252,13 @@ class Index:
         database.execute("BEGIN IMMEDIATE")
         try:
             # Somebody else may have been faster.
-            first, size, last, boot, boot_id = database.execute(
-                "SELECT first, size, last, boot, boot_id FROM state"
+            size, last, boot, boot_id = database.execute(
+                "SELECT size, last, boot, boot_id FROM state"
             ).fetchone()
             rows: list[dict[str, Any]] = []
             line = b""
             for line in self._log.lines(size):
                 found = _read(line, size)
-                first = first or _digest(line)
                 if found.type == "posture":
                     seen = _boot_id(found)
                     if seen != boot_id:
@@ -275,8 +274,8 @@ class Index:
             if line:
                 last = _digest(line)
             database.execute(
-                "UPDATE state SET first = ?, size = ?, last = ?, boot = ?, boot_id = ?",
-                (first, size, last, boot, boot_id),
+                "UPDATE state SET size = ?, last = ?, boot = ?, boot_id = ?",
+                (size, last, boot, boot_id),
             )
             for column in _SEARCHED:
                 database.execute(

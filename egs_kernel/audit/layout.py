@@ -87,6 +87,26 @@ def foreign(path: Path) -> RecordError:
     )
 
 
+def find(folder: Path, cold: Path | None, tile: Tile) -> Path | None:
+    """Where a tile or bundle is: in the record's folder, or, as a bundle, where it was moved to; None: nowhere."""
+    path = folder / tile.path
+    if path.exists():
+        return path
+    if tile.level is None and cold is not None and (cold / tile.path).exists():
+        return cold / tile.path
+    return None
+
+
+def missing(tile: Tile) -> RecordError:
+    """The error for a tile or bundle that is not there."""
+    error = corrupt(tile.path, "it is missing")
+    if tile.level is None:
+        error.next_step = (
+            f"If entries were archived, name their folder: --cold DIR. Otherwise: {error.next_step}"
+        )
+    return error
+
+
 class TileFolder:
     """The tiles and bundles of a record's folder, read one by one.
 
@@ -94,8 +114,10 @@ class TileFolder:
     full tiles for each of its hashes. So nothing depends on the files of partial tiles, which are not synced.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cold: Path | None = None) -> None:
+        """Of the record in `folder`; `cold`: where bundles of long ago were moved to (`egs audit archive`)."""
         self._folder = folder
+        self._cold = cold
 
     def read(self, tile: Tile) -> bytes:
         """The content of a tile or bundle.
@@ -112,14 +134,17 @@ class TileFolder:
         if content is None:
             content = self._content(tile)
         if content is None:
-            raise corrupt(tile.path, "it is missing")
+            raise missing(tile)
         return content if tile.level is None else content[: tile.width * HASH_BYTES]
 
     def _content(self, tile: Tile) -> bytes | None:
-        try:
-            content = (self._folder / tile.path).read_bytes()
-        except FileNotFoundError:
+        path = find(self._folder, self._cold, tile)
+        if path is None:
             return None
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None  # just removed
         if tile.level is not None and len(content) != tile.width * HASH_BYTES:
             raise corrupt(tile.path, f"{len(content)} bytes where {tile.width} hashes belong")
         return content

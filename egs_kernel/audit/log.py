@@ -35,10 +35,10 @@ class OpenLog:
 
 
 @contextmanager
-def open_log(path: Path) -> Iterator[OpenLog]:
-    """The record at `path`.
+def open_log(path: Path, cold: Path | None = None) -> Iterator[OpenLog]:
+    """The record at `path`; `cold`: where entries of long ago were moved to.
 
     Raises:
         EgsError: it is missing, or may not be read.
     """
-    yield OpenLog(open_record(path))
+    yield OpenLog(open_record(path, cold))

@@ -14,6 +14,7 @@ from egs_kernel.audit.layout import (
     JOURNAL,
     OLD_RECORD,
     TileFolder,
+    find,
     old_record,
     segment_path,
     segments_of,
@@ -37,8 +38,9 @@ class Reader:
     out of bundles up to its checkpoint.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cold: Path | None = None) -> None:
         self.folder = folder
+        self.cold = cold
 
     @property
     def size(self) -> int:
@@ -110,9 +112,9 @@ class Reader:
     def bundle(self, seq: int, size: int) -> list[bytes]:
         """The entries of the bundle that begins with `seq`, as far as they are below `size`."""
         tile = bundle_of(seq, size)
-        tiles = TileFolder(self.folder)
+        tiles = TileFolder(self.folder, self.cold)
         width = tile.width
-        if (self.folder / tile.full.path).exists():
+        if find(self.folder, self.cold, tile.full) is not None:
             tile = tile.full
         return unpack(tiles.read(tile), tile.path, tile.width)[:width]
 
@@ -132,8 +134,8 @@ class Reader:
         return 0 if checkpoint is None else checkpoint.size
 
 
-def open_record(folder: Path) -> Reader:
-    """The record in a folder, or a copy of it.
+def open_record(folder: Path, cold: Path | None = None) -> Reader:
+    """The record in a folder, or a copy of it; `cold`: where entries of long ago were moved to.
 
     Raises:
         EgsError: NOT_FOUND or NOT_PERMITTED.
@@ -145,7 +147,7 @@ def open_record(folder: Path) -> Reader:
             raise old_record(folder)
         if not names & {JOURNAL, CHECKPOINT}:
             raise FileNotFoundError(errno.ENOENT, "no journal and no checkpoint")
-        return Reader(folder)
+        return Reader(folder, cold)
 
 
 def read(folder: Path, since: int = 0) -> Iterator[Recorded]:

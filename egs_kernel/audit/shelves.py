@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.audit.damage import corrupt
 from egs_kernel.audit.files import FRESH
-from egs_kernel.audit.layout import TILES, foreign
+from egs_kernel.audit.layout import TILES, find, foreign
 from egs_kernel.audit.merkle import HASH_BYTES, root
 from egs_kernel.audit.tiles import HEIGHT, WIDTH, Tile, complete_root, nodes_of, tile_at, unpack
 from egs_kernel.errors import RecordError
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Shelves:
     """The tiles and bundles of a record with a checkpoint."""
 
-    def __init__(self, folder: Path, published: Checkpoint) -> None:
+    def __init__(self, folder: Path, cold: Path | None, published: Checkpoint) -> None:
         self._folder = folder
+        self._cold = cold
         self._published = published
         self._partial: dict[Tile, bytes] = {}
 
@@ -108,7 +109,8 @@ class Shelves:
         return found[: tile.width * HASH_BYTES]
 
     def _file(self, tile: Tile) -> bytes | None:
+        path = find(self._folder, self._cold, tile)
         try:
-            return (self._folder / tile.path).read_bytes()
-        except FileNotFoundError:
+            return None if path is None else path.read_bytes()
+        except FileNotFoundError:  # just removed
             return None

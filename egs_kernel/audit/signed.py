@@ -26,14 +26,16 @@ class SignedTree:
     Args:
         folder: the record's folder, or a copy of it.
         checkpoint: the signed note; None takes the one that is published there.
+        cold: where entries of long ago were moved to.
 
     Raises:
         EgsError: NOT_FOUND or NOT_PERMITTED; NOTE_MALFORMED: the checkpoint is none.
     """
 
-    def __init__(self, folder: Path, checkpoint: bytes | None = None) -> None:
+    def __init__(self, folder: Path, checkpoint: bytes | None = None, cold: Path | None = None) -> None:
         self._folder = folder
         self._files = Published(folder)
+        self._cold = None if cold is None else Published(cold)
         self.checkpoint = self._explained(self._files.checkpoint) if checkpoint is None else checkpoint
         self.note = Note.parse(self.checkpoint)
         self.size = Checkpoint.parse(self.note.text).size
@@ -63,6 +65,9 @@ class SignedTree:
         return unpack(self._read(tile), tile.path, tile.width)
 
     def _read(self, tile: Tile) -> bytes:
+        cold = self._cold
+        if tile.level is None and cold is not None and not (self._folder / tile.path).exists():
+            return self._explained(lambda: cold.tile(tile))
         return self._explained(lambda: self._files.tile(tile))
 
     def _explained(self, read: Callable[[], bytes]) -> bytes:

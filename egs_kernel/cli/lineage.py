@@ -57,7 +57,7 @@ def run_lineage(options: argparse.Namespace) -> int:
     Raises:
         EgsError: the record has no such execution, or cannot be read.
     """
-    with open_index(options.path, index_place(options.path)) as (index, log):
+    with open_index(options.path, index_place(options.path), options.cold) as (index, log):
         lineage = Lineage(index)
         links = lineage.of(options.wanted)
         if options.json:

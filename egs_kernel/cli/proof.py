@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import argparse
 
     from egs_kernel.audit.bundle import Bundle
+    from egs_kernel.audit.entries import Recorded
     from egs_kernel.audit.lineage import Link
     from egs_kernel.audit.proven import Proven
     from egs_kernel.cli.main import Commands
@@ -107,7 +108,7 @@ def run_export(options: argparse.Namespace) -> int:
         EgsError: there is no such execution, the log is not published so far, or the file cannot be written.
     """
     paths = Paths.from_environment()
-    with open_index(options.path, index_place(options.path)) as (index, _log):
+    with open_index(options.path, index_place(options.path), options.cold) as (index, _log):
         links = Lineage(index).of(options.wanted)
         if len(links) != 1:
             raise UsageError(
@@ -117,7 +118,7 @@ def run_export(options: argparse.Namespace) -> int:
             )
         postures = index.find(type="posture", below=links[0].subject.seq + 1, last=True)
         posture = cited_posture(links[0].posture_digest, postures)
-        bundle = _best(links[0], posture, options.path, paths)
+        bundle = _best(links[0], posture, options, paths)
     replace_file(options.out, bundle.encode())
     answer = {
         "file": str(options.out),
@@ -132,11 +133,11 @@ def run_export(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _best(link: Link, posture: Any, folder: Path, paths: Paths) -> Bundle:
+def _best(link: Link, posture: Recorded | None, options: argparse.Namespace, paths: Paths) -> Bundle:
     """Under the checkpoint that witnesses cosigned, when it goes so far; else under the published one."""
     keys = read_keys(paths.log_keys).verifiers
     for checkpoint in (*_cosigned(paths.cosigned), None):
-        tree = SignedTree(folder, checkpoint)
+        tree = SignedTree(options.path, checkpoint, options.cold)
         signing = [key for key in reversed(keys) if any(key.is_named_by(one) for one in tree.note.signatures)]
         if not signing:
             continue
@@ -144,7 +145,7 @@ def _best(link: Link, posture: Any, folder: Path, paths: Paths) -> Bundle:
             return build_bundle(link, posture, tree, signing[0])
     raise EgsError(
         Reason.KEY_UNTRUSTED,
-        f"the checkpoint in {folder} is signed by no key of this host's log",
+        f"the checkpoint in {options.path} is signed by no key of this host's log",
         "Export on the host of the log.",
     )
 

@@ -29,12 +29,23 @@ def add_word(
 
 
 def add_path(parser: argparse.ArgumentParser, option: str) -> None:
-    """Where the record is: this instance's, or one that was copied."""
+    """Where the record is: this instance's, or one that was copied; and where entries were moved to."""
+    add_cold(parser)
     parser.add_argument(
         option,
         type=Path,
         default=Paths.from_environment().record,
         help="the record's folder, or a copy of it",
+    )
+
+
+def add_cold(parser: argparse.ArgumentParser) -> None:
+    """Where entries of long ago were moved to."""
+    parser.add_argument(
+        "--cold",
+        type=Path,
+        metavar="DIR",
+        help="where entries were moved to, if they were (egs audit archive)",
     )
 
 

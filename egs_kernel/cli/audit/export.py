@@ -81,7 +81,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def _write_entries(arguments: argparse.Namespace, since: str | None, out: BinaryIO) -> dict[str, Any]:
     count = 0
-    with open_log(arguments.path) as log:
+    with open_log(arguments.path, arguments.cold) as log:
         for line in log.lines(0):
             if since is None or decode(line).time >= since:
                 out.write(line + b"\n")
@@ -96,7 +96,7 @@ def _write_receipts(arguments: argparse.Namespace, since: int | None, out: Binar
     public = bytes.fromhex(signer.public_key.keyval["public"])
     receipts = Receipts(public, lambda message: bytes.fromhex(signer.sign(message).signature))
     count = 0
-    with open_index(arguments.path, index_place(arguments.path)) as (index, log):
+    with open_index(arguments.path, index_place(arguments.path), arguments.cold) as (index, log):
         parent_of = lru_cache(maxsize=4096)(_parents(index))
         policy = ""
         for seq, line in enumerate(log.lines(0)):

@@ -38,7 +38,7 @@ def run_reindex(arguments: argparse.Namespace) -> int:
     """
     place = index_place(arguments.path)
     remove(place)
-    with open_index(arguments.path, place) as (index, _log):
+    with open_index(arguments.path, place, arguments.cold) as (index, _log):
         size = index.size
     if arguments.json:
         print_json(
@@ -52,14 +52,14 @@ def run_reindex(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_index(path: Path, place: Path | None) -> Iterator[tuple[Index, OpenLog]]:
-    """The record at `path` and its index at `place`, brought up to date.
+def open_index(path: Path, place: Path | None, cold: Path | None = None) -> Iterator[tuple[Index, OpenLog]]:
+    """The record at `path` and its index at `place`, brought up to date; `cold`: where entries were moved to.
 
     Raises:
         EgsError: there is no record, it is damaged, or the index cannot be used.
     """
     with (
-        open_log(path) as log,
+        open_log(path, cold) as log,
         progress_bar("indexing") as progress,
         Index.open(place, log, progress=progress) as index,
     ):

@@ -68,11 +68,11 @@ def run_query(arguments: argparse.Namespace) -> int:
 def _candidates(arguments: argparse.Namespace, query: Query) -> Iterator[Iterator[bytes]]:
     """The entries that may match: those that the index names, or all."""
     if arguments.no_index:
-        with open_log(arguments.path) as log:
+        with open_log(arguments.path, arguments.cold) as log:
             needles = query.needles()
             yield (line for line in log.lines(0) if all(needle in line for needle in needles))
         return
-    with open_index(arguments.path, index_place(arguments.path)) as (index, log):
+    with open_index(arguments.path, index_place(arguments.path), arguments.cold) as (index, log):
         yield (log.line(seq) for seq in index.numbers(**query.columns()))
 
 

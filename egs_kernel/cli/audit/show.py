@@ -48,7 +48,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     Raises:
         EgsError: there is no such entry, or no record.
     """
-    reader = open_record(arguments.path)
+    reader = open_record(arguments.path, arguments.cold)
     if arguments.seq is not None:
         return _show_entry(reader.line(arguments.seq), as_json=arguments.json)
     size, published = reader.size, reader.checkpoint()
@@ -102,7 +102,7 @@ def run_tail(arguments: argparse.Namespace) -> int:
     """
     watcher = Watcher(lambda: None)
     try:
-        reader = open_record(arguments.path)
+        reader = open_record(arguments.path, arguments.cold)
         if arguments.follow:  # before the first look, so that nothing falls between
             watcher.add(arguments.path / JOURNAL, FILE | FOLDER, lambda _name: None)
         seq = max(0, reader.size - arguments.lines)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from egs_kernel.audit.check import verify
 from egs_kernel.audit.logkeys import read_keys
 from egs_kernel.audit.notes import VerifierKey
-from egs_kernel.cli.audit.common import add_word, print_text, progress_bar
+from egs_kernel.cli.audit.common import add_cold, add_word, print_text, progress_bar
 from egs_kernel.errors import EgsError, ExitCode, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
@@ -31,6 +31,7 @@ def add_words(words: Commands) -> None:
         default=Paths.from_environment().record,
         help="the record's folder, or a copy of it",
     )
+    add_cold(parser)
     parser.add_argument(
         "--key",
         action="append",
@@ -50,7 +51,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """
     keys = () if arguments.unsigned else _keys(arguments.key)
     with progress_bar("verifying") as progress:
-        found = verify(arguments.path, keys, progress)
+        found = verify(arguments.path, keys, progress, arguments.cold)
     answer = {
         "verified": True,
         "path": str(arguments.path),
