@@ -257,6 +257,22 @@ def test_a_daemon_that_is_told_nothing_enforces_all_the_same_and_says_so(
         system.start()
 
 
+def test_a_daemon_with_a_network_of_its_own_hears_the_first_one() -> None:
+    """As egsd.service gives it one (PrivateNetwork): the kernel speaks in the first network namespace alone."""
+    listen = (
+        "import os, sys; from egs_kernel.constraints import kernel_messages as k; source = k.KernelMessages()\n"
+        "assert os.readlink('/proc/self/ns/net') != os.readlink('/proc/1/ns/net')\n"
+        "print(*(found.what for found in k._after(source, k._be_refused)))"
+    )
+    # Process 1 is one that we may look at: of a pid namespace of its own.
+    inner = ["unshare", "--net", sys.executable, "-c", listen]
+    script = ["sh", "-c", '"$@"; exit $?', "sh", *inner]
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", *script], check=True, capture_output=True, text=True
+    )
+    assert "getppid" in done.stdout.split()
+
+
 def test_doctor_says_whether_they_are_seen(system: Running, auditing: None) -> None:
     def finding(*prefix: str, name: str = "refusals seen") -> dict[str, Any]:
         done = subprocess.run(
@@ -302,6 +318,7 @@ LANDLOCK: Final = {
 }
 
 
+@pytest.mark.skipif(not LANDLOCK_TELLS, reason="the kernel does not report what Landlock refuses")
 @pytest.mark.usefixtures("auditing")
 @pytest.mark.parametrize("name", LANDLOCK)
 def test_what_landlock_refuses_is_seen_where_the_kernel_tells(system: Running, name: str) -> None:
@@ -313,8 +330,6 @@ def test_what_landlock_refuses_is_seen_where_the_kernel_tells(system: Running, n
     artifact = issue(system, worker, constraints.format(folder=folder))
     done = system.run("--artifact", str(artifact), str(worker), "-I", "-c", source.format(folder=folder))
     assert (done.returncode, "PermissionError" in done.stderr) == (1, True), done.stderr
-    if not LANDLOCK_TELLS:
-        pytest.skip("the kernel does not report what Landlock refuses")
     executed = system.wait_for_exec(worker, Verdict.ALLOW)[0].event
     system.wait_for(
         Refusal,
