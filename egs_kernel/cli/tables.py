@@ -119,10 +119,13 @@ def _details(status: StatusAnswer) -> list[Table | Text]:
             f"{details.record_entries} entries. Memory {details.resident_bytes / 2**20:.1f} MB."
         )
     ]
+    if details.witnesses:
+        rows = [(one.name, str(one.entries), _since(one.cosigned)) for one in details.witnesses]
+        parts.append(_table(("WITNESS", "COSIGNED", "AGO"), rows))
     refused = [item for item in details.artifacts if item.state in ("refused", "revoked")]
     if refused:
-        rows = [(item.file, item.state, item.reason, item.message) for item in refused]
-        parts.append(_table(("ARTIFACT FILE", "STATE", "REASON", "WHY"), rows))
+        files = [(item.file, item.state, item.reason, item.message) for item in refused]
+        parts.append(_table(("ARTIFACT FILE", "STATE", "REASON", "WHY"), files))
     if details.decisions:
         counts = [
             (item.verdict if item.enforced else f"{item.verdict} (observed)", item.reason, str(item.count))
@@ -173,6 +176,10 @@ def _user(pid: int, uid: int) -> str:
         return psutil.Process(pid).username()
     except (psutil.Error, KeyError):
         return str(uid)
+
+
+def _since(moment: float) -> str:
+    return _age(time.time() - moment) if moment else "never"
 
 
 def _age(seconds: float) -> str:

@@ -207,6 +207,19 @@ class DecisionCount(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class WitnessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One witness of the record: when it cosigned last (seconds since the epoch, 0: never), how many entries.
+
+    `diverged`: it has seen another record than this one.
+    """
+
+    name: str
+    cosigned: float
+    entries: int
+    diverged: bool
+    problem: str
+
+
 class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the status that only root is told."""
 
@@ -219,6 +232,7 @@ class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: tuple[ArtifactStatus, ...]
     decisions: tuple[DecisionCount, ...]
     failures: dict[str, int]
+    witnesses: tuple[WitnessStatus, ...] = ()
 
 
 class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):

@@ -91,6 +91,16 @@ class Reports:
                 for (verdict, reason, enforced), count in sorted(counters.decisions.items())
             ),
             failures={name: count for name, count in counters.failures.items() if count},
+            witnesses=tuple(
+                protocol.WitnessStatus(
+                    name=state.name,
+                    cosigned=state.cosigned,
+                    entries=state.size,
+                    diverged=state.diverged,
+                    problem=state.problem,
+                )
+                for state in self._witnesses.states()
+            ),
         )
 
     def processes(self, uid: int | None) -> protocol.ProcessesAnswer:

@@ -65,8 +65,15 @@ def problems(running: Running) -> list[str]:
 def test_a_record_is_cosigned_and_one_that_was_set_back_is_an_alarm() -> None:
     with running_on_disk() as running, witness_of(running) as witness:
         paths = running.instance.paths
+        (known,) = status(running)["details"]["witnesses"]
+        assert (known["cosigned"], known["entries"]) == (0, 0)
         code, said = submit(running)
         assert (code, "cosigned at" in said) == (0, True), said
+        (known,) = status(running)["details"]["witnesses"]
+        assert (known["name"], known["diverged"], known["problem"]) == (witness.name, False, "")
+        assert known["cosigned"] > 0
+        assert f"cosigned at {known['entries']} entries" in said
+        assert witness.name in running.instance.egs("status").stdout
         found = open_checkpoint(
             paths.cosigned.read_bytes(),
             witness_origin(running),
