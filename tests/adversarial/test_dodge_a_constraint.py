@@ -14,7 +14,7 @@ from egs_kernel.model import Reason, Verdict
 from tests.constraining import Acts, compile_acts
 from tests.harness import BIN, REPOSITORY
 from tests.refusals import REFUSED
-from tests.running import Running, running_on_disk
+from tests.running import SECONDS, Running, running_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +65,17 @@ def apply_and_thread(answer):
     do(answer)
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 apply.apply = apply_and_thread
+""",
+    "a tracer of its own": """
+libc = ctypes.CDLL(None)
+launcher, (told, tell) = os.getpid(), os.pipe()
+if os.fork() == 0:
+    libc.ptrace(0x4206, launcher, None, None)  # PTRACE_SEIZE
+    os.write(tell, b"x")
+    while os.getppid() == launcher:
+        time.sleep(0.01)
+    os._exit(0)
+os.read(told, 1)
 """,
     "a child does the steps and goes on": """
 do = apply.apply
@@ -162,6 +173,16 @@ def test_folder_and_environment_are_those_of_the_new_image(running: Running, act
     assert (honest.returncode, honest.stdout) == (0, "done\n"), honest
     code = "os.chdir(os.path.dirname(sys.argv[3]))\n" + _before_exec(act)
     done = acts.lie(artifact, code, "files", "1")
+    assert (done.returncode, done.stdout) == (-9, ""), done
+
+
+def test_who_follows_a_launcher_takes_it_along(running: Running, acts: Acts) -> None:
+    """The daemon is killed between "go" and the exec: so is the launcher."""
+    act = f"os.kill({running.pid}, signal.SIGKILL); time.sleep(60)"
+    done = acts.lie(acts.issue(ALL), _before_exec(act), "files", "1")
+    assert running.daemon is not None
+    running.daemon.wait(SECONDS)
+    running.start()
     assert (done.returncode, done.stdout) == (-9, ""), done
 
 
