@@ -179,9 +179,14 @@ class SyscallConstraint(_Struct, frozen=True):
             raise ValueError("syscalls names an architecture twice")
 
     @property
+    def only_records(self) -> bool:
+        """Whether nothing is refused that it names: somebody tries it out."""
+        return self.action == "log"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """What a host must be able to enforce; of what is let pass and not recorded nothing would be left."""
-        return ("syscalls", "syscalls.log") if self.action == "log" else ("syscalls",)
+        return ("syscalls", "syscalls.log") if self.only_records else ("syscalls",)
 
 
 class CodeConstraint(_Struct, frozen=True):
@@ -236,6 +241,12 @@ class Constraints(_Struct, frozen=True):
     def lists_children(self) -> bool:
         """Whether it may start the artifact's children, and nothing else."""
         return self.process is not None and self.process.children == "listed"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever signs or reads it should not overlook."""
+        only_records = self.syscalls is not None and self.syscalls.only_records
+        return ("constraints.syscalls only records (action log): it refuses nothing",) if only_records else ()
 
     @property
     def refuses_anonymous_code(self) -> bool:

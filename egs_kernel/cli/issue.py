@@ -195,12 +195,22 @@ def report_artifact(options: argparse.Namespace, content: bytes) -> None:
         "keyids": list(envelope.signatures),
         "notBefore": not_before,
         "notAfter": not_after,
+        "notes": list(notes_of(envelope.payload)),
     }
     if options.json:
         print_json(answer)
         return
     print_lines([f"artifact  {answer['id']}", f"file      {answer['file']}"])
     print_lines([f"valid     {not_before} to {not_after}"])
+    print_lines(f"note      {note}" for note in notes_of(envelope.payload))
+
+
+def notes_of(payload: bytes) -> tuple[str, ...]:
+    """What whoever signs or reads an artifact should not overlook."""
+    if is_maintenance(payload):
+        return ()
+    constraints = st.parse_statement(payload).predicate.constraints
+    return () if constraints is None else constraints.notes
 
 
 def _inspect(options: argparse.Namespace) -> _Files:

@@ -150,7 +150,8 @@ def _run_steps(
 
 def _show(options: argparse.Namespace) -> int:
     envelope = parse_envelope(read_artifact(options.file))
-    statement = msgspec.to_builtins(parse_statement(envelope.payload))
+    parsed = parse_statement(envelope.payload)
+    statement = msgspec.to_builtins(parsed)
     answer = {
         "id": artifact_id(envelope),
         "verified": False,
@@ -162,6 +163,8 @@ def _show(options: argparse.Namespace) -> int:
         return ExitCode.DONE
     print_lines([f"id        {answer['id']}", *(f"signature {keyid}" for keyid in envelope.signatures)])
     print_lines(_outline(statement, 0))
+    constraints = parsed.predicate.constraints
+    print_lines(f"Note: {note}." for note in (constraints.notes if constraints else ()))
     print_lines(["", "Not verified. To verify: egs verify FILE"])
     return ExitCode.DONE
 

@@ -392,6 +392,15 @@ def test_what_is_wrong_with_a_constraint_is_named_by_its_field(egs: Egs) -> None
         assert field in egs.stderr
 
 
+def test_a_constraint_that_refuses_nothing_is_said_to(egs: Egs) -> None:
+    path = egs.folder / "constraints.toml"
+    for action, noted in (("log", True), ("errno", False)):
+        path.write_text(f'[syscalls]\nprofile = "default"\naction = "{action}"\n')
+        artifact = egs.issue("--constraints", path)
+        assert ("refuses nothing" in egs.stdout) is noted
+        assert ("refuses nothing" in egs("show", artifact)) is noted
+
+
 def test_programs_that_take_code_must_be_bound(egs: Egs, tmp_path: Path) -> None:
     unbound = Reason.PROGRAM_UNBOUND.code
     shell, script = Path("/bin/sh"), tmp_path / "job.sh"
