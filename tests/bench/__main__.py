@@ -20,6 +20,7 @@ from egs_kernel import __version__
 from egs_kernel.daemon.app import METRICS_SECONDS
 from egs_kernel.gate.pins import Gate
 from tests.bench import (
+    constraints,
     execs,
     fapolicyd,
     guards,
@@ -201,5 +202,7 @@ def _cpu() -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["guards"]:
         guards.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["constraints"]:
+        constraints.main(sys.argv[2:])
     else:
         main()

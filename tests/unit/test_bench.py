@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import guards, machine, report, subject
+from tests.bench import constraints, guards, machine, report, subject
 from tests.bench.__main__ import DOCUMENT
 from tests.bench.stats import compare, median, median_ranks, quantile, rotated, summarize
 
@@ -139,3 +139,10 @@ def test_the_guards_report_goes_between_its_own_markers() -> None:
 def test_the_guards_figures_in_the_document_are_those_of_the_results() -> None:
     results = msgspec.json.decode(guards.LATEST.read_bytes(), type=guards.Guards)
     assert guards.render(results) in DOCUMENT.read_text()
+
+
+def test_the_figures_of_launches_under_constraints_are_those_of_the_results() -> None:
+    results = msgspec.json.decode(constraints.LATEST.read_bytes(), type=constraints.Constraints)
+    assert constraints.render(results) in DOCUMENT.read_text()
+    with pytest.raises(ValueError, match="markers"):
+        constraints.replaced("nothing", "x")

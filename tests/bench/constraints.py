@@ -1,0 +1,195 @@
+"""scripts/bench constraints: a launch with every constraint, beside what bubblewrap and firejail do of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from egs_kernel import __version__
+from egs_kernel.artifact.statement import SyscallConstraint
+from egs_kernel.constraints.seccomp import compile_filter
+from tests.bench import machine
+from tests.bench.launches import PROGRAM, Contender, Launch, measure_launches
+from tests.bench.report import table
+from tests.bench.stats import Ratio
+from tests.bench.subject import Daemon
+from tests.bench.timers import say
+from tests.harness import BIN, REPOSITORY, Instance, compile_program
+
+MARKERS: Final = (
+    "<!-- written by scripts/bench constraints: begin -->",
+    "<!-- written by scripts/bench constraints: end -->",
+)
+DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
+LATEST: Final = Path(__file__).parent / "results/constraints.json"
+ALL: Final = "egs run, all constraints"
+FIREJAIL: Final = "firejail"
+GOAL_RATIO: Final = 1.0
+GOAL_MS: Final = 15.0
+_FULL, _QUICK = 150, 6
+
+_WORDS: Final = {
+    "syscalls": '[syscalls]\nprofile = "default"\n',
+    "filesystem": '[filesystem]\nbase = "system"\nread = ["/usr/share"]\nwrite = ["{folder}"]\n',
+    "network": '[network]\nmode = "none"\n',
+    "resources": "[resources]\nopenFiles = 256\nfileSize = 1048576\ncpuSeconds = 60\nwallSeconds = 600\n",
+    "process": '[process]\nnewPrivileges = "refused"\ncapabilities = "none"\numask = "0077"\n',
+}
+
+
+class Constraints(msgspec.Struct, frozen=True):
+    """One run."""
+
+    date: str
+    version: str
+    machine: machine.Machine
+    disturbances: tuple[str, ...]
+    lacking: tuple[str, ...]
+    launches: tuple[Launch, ...]
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print, and write results and document."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench constraints", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke test: writes nothing")
+    quick = parser.parse_args(arguments).quick
+    if os.geteuid() != 0:
+        sys.exit("bench: it loads the gate, and must be root")
+    with tempfile.TemporaryDirectory(prefix="egs-bench-", dir="/var/tmp") as folder:
+        measured = measure(Path(folder), _QUICK if quick else _FULL)
+    text = render(measured)
+    sys.stdout.write(f"{text}\n")
+    if not quick:
+        LATEST.write_bytes(msgspec.json.format(msgspec.json.encode(measured)) + b"\n")
+        DOCUMENT.write_text(replaced(DOCUMENT.read_text(), text))
+        say(f"wrote {LATEST.relative_to(REPOSITORY)} and {DOCUMENT.relative_to(REPOSITORY)}")
+
+
+def measure(folder: Path, rounds: int) -> Constraints:
+    """All of them, in turn."""
+    timer = compile_program("spawn_timer", folder)
+    load = machine.load()
+    with contextlib.closing(Instance.create(folder / "host")) as instance:
+        ways = contenders(instance, folder)
+        present = {name: way for name, way in ways.items() if shutil.which(way.command[0])}
+        instance.load_gate().close()
+        with Daemon(instance):
+            launches = measure_launches(instance, timer, present, rounds=rounds)
+        gates = machine.other_gates(instance.paths.pins)
+        described = machine.describe(instance.paths.record)
+    return Constraints(
+        date=datetime.now(UTC).date().isoformat(),
+        version=__version__,
+        machine=described,
+        disturbances=machine.disturbances(load, gates),
+        lacking=tuple(name for name in ways if name not in present),
+        launches=launches,
+    )
+
+
+def contenders(instance: Instance, folder: Path) -> dict[str, Contender]:
+    """`egs run` without constraints, with each word alone, with all; the others, as near to all as they come."""
+    key, out = instance.root / "keys/bench.key", folder / "out"
+    out.mkdir()
+    instance.egs("keys", "generate", "--name", "bench", "--out", str(key.parent))
+    instance.egs("trust", "add", str(key.with_suffix(".pub")), "--role", "issuer", "--scope", "test")
+    words = {name: text.format(folder=out) for name, text in _WORDS.items()}
+    given = (
+        {"egs run": ""}
+        | {f"egs run, {name}": text for name, text in words.items()}
+        | {ALL: "".join(words.values())}
+    )
+    ways = {"nothing": Contender("nothing", (PROGRAM,), ALL)}
+    for number, (title, text) in enumerate(given.items()):
+        artifact, file = folder / f"{number}.json", folder / f"{number}.toml"
+        file.write_text(text)
+        constrained = ("--constraints", str(file)) if text else ()
+        common = ("issue", "--key", str(key), "--scope", "test", "--program", PROGRAM, "--argv", PROGRAM)
+        instance.egs(*common, *constrained, "--out", str(artifact))
+        command = (str(BIN / "egs"), "run", "--artifact", str(artifact), "--", PROGRAM)
+        ways[title] = Contender(title, command, None if title == ALL else ALL)
+    program = folder / "filter.bpf"
+    program.write_bytes(compile_filter(SyscallConstraint(profile="default")))
+    return ways | {"bubblewrap": _bubblewrap(program, out), FIREJAIL: _firejail(out)}
+
+
+def _bubblewrap(program: Path, out: Path) -> Contender:
+    """It takes the filter by a descriptor, and sets neither limits nor umask: a shell before it does."""
+    binds = "--ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64"
+    command = (
+        f"umask 0077; ulimit -n 256; ulimit -f 2048; ulimit -t 60; exec bwrap --unshare-user --unshare-net {binds} --ro-bind /etc /etc "
+        f"--dev /dev --bind {out} {out} --cap-drop ALL --die-with-parent --seccomp 9 {PROGRAM} 9<{program}"
+    )
+    return Contender("bubblewrap", ("/bin/sh", "-c", command), ALL)
+
+
+def _firejail(out: Path) -> Contender:
+    options = (
+        "--quiet --noprofile --net=none --seccomp --caps.drop=all --nonewprivs --rlimit-nofile=256 --rlimit-fsize=1048576 "
+        f"--rlimit-cpu=60 --read-only=/ --read-write={out} --blacklist=/home --blacklist=/root"
+    )
+    return Contender(FIREJAIL, ("firejail", *options.split(), PROGRAM), ALL)
+
+
+def render(measured: Constraints) -> str:
+    """What stands between the markers."""
+    host = measured.machine
+    where = f"{host.cpu}, {host.cores} cores; Linux {host.kernel}"
+    beside = f" **Disturbed**: {'; '.join(measured.disturbances)}." if measured.disturbances else ""
+    lacking = f" Not installed: {', '.join(measured.lacking)}." if measured.lacking else ""
+    everything = next(launch for launch in measured.launches if launch.title == ALL)
+    goals = [
+        ("median", f"≤ {GOAL_MS:g} ms", _ms(everything.time.median), everything.time.median <= GOAL_MS * 1e6)
+    ]
+    goals += [
+        ("to firejail", f"≤ {GOAL_RATIO:g}", _ratio(launch.egs_ratio), launch.egs_ratio.median <= GOAL_RATIO)
+        for launch in measured.launches
+        if launch.title == FIREJAIL and launch.egs_ratio is not None
+    ]
+    rows = [
+        (launch.title, _ms(launch.time.median), _ms(launch.time.p99), _ratio(launch.egs_ratio))
+        for launch in measured.launches
+    ]
+    count = measured.launches[0].time.count
+    head = (
+        f"Measured on {measured.date} with egs-kernel {measured.version} on a {'virtual ' * host.virtual}machine: "
+        f"{where}.{beside}{lacking} From before the fork until after the wait, {count} rounds:"
+    )
+    held = table(
+        ("all constraints", "goal", "measured", ""),
+        [(name, goal, found, "met" if met else "**missed**") for name, goal, found, met in goals],
+    )
+    beside_others = table(("started with", "median", "p99", "`egs run`, all constraints / this"), rows)
+    return f"{head}\n\n{held}\n\n{beside_others}"
+
+
+def replaced(document: str, text: str) -> str:
+    """`document` with `text` between this benchmark's markers.
+
+    Raises:
+        ValueError: it does not have each marker once.
+    """
+    begin, end = MARKERS
+    if document.count(begin) != 1 or document.count(end) != 1:
+        raise ValueError("docs/benchmarks.md needs the markers of scripts/bench constraints, once each")
+    head, rest = document.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
+
+
+def _ms(nanoseconds: float) -> str:
+    return f"{nanoseconds / 1e6:.1f} ms"
