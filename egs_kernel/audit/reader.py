@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,7 +22,7 @@ from egs_kernel.audit.layout import (
 )
 from egs_kernel.audit.lines import decode
 from egs_kernel.audit.notes import Note
-from egs_kernel.audit.tiles import WIDTH, bundle_of, unpack
+from egs_kernel.audit.tiles import WIDTH, Tile, bundle_of, unpack
 from egs_kernel.errors import EgsError, RecordError
 from egs_kernel.model import Reason
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from egs_kernel.audit.entries import Recorded
+
+
+_BUNDLES = 32
+"""That are kept for who asks for one entry after the other."""
 
 
 class Reader:
@@ -41,6 +46,9 @@ class Reader:
     def __init__(self, folder: Path, cold: Path | None = None) -> None:
         self.folder = folder
         self.cold = cold
+        self._full = lru_cache(maxsize=_BUNDLES)(self._read_full)
+        self._tail: list[bytes] = []  # what was in no full bundle when it was last looked for
+        self._tail_first = 0
 
     @property
     def size(self) -> int:
@@ -81,33 +89,39 @@ class Reader:
             EgsError: NOT_FOUND: there is none of that number.
             RecordError: its bundle is missing or damaged.
         """
-        found = next(self.lines(seq), None)
-        if found is None:
+        index, place = divmod(seq, WIDTH)
+        with _explained(self.folder):
+            if find(self.folder, self.cold, Tile(None, index)) is not None:
+                return self._full(index)[place]
+        if not self._tail_first <= seq < self._tail_first + len(self._tail):
+            self._tail_first, self._tail = index * WIDTH, list(self.lines(index * WIDTH))
+        if seq - self._tail_first >= len(self._tail):
             raise EgsError(
                 Reason.NOT_FOUND,
                 f"there is no entry {seq}",
                 f"There are {self.size} entries; the first is 0.",
             )
-        return found
+        return self._tail[seq - self._tail_first]
 
     @contextmanager
     def segments(self, since: int | None) -> Iterator[list[tuple[int, BinaryIO]]]:
         """The journal's files, open: those with entries from `since` on; None: the last one."""
         with ExitStack() as stack:
-            while True:
-                firsts = segments_of(self.folder)
-                last = firsts[-1:]
-                wanted = [
-                    first for first, following in pairwise(firsts) if since is not None and following > since
-                ]
-                try:
-                    yield [
-                        (first, stack.enter_context(segment_path(self.folder, first).open("rb")))
-                        for first in wanted + last
-                    ]
-                except FileNotFoundError:
-                    continue  # the daemon has trimmed the journal: what was in it is in bundles now
-                return
+            found = self._open_segments(stack, since)
+            while found is None:  # the daemon has trimmed the journal: what was in it is in bundles now
+                found = self._open_segments(stack, since)
+            yield found
+
+    def _open_segments(self, stack: ExitStack, since: int | None) -> list[tuple[int, BinaryIO]] | None:
+        firsts = segments_of(self.folder)
+        wanted = [first for first, following in pairwise(firsts) if since is not None and following > since]
+        try:
+            return [
+                (first, stack.enter_context(segment_path(self.folder, first).open("rb")))
+                for first in wanted + firsts[-1:]
+            ]
+        except FileNotFoundError:
+            return None
 
     def bundle(self, seq: int, size: int) -> list[bytes]:
         """The entries of the bundle that begins with `seq`, as far as they are below `size`."""
@@ -117,6 +131,21 @@ class Reader:
         if find(self.folder, self.cold, tile.full) is not None:
             tile = tile.full
         return unpack(tiles.read(tile), tile.path, tile.width)[:width]
+
+    def _read_full(self, index: int) -> list[bytes]:
+        tile = Tile(None, index)
+        return unpack(TileFolder(self.folder, self.cold).read(tile), tile.path, WIDTH)
+
+    def published(self) -> tuple[bytes, Checkpoint]:
+        """The published checkpoint, as it stands in its file, and what it says. Whoever signed it.
+
+        Raises:
+            NoteError: it is none.
+            EgsError: NOT_FOUND: nothing is published; it may not be read.
+        """
+        with _explained(self.folder):
+            note = (self.folder / CHECKPOINT).read_bytes()
+        return note, Checkpoint.parse(Note.parse(note).text)
 
     def checkpoint(self) -> Checkpoint | None:
         """The published checkpoint, whoever signed it; None of a new record.

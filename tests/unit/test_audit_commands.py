@@ -30,8 +30,10 @@ from egs_kernel.audit.entries import (
     outcome,
 )
 from egs_kernel.audit.lines import posture_entry
+from egs_kernel.audit.merkle import leaf_hash, verify_consistency, verify_inclusion
 from egs_kernel.audit.reader import Reader, read
 from egs_kernel.audit.tiles import Tile, pack_entry, unpack
+from egs_kernel.audit.tlog_proof import TlogProof
 from egs_kernel.cli.main import run
 from egs_kernel.model import (
     CodeEvent,
@@ -223,6 +225,48 @@ def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = Said(capsys, "show", "10")
     assert missing.code == 1
     assert "[not_found]" in missing.err
+
+
+def test_prove_an_entry(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = log_keys(folder).listed
+    text = Said(capsys, "prove", "6").out
+    TlogProof.parse(text.encode()).verify(Reader(folder).line(6), keys.origin, keys.verifiers)
+    answer = Said(capsys, "prove", "6", "--json").json
+    hashes = tuple(bytes.fromhex(item) for item in answer["hashes"])
+    verify_inclusion(leaf_hash(Reader(folder).line(6)), 6, 10, hashes, bytes.fromhex(answer["root"]))
+    missing = Said(capsys, "prove", "10")
+    assert missing.code == 1
+    assert "[proof_invalid]" in missing.err
+
+
+def test_prove_that_the_log_has_only_grown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = bytes.fromhex(Said(capsys, "verify", "--json").json["root"])
+    with open_record(folder) as opened:
+        opened.append([DaemonStopped(cause="later")] * 300)
+    answer = Said(capsys, "prove", "--since", "10", "--json").json
+    assert bytes.fromhex(answer["since_root"]) == before
+    hashes = tuple(bytes.fromhex(item) for item in answer["hashes"])
+    verify_consistency(10, before, 310, bytes.fromhex(answer["root"]), hashes)
+    text = Said(capsys, "prove", "--since", "10").out
+    assert text.startswith("old 10\n")
+    assert text.count("\n") == 1 + len(hashes) + 1 + answer["checkpoint"].count("\n")
+    assert Said(capsys, "prove", "--since", "311").code == 1
+
+
+def test_prove_refuses_what_a_damaged_tile_would_say(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tile = folder / Tile(0, 0, 10).path
+    tile.write_bytes(bytes(320))
+    said = Said(capsys, "prove", "6")
+    assert said.code == 1
+    assert "[proof_invalid]" in said.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["3", "--since", "2"]])
+@pytest.mark.usefixtures("folder")
+def test_prove_needs_one_thing_to_prove(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert Said(capsys, "prove", *arguments).code == 2
 
 
 def test_tail(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
