@@ -160,7 +160,7 @@ enum egs_failure {
 	EGS_FAIL_DIGEST = 11,        /* the kernel could not hash a file: refused */
 	EGS_FAIL_HOLD_BROKEN = 12,   /* a held process was let go by somebody else than the daemon: killed */
 	EGS_FAIL_ATTEMPT_EVENT = 13, /* an attempt on a sealed gate that was not reported; it was refused */
-	EGS_FAIL_EXEC_SKIPPED = 14,  /* the kernel skipped the decision on an exec: its process was killed */
+	EGS_FAIL_EXEC_SKIPPED = 14,  /* the kernel skipped an exec at its tracepoint: it was decided on its way to user space */
 	EGS_FAILURES = 16,
 };
 

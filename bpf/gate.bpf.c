@@ -8,7 +8,7 @@
  *                                            execve(): the signal is taken on the way back to user space,
  *                                            so the new image runs nothing.
  *   guard_exec   raw_tp/x86_fpu_regs_activated   where gate_exec can be skipped (Linux 7.0): an exec that was not
- *                                            decided ends on its way to user space.
+ *                                            decided is decided on its way to user space.
  *   gate_fork    raw_tp/sched_wakeup_new     a governed process's child is governed. Its parent is current, and holds
  *                                            the run queue's lock: the child cannot run first, and nobody is
  *                                            preempted. From Linux 7.0 on tracepoints can be (a46023d5616e), and
@@ -97,6 +97,7 @@ struct exec_facts {
 	/* Known on the tier `lsm` alone, from its own hook (lsm.bpf.c). */
 	u32 script_seen;
 	u32 digests; /* whether the two digests are the kernel's */
+	u32 recalled; /* whether that hook saw the exec; on the other tier nothing is missing */
 	struct egs_file_id script;
 	u8 digest[EGS_DIGEST];
 	u8 script_digest[EGS_DIGEST];
@@ -123,7 +124,7 @@ struct scratch {
 	struct egs_argv argv;
 	u64 string[EGS_ENV_STRING / 8];
 };
-BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
+BPF_PERCPU_ARRAY(scratches, struct scratch, 2); /* [0] gate_exec's; [1] guard_exec's, which may come in between */
 
 /*
  * A number as the verifier has never seen it. A loop's bound that it remembers has another range at each way

@@ -102,7 +102,8 @@ static __always_inline int refuse_exec(struct pending *pending, u64 task, u64 bp
 	pending->decision.reason = reason;
 	count_decision(EGS_DENY, reason, 1);
 	if (event) {
-		describe(event, &pending->facts, &pending->decision, bprm);
+		describe(event, &pending->facts, &pending->decision);
+		name_program(event, bprm);
 		event->argv_length = 0;
 		event->argv_copied = 0;
 		event->verdict = EGS_DENY;

@@ -28,8 +28,10 @@ static __always_inline void recall_pending(struct exec_facts *facts, u64 task)
 
 	facts->script_seen = 0;
 	facts->digests = 0;
+	facts->recalled = 0;
 	if (!pending)
 		return;
+	facts->recalled = 1;
 	facts->script_seen = pending->facts.script_seen;
 	facts->digests = pending->facts.digests;
 	facts->script = pending->facts.script;
@@ -68,6 +70,7 @@ static __always_inline void recall_pending(struct exec_facts *facts, u64 task)
 {
 	facts->script_seen = 0;
 	facts->digests = 0;
+	facts->recalled = 1;
 }
 
 static __always_inline void forget_pending(u64 task)

@@ -49,6 +49,7 @@ FIELDS: Final = (
     "mm_struct.arg_start",
     "mm_struct.env_end",
     "mm_struct.env_start",
+    "mm_struct.exe_file",
     "path.dentry",
     "qstr.name",
     "sched_entity.sum_exec_runtime",

@@ -35,6 +35,7 @@ from egs_kernel.gate.parts import (
     MAPS,
     SLEEPABLE,
     called_of,
+    can_skip,
     function_of,
     tracepoints_of,
 )
@@ -153,8 +154,8 @@ class Plan:
     @property
     def flags(self) -> list[str]:
         """For the compiler."""
-        lsm = ["-DEGS_LSM=1"] if self.tier is Tier.LSM else []
-        return [*lsm, "-DEGS_IMA=1"] if self.digests else lsm
+        defined = {"EGS_LSM": self.tier is Tier.LSM, "EGS_IMA": self.digests, "EGS_CAN_SKIP": can_skip()}
+        return [f"-D{name}=1" for name, wanted in defined.items() if wanted]
 
     def config(self) -> abi.Config:
         """For the gate."""

@@ -1,7 +1,8 @@
-"""The self-test of the guards: who comes to user space after an exec that was held, or decided by nobody, dies."""
+"""The self-test of the guards: an exec that the kernel skips is decided all the same; who is held and let go dies."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from egs_kernel.gate import abi, libbpf
+from egs_kernel.gate.cgroups import cgroup_mount, move
 from egs_kernel.gate.parts import TRACEPOINTS, can_skip
 from egs_kernel.gate.pins import Gate
-from egs_kernel.gate.specimen import GRANTED, SHELL, Child, arm, drain, exec_event, fail, same
-from egs_kernel.model import Reason, Tier, Verdict
+from egs_kernel.gate.specimen import EXIT_CODE, GRANTED, SHELL, Child, arm, exec_event, fail, same
+from egs_kernel.model import ExecEvent, Reason, Tier, Verdict
 
+_TRIES: Final = 200
 _PTRACE_CONT: Final = 7
 _PTRACE_SEIZE: Final = 0x4206
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -23,14 +26,14 @@ _LIBC.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 
 
 def prove_exec_guard(gate: Gate, pins: Path) -> Iterator[str]:
-    """Where the kernel can skip the decision on an exec: such an exec ends before its first instruction.
+    """Where the kernel can skip the decision on an exec: it is made before the first instruction.
 
     Args:
         gate: the gate.
         pins: its folder. `gate_exec` is detached for a moment.
 
     Raises:
-        GateError: SELF_TEST_FAILED; it ran.
+        GateError: SELF_TEST_FAILED; it was not, or not that one.
     """
     if not can_skip():
         return
@@ -39,17 +42,53 @@ def prove_exec_guard(gate: Gate, pins: Path) -> Iterator[str]:
     gate.beat()
     (pins / "link_gate_exec").unlink()
     try:
-        with Child(command=(SHELL, *GRANTED)) as child:
-            arm(gate, child)
-            gate.assume(child.pid, exec_number=1)  # no process has this number: the kernel's have another bit
-            status, written = child.finish()
-        gate.disarm(child.pid)
+        with _cgroup_of(gate, slot) as folder:
+            for argv, known in (
+                (GRANTED, (Verdict.ALLOW, Reason.AUTHORIZED, GRANTED, SHELL, EXIT_CODE, b"ran\n")),
+                (("other",), (Verdict.KILL, Reason.ARGV_MISMATCH, GRANTED, SHELL, -signal.SIGKILL, b"")),
+            ):
+                event, code, written = _execute_skipped(gate, folder, argv)
+                seen = (event.verdict, event.reason, event.argv, event.filename, code, written)
+                same("an exec that the kernel skipped", seen, known)
     finally:
         _attach_exec(pins)
         gate.scope_slots.put(slot, abi.Scope(mode=abi.Mode.UNUSED))
-    drain(gate)
-    same("end of an exec that nobody decided", (os.WTERMSIG(status), written), (signal.SIGKILL, b""))
-    yield "an exec that nobody decided dies and writes nothing"
+    yield "an exec that the kernel skips is decided by the guard: with a grant it runs, without it dies and writes nothing"
+
+
+@contextlib.contextmanager
+def _cgroup_of(gate: Gate, slot: ctypes.c_uint32) -> Iterator[Path]:
+    """A cgroup of a scope. Who is moved into it is governed, and the gate knows which exec was its last."""
+    name = f"egs-self-test-{os.getpid()}"
+    path = abi.CgroupPath(path=f"/{name}".encode())
+    folder = cgroup_mount() / name
+    gate.scope_paths.put(path, slot)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        gate.scope_paths.delete(path)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()
+
+
+def _execute_skipped(gate: Gate, folder: Path, argv: tuple[str, ...]) -> tuple[ExecEvent, int, bytes]:
+    """An exec that is armed for these arguments: its event, how it ended, what it wrote.
+
+    The kernel detaches `gate_exec` by itself, soon after its link is unlinked: until then nothing is skipped.
+    """
+    for _ in range(_TRIES):
+        before = gate.counters().failures["exec_skipped"]
+        with Child(command=(SHELL, *GRANTED)) as child:
+            move(child.pid, folder)
+            arm(gate, child, argv=argv)
+            status, written = child.finish()
+        event = exec_event(gate, child.pid)
+        gate.disarm(child.pid)
+        gate.forget(event.grant_id)
+        if gate.counters().failures["exec_skipped"] > before:
+            return event, os.waitstatus_to_exitcode(status), written
+    return fail(f"gate_exec is still attached after {_TRIES} execs")
 
 
 def _attach_exec(pins: Path) -> None:

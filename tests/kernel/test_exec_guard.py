@@ -5,6 +5,8 @@ The skip itself takes a preempted gate; here the gate is detached from the exec 
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from egs_kernel.config import load_config
 from egs_kernel.errors import GateError
 from egs_kernel.gate import abi, loader, parts, selftest_guards
 from egs_kernel.gate.pins import Gate
-from egs_kernel.model import Tier
+from egs_kernel.model import ExecEvent, Grant, Reason, Tier, Verdict
 from tests.harness import Instance
 from tests.refusals import TIER
 
@@ -31,7 +33,7 @@ ON_TRACEPOINT = pytest.mark.skipif(
 
 @pytest.fixture
 def skipping(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (parts, selftest_guards):
+    for module in (loader, parts, selftest_guards):
         monkeypatch.setattr(module, "can_skip", lambda: True)
     assert "guard_exec" in parts.links_of(Tier.TRACEPOINT)
 
@@ -39,7 +41,7 @@ def skipping(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def guarded(instance: Instance, skipping: None) -> Iterator[Gate]:
     loaded = loader.load_gate(instance.paths, load_config(instance.paths.config))
-    assert "an exec that nobody decided dies and writes nothing" in loaded.checks
+    assert any("an exec that the kernel skips is decided by the guard" in check for check in loaded.checks)
     gate = Gate.open(instance.paths.pins)
     gate.beat()
     yield gate
@@ -74,8 +76,42 @@ def test_what_is_decided_runs(instance: Instance, guarded: Gate) -> None:
     assert REALLY_SKIPS or guarded.counters().failures["exec_skipped"] == 0
 
 
+def test_what_is_skipped_is_decided_as_ever(instance: Instance, guarded: Gate) -> None:
+    """By file and arguments, and a use is one use; and it is told as every exec is."""
+    true = Path("/bin/true").resolve()
+    descriptor = os.open(true, os.O_PATH)
+    grant = Grant(
+        artifact_id="ab" * 32,
+        scope="test",
+        file=guarded.identify(descriptor),
+        digest=hashlib.sha256(true.read_bytes()).hexdigest(),
+        not_before=0,
+        not_after=2**62,
+        argv=(b"/bin/true", b"one"),
+        uses=1,
+    )
+    os.close(descriptor)
+    guarded.install(grant)
+    (instance.paths.pins / "link_gate_exec").unlink()
+    assert inside(instance, "/bin/true", "two") == KILLED
+    assert inside(instance, "/bin/true", "one") == 0
+    assert inside(instance, "/bin/true", "one") == KILLED
+    assert guarded.counters().failures["exec_skipped"] == 3
+    events: list[ExecEvent] = []
+    guarded.drain(lambda event: events.append(event) if isinstance(event, ExecEvent) else None)
+    assert [(event.verdict, event.reason, event.argv, event.filename) for event in events] == [
+        (Verdict.KILL, Reason.ARGV_MISMATCH, ("/bin/true", "two"), "/bin/true"),
+        (Verdict.ALLOW, Reason.AUTHORIZED, ("/bin/true", "one"), "/bin/true"),
+        (Verdict.KILL, Reason.USES_EXHAUSTED, ("/bin/true", "one"), "/bin/true"),
+    ]
+    assert events[1].file == grant.file
+    assert guarded.counters().decisions[Verdict.ALLOW, Reason.AUTHORIZED, True] == 1
+
+
 @ON_TRACEPOINT
-def test_an_exec_that_nobody_decided_dies(instance: Instance, guarded: Gate, tmp_path: Path) -> None:
+def test_an_exec_that_is_skipped_without_a_grant_dies(
+    instance: Instance, guarded: Gate, tmp_path: Path
+) -> None:
     written = tmp_path / "written"
     command = ("/bin/sh", "-c", f"echo ran > {written}")
     (instance.paths.pins / "link_gate_exec").unlink()

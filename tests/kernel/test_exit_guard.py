@@ -29,7 +29,7 @@ THREADS = "import os, threading as t; t.Thread(target=lambda: os.execv('/bin/tru
 @pytest.fixture
 def blind(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate in a scope that observes, whose program at the exit is never asked."""
-    for module in (parts, selftest_guards):
+    for module in (loader, parts, selftest_guards):
         monkeypatch.setattr(module, "can_skip", lambda: True)
     instance.configure(mode="observe")
     loader.load_gate(instance.paths, load_config(instance.paths.config))

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.kernel
 HARMLESS: Final = {
     # Used where the kernel can skip the gate (Linux 7.0). There a wrong one kills, or shows as an exec that ran.
     "OFF_task_struct_self_exec_id",
+    "OFF_mm_struct_exe_file",
     # Wrong, it is taken for "no group exit", and the task's own exit code is the same number.
     "OFF_signal_struct_flags",
     # Used for the outcome of a process whose last thread ends without exit_group(2).
