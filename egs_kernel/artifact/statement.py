@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, field
 
+from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.artifact.canonical import decode_canonical
 from egs_kernel.artifact.envelope import type_error
 from egs_kernel.artifact.limits import ProcessConstraint, ResourceConstraint
@@ -51,10 +52,6 @@ SpiffeId = Annotated[
 VariableName = Annotated[
     str, Meta(min_length=1, max_length=256, pattern=r"^(?![\s\S]*[^A-Za-z0-9_])[A-Za-z_]")
 ]
-WHOLE_HALF: Final = 2**32 - 1
-Half = Annotated[int, Meta(ge=0, le=WHOLE_HALF)]
-SyscallName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9_])")]
-ProfileName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9-])[a-z]")]
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
@@ -141,52 +138,6 @@ class DeclaredIntent(_Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.argv is not None and argv_size(self.argv) > ARGV_MAX:
             raise ValueError(f"argv has more than {ARGV_MAX} bytes, a NUL after each argument included")
-
-
-class SyscallRule(_Struct, frozen=True):
-    """What an argument of a call must look like for the call to pass.
-
-    The low half (32 bits) of argument `argument`, as far as `mask` says, is one of `values` (`eq`) or none of them
-    (`ne`).
-    """
-
-    call: SyscallName
-    argument: Annotated[int, Meta(ge=0, le=5)]
-    op: Literal["eq", "ne"]
-    values: Annotated[tuple[Half, ...], Meta(min_length=1, max_length=16)]
-    mask: Annotated[int, Meta(ge=1, le=WHOLE_HALF)] = WHOLE_HALF
-
-
-class SyscallConstraint(_Struct, frozen=True):
-    """Which system calls the program may make: a base profile, and lists and rules that change it.
-
-    `architectures`: the processor's other conventions that the program may use as well.
-    """
-
-    profile: ProfileName | None = None
-    allow: Annotated[tuple[SyscallName, ...], Meta(max_length=512)] = ()
-    deny: Annotated[tuple[SyscallName, ...], Meta(max_length=512)] = ()
-    rules: Annotated[tuple[SyscallRule, ...], Meta(max_length=64)] = ()
-    action: Literal["errno", "kill", "log"] | None = None
-    architectures: Annotated[tuple[Literal["i386", "x32"], ...], Meta(max_length=2)] = ()
-
-    def __post_init__(self) -> None:
-        if self.profile is None and not (self.allow or self.deny or self.rules):
-            raise ValueError("syscalls needs at least one of profile, allow, deny, rules")
-        if both := set(self.allow) & set(self.deny):
-            raise ValueError(f"syscalls both allows and denies {', '.join(sorted(both))}")
-        if len(set(self.architectures)) < len(self.architectures):
-            raise ValueError("syscalls names an architecture twice")
-
-    @property
-    def only_records(self) -> bool:
-        """Whether nothing is refused that it names: somebody tries it out."""
-        return self.action == "log"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What a host must be able to enforce; of what is let pass and not recorded nothing would be left."""
-        return ("syscalls", "syscalls.log") if self.only_records else ("syscalls",)
 
 
 class CodeConstraint(_Struct, frozen=True):

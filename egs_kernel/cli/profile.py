@@ -19,7 +19,7 @@ from egs_kernel.errors import ExitCode, UsageError
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
-    from egs_kernel.artifact.statement import SyscallConstraint
+    from egs_kernel.artifact.calls import SyscallConstraint
     from egs_kernel.cli.main import Commands
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.artifact.statement import SyscallConstraint, SyscallRule
+from egs_kernel.artifact.calls import SyscallConstraint, SyscallRule
 from egs_kernel.constraints.profiles import NARROWEST_FIRST, PROFILES
 from egs_kernel.constraints.syscalls import I386_ONLY, LAUNCH, MULTIPLEXERS, SYSCALLS
 

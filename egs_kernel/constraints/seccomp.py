@@ -32,7 +32,7 @@ from egs_kernel.model import Reason
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from egs_kernel.artifact.statement import SyscallConstraint, SyscallRule
+    from egs_kernel.artifact.calls import SyscallConstraint, SyscallRule
 
 FIELD: Final = "constraints.syscalls"
 ACTIONS: Final = ("errno", "kill", "log")

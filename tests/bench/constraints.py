@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from egs_kernel import __version__
-from egs_kernel.artifact.statement import SyscallConstraint
+from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.constraints.seccomp import compile_filter
 from tests.bench import machine
 from tests.bench.launches import PROGRAM, Contender, Launch, measure_launches

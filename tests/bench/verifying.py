@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from egs_kernel import verify
-from egs_kernel.artifact import envelope, statement
+from egs_kernel.artifact import calls, envelope, statement
 from egs_kernel.model import HostFacts, Intent, Posture, ProgramKind, Tier
 from egs_kernel.trust import keys, store
 from tests.bench.stats import Summary, rotated, summarize
@@ -106,7 +106,7 @@ def _statement() -> statement.Statement:
         intent=statement.DeclaredIntent(
             argv=("sha256sum", "--check", "--strict", "*"), cwd="/", purpose="nightly check"
         ),
-        constraints=statement.Constraints(syscalls=statement.SyscallConstraint(profile="default")),
+        constraints=statement.Constraints(syscalls=calls.SyscallConstraint(profile="default")),
         uses=3,
         governance=statement.Governance(issuer="Platform", approvers=("one", "two")),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from egs_kernel.artifact.statement import SyscallConstraint
+from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.constraints import tracing
 from egs_kernel.constraints.attest import (
     Before,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 
-from egs_kernel.artifact.statement import SyscallConstraint
+from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.constraints.injection import Injected, injected
 from egs_kernel.constraints.seccomp import compile_filter
 from egs_kernel.constraints.tracing import Traced, while_stopped

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from egs_kernel.artifact.statement import SyscallConstraint
+from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.constraints.profiles import NARROWEST_FIRST, PROFILES
 from egs_kernel.constraints.proposal import Seen, propose, propose_exact, toml_of
 from egs_kernel.constraints.seccomp import check

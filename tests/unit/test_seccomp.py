@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egs_kernel.artifact.statement import SyscallConstraint
+from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.constraints.profiles import PROFILES, Profile
 from egs_kernel.constraints.seccomp import check, compile_filter
 from egs_kernel.constraints.syscalls import LAUNCH, SYSCALLS
@@ -201,7 +201,7 @@ def test_the_same_constraint_compiles_to_the_same_bytes() -> None:
     assert compile_filter.__wrapped__(first) == program
     assert compile_filter(second) == program
     script = (
-        "import sys; from egs_kernel.artifact.statement import SyscallConstraint as C\n"
+        "import sys; from egs_kernel.artifact.calls import SyscallConstraint as C\n"
         "from egs_kernel.constraints.seccomp import compile_filter\n"
         "c = C(profile='default', allow=('ptrace', 'bpf'), deny=('kill', 'tkill'), action='errno')\n"
         "sys.stdout.buffer.write(compile_filter(c))"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from egs_kernel.artifact.statement import SyscallConstraint, SyscallRule
+from egs_kernel.artifact.calls import SyscallConstraint, SyscallRule
 from egs_kernel.constraints.conditions import WHOLE, Condition, split
 from egs_kernel.constraints.profiles import PROFILES
 from egs_kernel.constraints.seccomp import Plan, check, compile_filter
