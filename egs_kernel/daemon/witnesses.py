@@ -109,7 +109,7 @@ class Witnesses:
         known = self._known.setdefault(key, _Known())
         if request.checkpoint is None:
             if request.refused:
-                await self._alarm(key, known, Divergence.REFUSED, 0, request)
+                await self._alarm(key, known, Divergence.REFUSED, None, request)
             else:
                 known.problem = request.problem[:_WORDS]
             return protocol.Done(message="noted")
@@ -123,7 +123,7 @@ class Witnesses:
             ) from error
         size = signed.checkpoint.size
         if divergence is not None:
-            await self._alarm(key, known, divergence, size, request)
+            await self._alarm(key, known, divergence, signed, request)
             return protocol.Done(message=f"the witness has seen another record: {divergence.value}")
         if request.refused:  # yet what it cosigned is ours: it refuses the checkpoint for another reason
             known.problem = request.problem[:_WORDS]
@@ -137,9 +137,10 @@ class Witnesses:
         key: VerifierKey,
         known: _Known,
         divergence: Divergence,
-        size: int,
+        seen: SignedCheckpoint | None,
         request: protocol.WitnessRequest,
     ) -> None:
+        size = 0 if seen is None else seen.checkpoint.size
         words = {
             Divergence.ROLLED_BACK: f"it has cosigned {size} entries, more than there are: THE RECORD WAS ROLLED BACK",
             Divergence.FORKED: f"it has cosigned other entries, {size} of them: THE RECORD WAS FORKED",
@@ -155,7 +156,7 @@ class Witnesses:
             cosigned=size or None,
             entries=self._journal.size,
             detail=request.problem[:_WORDS],
-            checkpoint=None if request.checkpoint is None else request.checkpoint.decode(),
+            checkpoint=None if seen is None else _proven(seen).decode(),
         )
         await self._journal.append(entry)
         known.recorded = divergence, size
@@ -172,14 +173,10 @@ class Witnesses:
 
     def _keep(self, signed: SignedCheckpoint) -> None:
         """Put the cosigned checkpoint where others find it; cosignatures of one checkpoint are added up."""
-        lines = tuple(item.signature for item in (*signed.signatures, *signed.cosignatures))
-        content = Note(signed.note.text, lines).encode()
+        content = _proven(signed)
         kept = self._kept()
         if kept is not None and kept.note.text == signed.note.text:
-            old = Note(
-                kept.note.text, tuple(item.signature for item in (*kept.signatures, *kept.cosignatures))
-            )
-            content = with_signatures(old.encode(), lines)
+            content = with_signatures(_proven(kept), Note.parse(content).signatures)
         elif kept is not None and kept.checkpoint.size > signed.checkpoint.size:
             return
         replace_file(self._paths.cosigned, content, 0o640)
@@ -219,3 +216,9 @@ class Witnesses:
         if silent > max(LATE * interval, _SHORTEST_WAIT):
             return f"has cosigned nothing for {silent:.0f} s: does egs-submit run?"
         return ""
+
+
+def _proven(signed: SignedCheckpoint) -> bytes:
+    """A checkpoint with the signatures that are good, and no others: what somebody else added is not kept."""
+    lines = tuple(item.signature for item in (*signed.signatures, *signed.cosignatures))
+    return Note(signed.note.text, lines).encode()

@@ -18,7 +18,7 @@ import pytest
 from egs_kernel.audit.checkpoint import open_checkpoint, with_signatures
 from egs_kernel.audit.entries import LogKeyChange, WitnessAlarm
 from egs_kernel.audit.logkeys import LogKeys, read_keys
-from egs_kernel.audit.notes import KeyType
+from egs_kernel.audit.notes import KeyType, Signature
 from egs_kernel.audit.published import Published
 from egs_kernel.audit.witnesses import Divergence, OwnLog, Witness, compare, witnesses_of
 from egs_kernel.cli.main import run
@@ -216,6 +216,16 @@ def test_a_record_that_was_rolled_back_or_forked_is_an_alarm(daemon: Daemon, tre
     # It ends with a cosignature of what the record is.
     daemon.take(cosigned(tree, 300, W1))
     assert [state.diverged for state in daemon.witnesses.states()] == [False, True]
+
+
+def test_evidence_is_recorded_without_what_was_added_to_it(daemon: Daemon, tree: Tree) -> None:
+    """An entry of the record is small; a note can be made large by anybody."""
+    evidence = cosigned(fork_of(tree, 200), 200, W1)
+    strangers = [Signature(f"stranger-{number}", b"1234", bytes(9000)) for number in range(30)]
+    daemon.take(with_signatures(evidence, strangers), problem="it answers 422", refused=True)
+    (alarm,) = daemon.journal.entries
+    assert isinstance(alarm, WitnessAlarm)
+    assert alarm.checkpoint == evidence.decode()
 
 
 def test_a_witness_that_refuses_and_shows_nothing_is_an_alarm_too(daemon: Daemon) -> None:
