@@ -86,8 +86,8 @@ class Control:
             await connection.send(await self._answer(connection, request))
 
     def _may_ask(self, connection: Connection, request: protocol.Request) -> bool:
-        """Whether somebody who is not root may ask this."""
-        if isinstance(request, protocol.WitnessRequest):  # signatures show it; it costs a look into the record
+        """Whether somebody who is not root may ask this. What a witness said is shown by signatures; it costs some reading."""
+        if isinstance(request, protocol.WitnessRequest):
             return self._paths.record.stat().st_gid in connection.peer.groups
         return isinstance(request, _FOR_EVERYONE)
 
@@ -206,7 +206,8 @@ class Control:
         until = format_time(now() + timedelta(seconds=overlap))
         await self._journal.append(LogKeyChange(key=str(key), previous=str(before), until=until, peer=peer))
         words = f"signs as well until {until}" if overlap else "signs no more"
-        return protocol.Done(message=f"the one before it {words}; tell those who verify, and the witnesses", id=str(key))
+        said = f"the one before it {words}; tell those who verify, and the witnesses"
+        return protocol.Done(message=said, id=str(key))
 
     async def _settled(self) -> None:
         try:

@@ -110,6 +110,14 @@ def test_a_request_is_what_it_was_written_as(old: int, proof: list[bytes]) -> No
     assert Submission.parse(asked.encode()) == asked
 
 
+@given(st.binary() | st.permutations(EXAMPLE.split(b"\n")).map(b"\n".join))
+def test_whatever_is_parsed_has_one_form(content: bytes) -> None:
+    with suppress(NoteError):
+        assert Submission.parse(content).encode() == content
+    with suppress(NoteError):
+        assert encode_lines(parse_lines(content)) == content
+
+
 @pytest.mark.parametrize(
     "content",
     [
