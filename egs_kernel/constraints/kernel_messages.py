@@ -30,6 +30,7 @@ _NETLINK_AUDIT: Final = 9
 _READLOG: Final = 1  # AUDIT_NLGRP_READLOG
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _LARGEST: Final = 64 * 1024
+_AT_A_TIME: Final = 64
 _BUFFER: Final = 4 * 1024 * 1024
 _CLONE_NEWNET: Final = 0x40000000
 _X32_BIT: Final = 0x40000000
@@ -61,12 +62,12 @@ class KernelMessages:
         self._socket.close()
 
     def read(self) -> Iterator[tuple[int, bytes]]:
-        """Everything that has come: types and texts.
+        """What has come: types and texts. Not more than a few at a time, as others wait for this thread, too.
 
         Raises:
             Lost: some were dropped. Reading can go on.
         """
-        while True:
+        for _ in range(_AT_A_TIME):
             try:
                 data, sender = self._socket.recvfrom(_LARGEST)
             except BlockingIOError:

@@ -189,7 +189,7 @@ class Refusals:
         _keep(self._artifacts, event.execution, artifact_id)
 
     def dispatch(self) -> None:
-        """Take in all that has come."""
+        """Take in some of what has come. Whoever is refused without end does not keep the daemon from all else."""
         entries: list[Entry] = []
         try:
             for kind, text in () if self._messages is None else self._messages.read():

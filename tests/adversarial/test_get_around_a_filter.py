@@ -5,13 +5,18 @@ Claim T-27 and the open point O-19 of docs/threat-model.md.
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from egs_kernel.audit.entries import Exec, Outcome, Refusal
 from egs_kernel.model import Verdict
+from tests.harness import BIN
 from tests.worker import INT80, SIGSYS, add_worker, run, said
 
 if TYPE_CHECKING:
@@ -107,3 +112,37 @@ def test_o19_who_refuses_itself_first_is_not_seen(system: Running) -> None:
     assert refusals_of(system, CHROOT) == ["chroot"]
     silent = f"{OWN_FILTER}\nadd_filter(SYS_chroot, 0x00050001)\n{CHROOT}"
     assert refusals_of(system, silent) == []
+
+
+def test_being_refused_without_end_keeps_nobody_else_waiting(system: Running) -> None:
+    """Two processes do nothing else, and the kernel tells of each time; others are launched meanwhile."""
+    worker = str(system.folder / "worker")
+    artifact = system.folder / "endless.json"
+    constraints = system.folder / "endless.toml"
+    constraints.write_text('[syscalls]\nprofile = "default"\n')
+    system.issue(Path(worker), "--constraints", str(constraints), name=artifact.name)
+    endless = "import os\nwhile True:\n    try: os.chroot('/')\n    except OSError: pass"
+    command = [str(BIN / "egs"), "run", "--artifact", str(artifact), "--", worker, "-I", "-c", endless]
+    before = launch_seconds(system)
+    attackers = [subprocess.Popen(command, env=system.instance.environment) for _ in range(2)]
+    try:
+        for attacker in attackers:
+            system.instance.reap_also(attacker.pid)
+            system.wait_for(Refusal, lambda entry, pid=attacker.pid: entry.pid == pid)  # type: ignore[misc]
+        during = launch_seconds(system)
+        assert json.loads(system.instance.egs("status", "--json").stdout)["heartbeat_age"] < 3
+    finally:
+        for attacker in attackers:
+            attacker.kill()
+            attacker.wait()
+    assert during < 20 * before + 1
+
+
+def launch_seconds(system: Running) -> float:
+    """How long a launch takes: the quickest of three."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert said(system, "", "pass") == []
+        times.append(time.perf_counter() - started)
+    return min(times)
