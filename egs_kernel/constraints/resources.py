@@ -62,7 +62,7 @@ def controls(constraint: ResourceConstraint) -> dict[str, str]:
     files: dict[str, str] = {}
     if constraint.memory is not None:
         # One that is out of memory ends as a whole, and not by one process that the kernel chooses.
-        files |= {"memory.oom.group": "1", "memory.max": str(constraint.memory)}
+        files |= {"memory.oom.group": "1", "memory.swap.max": "0", "memory.max": str(constraint.memory)}
     if constraint.processes is not None:
         files["pids.max"] = str(constraint.processes)
     if constraint.cpu_percent is not None:

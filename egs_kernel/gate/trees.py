@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PREFIX: Final = "egs-tree-"
 CONTROLLERS: Final = ("memory", "pids", "cpu")
 _NOTE: Final = "trusted.egs"
+_OPTIONAL: Final = frozenset({"memory.swap.max"})
+"""Files that a kernel which does not count swap has not."""
 _SUBTREE: Final = "cgroup.subtree_control"
 
 
@@ -67,7 +69,8 @@ def make_tree(mount: Path, parent: str, note: Note, controls: dict[str, str]) ->
         raise _unenforceable(parent, error) from error
     try:
         for name, content in controls.items():
-            _control(folder / name, content)
+            if name not in _OPTIONAL or (folder / name).exists():
+                _control(folder / name, content)
         write_note(folder, note)
         _require_kill(folder)
     except BaseException:

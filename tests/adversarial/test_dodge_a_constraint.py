@@ -12,7 +12,7 @@ import pytest
 from egs_kernel.audit.entries import Exec
 from egs_kernel.model import Reason, Verdict
 from tests.constraining import Acts, compile_acts
-from tests.harness import BIN, REPOSITORY
+from tests.harness import BIN, PATIENCE, REPOSITORY
 from tests.refusals import REFUSED
 from tests.running import SECONDS, Running, running_on_disk
 
@@ -225,7 +225,7 @@ def test_o16_root_leaves_its_cgroup(running: Running, acts: Acts) -> None:
             str(BIN / "egs"),
             "run",
             "--artifact",
-            str(acts.issue("[resources]\nwallSeconds = 1\n")),
+            str(acts.issue(f"[resources]\nwallSeconds = {int(PATIENCE)}\n")),
             str(acts.program),
             "tree",
             "0",
@@ -238,7 +238,7 @@ def test_o16_root_leaves_its_cgroup(running: Running, acts: Acts) -> None:
         assert process.stdout.readline() == f"pid {process.pid}\n"
         away.procs.write_text(f"{process.pid}\n")  # what it could do itself
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(2)
+            process.wait(PATIENCE + 1)
         process.kill()
 
 
@@ -248,8 +248,9 @@ def test_o17_a_child_of_the_launcher_changes_its_umask_later(acts: Acts) -> None
 libc = ctypes.CDLL(None)
 program = os.getpid()
 if libc.syscall(56, 0x200 | 17, 0, 0, 0, 0) == 0:  # clone(CLONE_FS | SIGCHLD)
-    while open(f"/proc/{program}/comm").read().strip() != "acts-copy":
-        pass
+    done = ("Name:\\tacts-copy\\n", "TracerPid:\\t0\\n")  # before that, it is killed for it
+    while not all(word in open(f"/proc/{program}/status").read() for word in done):
+        time.sleep(0.001)
     os.umask(0)
     os._exit(0)
 """

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from egs_kernel import verify
 from egs_kernel.artifact.limits import CAPABILITIES, ProcessConstraint, ResourceConstraint
 from egs_kernel.artifact.statement import Constraints, Identity, Predicate, Scope
+from egs_kernel.config import parse_config
 from egs_kernel.constraints import resources
 from egs_kernel.constraints.attest import Plan
 from egs_kernel.constraints.plan import plan
@@ -24,9 +26,11 @@ from egs_kernel.constraints.steps import (
     Umask,
     in_order,
 )
+from egs_kernel.daemon.trees import growing
 from egs_kernel.errors import Refused
 from egs_kernel.gate.trees import Note, make_tree
 from egs_kernel.model import Reason
+from tests.unit import issuing
 
 SYS_RESOURCE = 1 << CAPABILITIES.index("sys_resource")
 
@@ -95,6 +99,7 @@ def test_what_a_cgroup_is_told() -> None:
     constraint = ResourceConstraint(memory=2**26, processes=8, cpu_percent=150, wall_seconds=1)
     assert resources.controls(constraint) == {
         "memory.oom.group": "1",
+        "memory.swap.max": "0",
         "memory.max": "67108864",
         "pids.max": "8",
         "cpu.max": "150000 100000",
@@ -119,6 +124,28 @@ def test_a_cgroup_that_cannot_be_made_is_a_refusal(tmp_path: Path, missing: dict
         make_tree(tmp_path, "/", note, {"memory.max": "4096"} if not missing else {})
     assert caught.value.reason is Reason.CONSTRAINT_UNENFORCEABLE
     assert [path.name for path in tmp_path.iterdir()] == list(missing)
+
+
+def authorization(constraints: dict[str, Any]) -> verify.Authorization:
+    content = issuing.signed(issuing.statement({"constraints": constraints}))
+    facts = issuing.host(enforceable=frozenset({"resources", "resources.wallSeconds"}))
+    artifact = verify.authenticate(content, issuing.store(), issuing.NOW)
+    return verify.authorize(artifact, issuing.intent(), facts, issuing.NOW)
+
+
+def test_a_scope_without_a_cgroup_cannot_limit_a_tree() -> None:
+    limited = authorization({"resources": {"wallSeconds": 60}})
+    scopes = 'daemon_grace = "10s"\n[[scope]]\nname = "agents"\nmode = "enforce"\n'
+    with_cgroup = growing(parse_config((scopes + 'cgroup = "/agents"\n').encode(), "egs.toml"), limited, "1")
+    assert with_cgroup is not None
+    assert (with_cgroup.parent, with_cgroup.controls) == ("/agents", {})
+    assert with_cgroup.note.until > 0
+    elsewhere = parse_config((scopes + 'users = ["root"]\n').encode(), "egs.toml")
+    with pytest.raises(Refused) as caught:
+        growing(elsewhere, limited, "1")
+    assert caught.value.reason is Reason.CONSTRAINT_UNENFORCEABLE
+    assert "resources.wallSeconds" in caught.value.next_step
+    assert growing(elsewhere, authorization({"resources": {"openFiles": 64}}), "1") is None
 
 
 def test_a_note_is_small() -> None:
