@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import textwrap
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from egs_kernel.audit.describe import printable
 from egs_kernel.cli.files import replace_file
 from egs_kernel.cli.output import columns, print_json, print_lines
 from egs_kernel.constraints.kernel_messages import name_call
@@ -21,6 +23,8 @@ from egs_kernel.model import Reason
 if TYPE_CHECKING:
     from egs_kernel.artifact.calls import SyscallConstraint
     from egs_kernel.cli.main import Commands
+
+_WIDTH: Final = 110
 
 
 def add_commands(commands: Commands) -> None:
@@ -59,11 +63,28 @@ def _record(options: argparse.Namespace) -> int:
     code = record(command, take, quiet=options.json or options.out is None)
     constraint = propose_exact(seen) if options.exact else propose(seen)
     check(constraint)
-    text = toml_of(constraint, [f"Proposed by a run of: {shlex.join(command)}".replace("\n", " ")])
+    text = toml_of(constraint, _comments(command, seen))
     if options.out is not None:
         replace_file(options.out, text.encode())
     _report(options, seen, constraint, text, code)
     return int(ExitCode.DONE)
+
+
+def _comments(command: list[str], seen: Seen) -> list[str]:
+    """What the file says of where it comes from: a name or an argument may hold anything but a line's end."""
+    calls = ", ".join(f"{name} {count}" for name, count in _rows(seen)) or "none but those of every launch"
+    return [
+        f"Proposed by a run of: {printable(shlex.join(command))}",
+        *textwrap.wrap(f"It made: {calls}.", _WIDTH),
+    ]
+
+
+def _rows(seen: Seen) -> list[tuple[str, int]]:
+    """The calls and how often, the most frequent first."""
+    return [
+        (f"{convention} {name}".strip(), count)
+        for (convention, name), count in sorted(seen.counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
 
 
 @lru_cache(maxsize=4096)
@@ -78,10 +99,7 @@ def _named(convention: int, number: int) -> tuple[str, str]:
 def _report(
     options: argparse.Namespace, seen: Seen, constraint: SyscallConstraint, text: str, code: int
 ) -> None:
-    rows = [
-        (f"{convention} {name}".strip(), count)
-        for (convention, name), count in sorted(seen.counts.items(), key=lambda item: (-item[1], item[0]))
-    ]
+    rows = _rows(seen)
     if options.json:
         answer: dict[str, Any] = {
             "calls": dict(rows),

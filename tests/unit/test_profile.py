@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -132,7 +133,9 @@ def test_a_real_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(Path("/etc/hostname").read_text())
     assert "openat" in done.stdout
-    table = tomllib.loads((tmp_path / "cat.toml").read_text())
+    text = (tmp_path / "cat.toml").read_text()
+    assert re.search(r"(?m)^# Proposed by a run of: cat /etc/hostname\n# It made: .*\bopenat \d+", text)
+    table = tomllib.loads(text)
     assert table == {"syscalls": {"profile": "strict"}}
 
 
@@ -161,6 +164,12 @@ def test_the_exit_code_the_output_and_the_environment_are_the_commands_own() -> 
     assert json.loads(done.stdout)["exit_code"] == 7
     assert done.stderr == "said\n"
     assert answer("sh", "-c", "kill -9 $$")["exit_code"] == 137
+
+
+def test_a_command_that_would_write_into_the_proposal() -> None:
+    done = record("true", "x\n[syscalls]\nallow = ['mount']\n\x1b[2J", options=())
+    assert tomllib.loads(done.stdout) == {"syscalls": {"profile": "strict"}}
+    assert "\x1b" not in done.stdout
 
 
 def test_what_cannot_be_recorded() -> None:
