@@ -32,7 +32,7 @@ from egs_kernel.errors import NoteError
 if TYPE_CHECKING:
     from egs_kernel.audit.state import State
 
-_COUNTED = (b'"use_until":"', b'"action":"revoked"')
+_SPENT, _REVOKED = b'"use_until":"', b'"action":"revoked"'
 """What an entry holds that counts (tally.py)."""
 
 Progress = Callable[[int, int], None]
@@ -220,7 +220,7 @@ class _Walk:
             found = checked_header(line, seq)
             self._types[found.type] += 1
             self._times[1:] = [found.time]
-            if any(mark in line for mark in _COUNTED) and found.type in ENTRY_TYPES:
+            if (_SPENT in line or _REVOKED in line) and found.type in ENTRY_TYPES:
                 self._tally.count(decode(line, f"entry {seq}").entry)
             self._length += len(line)
         leaves = [leaf_hash(line) for line in lines]

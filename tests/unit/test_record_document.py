@@ -12,7 +12,8 @@ import pytest
 from egs_kernel.audit import entries
 from egs_kernel.audit.check import verify
 from egs_kernel.audit.layout import JOURNAL, STATE
-from egs_kernel.audit.lines import WIDE, checked_header, decode, posture_digest
+from egs_kernel.audit.lines import checked_header, decode, posture_digest
+from egs_kernel.audit.shapes import WIDE
 from egs_kernel.audit.tiles import Tile
 from tests.recording import log_keys, open_record
 

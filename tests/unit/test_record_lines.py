@@ -27,6 +27,7 @@ from egs_kernel.audit.entries import (
     Verification,
 )
 from egs_kernel.audit.merkle import leaf_hash
+from egs_kernel.audit.shapes import WIDE, fields_of
 from egs_kernel.audit.tiles import MAX_ENTRY
 from egs_kernel.errors import RecordError
 from egs_kernel.model import ExecEvent, FileIdentity, Intent, Posture, Reason, Tier, Verdict
@@ -39,7 +40,7 @@ def values(hint: Any, name: str = "") -> st.SearchStrategy[Any]:  # noqa: PLR091
     """Any value of a field's type, in the range its form allows."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is int:
-        return st.integers(-(2**63), 2**64 - 1) if name in lines.WIDE else SAFE
+        return st.integers(-(2**63), 2**64 - 1) if name in WIDE else SAFE
     if hint is str:
         return TEXTS
     if origin is typing.Literal:
@@ -81,6 +82,16 @@ def test_a_line_is_rfc_8785_and_gives_the_entry_back(entry: Any) -> None:
     assert recorded.hash == leaf_hash(line).hex()
 
 
+@given(ENTRIES)
+def test_the_fields_that_are_changed_are_all_that_have_to_be(entry: Any) -> None:
+    """The quick way to a line says what the thorough one says."""
+    try:
+        quick = json.loads(lines.canonical(fields_of(entry)))
+    except UnicodeEncodeError:
+        return
+    assert quick == json.loads(lines.canonical(lines._unusual(entry)))
+
+
 SCALARS = st.none() | st.booleans() | SAFE | st.text()
 JSON = st.recursive(
     SCALARS,
@@ -109,7 +120,7 @@ def test_every_integer_of_an_exec_event_is_either_wide_or_at_most_32_bits() -> N
     narrow = {"argv_bytes", "ctime_nanoseconds", "device", "egid", "euid", "generation", "gid"}
     narrow |= {"kill_error", "parent_pid", "pid", "seccomp_filters", "seccomp_mode", "uid"}
     hints = typing.get_type_hints(ExecEvent) | typing.get_type_hints(FileIdentity)
-    assert {name for name, hint in hints.items() if hint is int} <= lines.WIDE | narrow
+    assert {name for name, hint in hints.items() if hint is int} <= WIDE | narrow
 
 
 def test_kernel_numbers_are_strings_and_codes_are_names() -> None:

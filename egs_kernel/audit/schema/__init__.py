@@ -16,7 +16,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from egs_kernel.audit.entries import ENTRY_CLASSES
-from egs_kernel.audit.lines import FORMAT_VERSION, WIDE
+from egs_kernel.audit.lines import FORMAT_VERSION
+from egs_kernel.audit.shapes import WIDE
 
 NAME: Final = "entry.schema.json"
 _NAMED: Final = frozenset({"verdict", "reason", "grant_kind"})
