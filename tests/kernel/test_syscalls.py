@@ -14,6 +14,7 @@ import rfc8785
 from egs_kernel.artifact.envelope import parse_envelope, sign
 from egs_kernel.audit.entries import Refusal
 from egs_kernel.trust.keys import load_private
+from tests.harness import BIN
 from tests.running import Running, running_on_disk
 from tests.worker import HEAD, INT80, SIGSYS, add_worker, artifact_of, run, said
 
@@ -179,3 +180,8 @@ def test_what_egs_issue_would_not_sign_the_daemon_refuses_again(system: Running)
         assert (refused.returncode, refused.stdout) == (126, "")
         assert f"constraints.syscalls.{field}: " in refused.stderr
         assert "[artifact_malformed]" in refused.stderr
+
+
+def test_recording_takes_no_privileges(system: Running) -> None:
+    done = system.as_nobody(str(BIN / "egs"), "profile", "record", "--", "true")
+    assert (done.returncode, 'profile = "strict"' in done.stdout) == (0, True), done.stderr
