@@ -53,6 +53,12 @@ ExecStopPost=/bin/sh -c '[ -e /run/vm-goes-on ] || systemctl --no-block poweroff
 """
 """A machine is told on the kernel's command line which one to start: systemd.wants=vm-observer@CASE.service."""
 
+EMULATED: Final = """\
+[Service]
+TimeoutStartSec=300
+"""
+"""A drop-in of egs-gate.service: to compile and prove the gate takes seconds on a processor, and minutes by emulation on a crowded host."""
+
 PREPARE: Final = """\
 set -eu
 useradd --create-home --shell /bin/bash alice
@@ -104,6 +110,8 @@ def _install(tree: Path) -> None:
     for name, (kind, command) in SERVICES.items():
         (units / f"vm-{name}.service").write_text(SERVICE.format(name=name, kind=kind, command=command))
     (units / "vm-observer@.service").write_text(OBSERVER)
+    (units / "egs-gate.service.d").mkdir()
+    (units / "egs-gate.service.d/emulated.conf").write_text(EMULATED)
     shutil.copytree(GUEST, tree / "opt/vm/tests/vm/guest")
     inside(tree, PREPARE)
 
