@@ -55,10 +55,12 @@ _TABLES: Final = (
     "INSERT INTO state VALUES (0, NULL, 0, NULL)",
 )
 _INSERT: Final = f"INSERT INTO entries VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608 - names from above
-_SEARCHED: Final = ("pid", "peer", "artifact", "request", "execution", "parent")
+_SEARCHED: Final = ("pid", "peer", "artifact, type", "request", "execution", "parent")
 """Columns by which a question finds few of many entries; the others are looked through."""
+_ID_DIGITS: Final = 64
 _CONDITIONS: Final = {name: (f"{name} = ?", 1) for name in _COLUMNS} | {
-    "artifact": ("artifact >= ? AND artifact < ? || 'g'", 2),  # beyond every hexadecimal digit
+    "artifact": ("artifact = ?", 1),
+    "beginning": ("artifact >= ? AND artifact < ? || 'g'", 2),  # beyond every hexadecimal digit
     "anyone": (
         "seq IN (SELECT seq FROM entries WHERE pid = ? UNION SELECT seq FROM entries WHERE peer = ?)",
         2,
@@ -169,7 +171,8 @@ class Index:
         """
         conditions, values = ["1"], list[Any]()
         for column, value in wanted.items():
-            condition, count = _CONDITIONS[column]
+            is_beginning = column == "artifact" and len(value) < _ID_DIGITS
+            condition, count = _CONDITIONS["beginning" if is_beginning else column]
             conditions.append(condition)
             values += [value] * count
         for condition, bound in (("seq < ?", below), ("time >= ?", since)):
@@ -277,9 +280,10 @@ class Index:
                 "UPDATE state SET size = ?, last = ?, boot = ?, boot_id = ?",
                 (size, last, boot, boot_id),
             )
-            for column in _SEARCHED:
+            for columns in _SEARCHED:
+                first = columns.partition(",")[0]
                 database.execute(
-                    f"CREATE INDEX IF NOT EXISTS by_{column} ON entries ({column}) WHERE {column} IS NOT NULL"
+                    f"CREATE INDEX IF NOT EXISTS by_{first} ON entries ({columns}) WHERE {first} IS NOT NULL"
                 )
             database.execute("COMMIT")
         except BaseException:

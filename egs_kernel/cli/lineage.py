@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _SHORT = 16
 _DEEPEST = 24
+_STORIES = 3
+"""More executions than these, of one artifact, are told in a line each."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -64,6 +66,8 @@ def run_lineage(options: argparse.Namespace) -> int:
             print_json({"executions": [_whole(lineage, log, link, deep=options.tree) for link in links]})
         elif options.tree:
             print_lines(render([_tree(lineage, link) for link in links]))
+        elif len(links) > _STORIES:
+            print_lines(printable(_line(link)) for link in links)
         else:
             for link in links:
                 print_lines(_story(lineage, link))
@@ -157,7 +161,12 @@ def _story(lineage: Lineage, link: Link) -> list[str]:
     lines += [
         f"  {'parents' if number == 0 else '':9} {_line(item)}" for number, item in enumerate(reversed(above))
     ]
-    if not above:
+    first = (above or (link,))[0].event
+    if first is not None and first.parent_execution:
+        lines.append(
+            f"  {'' if above else 'parents':9} execution {first.parent_execution}, of which the record has no exec"
+        )
+    elif not above:
         lines.append("  parents   none: it was started from outside of every scope")
     children = [_line(child) for child in lineage.children(link)]
     lines += [f"  {'children' if number == 0 else '':9} {line}" for number, line in enumerate(children)]
