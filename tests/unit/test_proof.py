@@ -117,6 +117,15 @@ def test_an_artifact_that_is_too_long_for_one_entry() -> None:
             assert refused(less.encode(), log_keys=[log.tree.key.key]).reason is Reason.EVIDENCE_MISMATCH
 
 
+def test_o20_the_end_can_be_left_out() -> None:
+    whole = Bundle.parse(BUNDLES["standing"])
+    kept = tuple(item for item in whole.records if '"outcome"' not in item.entry)
+    assert len(kept) == len(whole.records) - 1
+    proven = verify(edited("standing", records=kept))
+    assert proven.chain.outcome is None
+    assert Step.OUTCOME in proven.skipped
+
+
 @pytest.mark.parametrize("name", STORIES)
 def test_each_field_of_the_bundle_counts(name: str) -> None:
     other = Bundle.parse(BUNDLES["standing" if name != "standing" else "launch"])
