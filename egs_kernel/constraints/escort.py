@@ -4,7 +4,8 @@ What a launcher installs and cannot take back (filters, no_new_privs, a Landlock
 (limits, umask, folder, environment, namespaces) the daemon stays with it:
 
 1. It is stopped at each system call. At the entry of its exec it has one thread, which is held: nothing in it can
-   change or make anything any more. Now, and not before, the grant is armed.
+   change or make anything any more. It is made to share its folder, umask and descriptors with nobody. Now, and not
+   before, the grant is armed.
 2. The kernel stops it again when the new image is there and has run nothing. What it is now is compared with what was
    signed. Any difference, and it is killed.
 
@@ -21,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.constraints.attest import Before, Plan, Stopped, confirm, inspect, require_single
+from egs_kernel.constraints.injection import injected, may_inject, share_nothing
 from egs_kernel.constraints.proc import Status, not_attested
 from egs_kernel.constraints.tracing import Stop, Traced
 
@@ -99,7 +101,7 @@ class Escort:
         if traced is None:
             raise not_attested(self._pid, "was not attested")
         traced.follow()
-        armed = False
+        alone = armed = False
         while True:
             traced.run()
             where = self._next_stop(traced)
@@ -111,10 +113,21 @@ class Escort:
                 return False
             if where is Stop.CALL and armed:
                 return False  # its exec failed: what it does now, nobody armed it for
-            if where is Stop.CALLS_EXEC:
-                require_single(Stopped(self._pid, Status(self._pid), self._before))
+            if where is not Stop.CALLS_EXEC:
+                alone = False  # it may have started another since
+                continue
+            require_single(Stopped(self._pid, Status(self._pid), self._before))
+            if alone or not may_inject():
                 arm()
                 armed = True
+            else:
+                self._set_alone(traced)  # it comes to the entry of this exec again
+                alone = True
+
+    def _set_alone(self, traced: Traced) -> None:
+        with injected(self._pid, at_call=True) as process:
+            share_nothing(process)
+        traced.follow()
 
     def _check_image(self) -> None:
         try:

@@ -27,6 +27,7 @@ DEADLINE: Final = 0.5
 MACHINE: Final = "x86_64"
 """The one whose registers are known here."""
 _CONVENTION: Final = 0xC000003E  # AUDIT_ARCH_X86_64
+_UNSHARE, _CLONE_FILES, _CLONE_FS = 272, 0x400, 0x200
 _INSTRUCTION: Final = 2  # bytes of `syscall`
 
 # linux/ptrace.h
@@ -141,9 +142,25 @@ class Injected:
         _set_registers(self.pid, registers)
 
 
+def share_nothing(process: Injected) -> None:
+    """Give it a table of descriptors, a folder and a umask that no other process has.
+
+    A process that it made with clone(CLONE_FILES | CLONE_FS) could change them otherwise, in the middle of anything.
+
+    Raises:
+        Refused: the kernel did not do it.
+    """
+    answer = process.call(_UNSHARE, _CLONE_FILES | _CLONE_FS)
+    if answer < 0:
+        raise not_attested(process.pid, f"shares its folder with others: {os.strerror(-answer)}")
+
+
 @contextmanager
-def injected(pid: int) -> Iterator[Injected]:
+def injected(pid: int, *, at_call: bool = False) -> Iterator[Injected]:
     """The process, ready to be made to call. It is stopped before and after, and makes its own call when it goes on.
+
+    `at_call`: it stands at the entry of a system call already, by this machine's own convention; else it is run to
+    one. The caller's ptrace options are gone afterwards.
 
     Its filters do not see our calls (the caller may see its filters at all for the same reasons). It must be
     stopped, by this thread; should this thread end meanwhile, the kernel kills it.
@@ -151,10 +168,11 @@ def injected(pid: int) -> Iterator[Injected]:
     Raises:
         Refused: it makes no system call in time, or one by another convention of the processor.
     """
-    _ptrace(_SETOPTIONS, pid, 0, _O_TRACESYSGOOD)
-    found = _next_call(pid, _ENTRY, _undelivered(pid))
-    if found.convention != _CONVENTION:
-        raise not_attested(pid, "makes system calls by another convention than this machine's own")
+    if not at_call:
+        _ptrace(_SETOPTIONS, pid, 0, _O_TRACESYSGOOD)
+        found = _next_call(pid, _ENTRY, _undelivered(pid))
+        if found.convention != _CONVENTION:
+            raise not_attested(pid, "makes system calls by another convention than this machine's own")
     _ptrace(_SETOPTIONS, pid, 0, _O_TRACESYSGOOD | _O_EXITKILL | _O_SUSPEND_SECCOMP)
     mask, everything = ctypes.c_uint64(), ctypes.c_uint64(_WORD)
     _ptrace(_GETSIGMASK, pid, ctypes.sizeof(mask), ctypes.addressof(mask))

@@ -13,6 +13,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from egs_kernel.constraints.injection import share_nothing
 from egs_kernel.constraints.landlock import FILESYSTEM, LOGS_NEED_ABI, ON_FILES, Access, PathRule, Plan
 from egs_kernel.constraints.proc import descriptors, not_attested
 from egs_kernel.errors import Refused
@@ -32,9 +33,8 @@ _LOG_NEW_EXEC_ON: Final = 1 << 1
 _NO_MAGICLINKS, _NO_SYMLINKS, _IN_ROOT = 0x02, 0x04, 0x10
 
 # On x86-64, which `injection` is for.
-_KCMP, _PRCTL, _UNSHARE, _CLOSE = 312, 157, 272, 3
+_KCMP, _PRCTL, _CLOSE = 312, 157, 3
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_CLONE_FILES, _CLONE_FS = 0x400, 0x200
 _LAYERS_FULL: Final = -errno.E2BIG
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -113,8 +113,7 @@ def impose(process: Injected, ruleset: int, abi: int) -> None:
     Raises:
         Refused: it did not take the descriptor, or the kernel did not do it.
     """
-    # Whoever shares its table of descriptors could exchange the descriptor; whoever shares its folder, the folder.
-    _require(process, process.call(_UNSHARE, _CLONE_FILES | _CLONE_FS), "unshare")
+    share_nothing(process)  # whoever shares its table of descriptors could exchange the descriptor
     descriptor = _descriptor_of(process.pid, ruleset)
     _require(process, process.call(_PRCTL, _PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
     flags = _LOG_NEW_EXEC_ON if abi >= LOGS_NEED_ABI else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import resource
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,6 +13,7 @@ from egs_kernel.audit.entries import Exec
 from egs_kernel.model import Reason, Verdict
 from tests.constraining import Acts, compile_acts
 from tests.harness import BIN, PATIENCE, REPOSITORY
+from tests.landlock import HERE
 from tests.refusals import REFUSED
 from tests.running import SECONDS, Running, running_on_disk
 
@@ -242,20 +243,37 @@ def test_o16_root_leaves_its_cgroup(running: Running, acts: Acts) -> None:
         process.kill()
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of clone")
-def test_o17_a_child_of_the_launcher_changes_its_umask_later(acts: Acts) -> None:
-    act = """
+@HERE
+def test_a_child_of_the_launcher_changes_nothing_of_the_program_later(acts: Acts) -> None:
+    """Made with CLONE_FS it had the program's folder and umask, and changed them while the program runs."""
+    changed = acts.program.with_name("changed")
+    act = f"""
 libc = ctypes.CDLL(None)
 program = os.getpid()
 if libc.syscall(56, 0x200 | 17, 0, 0, 0, 0) == 0:  # clone(CLONE_FS | SIGCHLD)
-    done = ("Name:\\tacts-copy\\n", "TracerPid:\\t0\\n")  # before that, it is killed for it
-    while not all(word in open(f"/proc/{program}/status").read() for word in done):
-        time.sleep(0.001)
+    while open(f"/proc/{{program}}/comm").read().strip() != "acts-copy":
+        pass
     os.umask(0)
+    os.close(os.open({str(changed)!r}, os.O_CREAT))
     os._exit(0)
 """
-    done = acts.lie(acts.issue('[process]\numask = "0077"\n'), _before_exec(act), "waits", "77")
-    assert "umask 0000" in done.stdout, done
+    done = acts.lie(acts.issue('[process]\numask = "0077"\n'), _before_exec(act), "waits", str(changed))
+    assert changed.exists()
+    assert "umask 0077" in done.stdout, done
+
+
+def test_o17_another_process_of_the_same_user_lowers_a_limit(acts: Acts, running: Running) -> None:
+    artifact = acts.issue("[resources]\nopenFiles = 64\n")
+    command = [str(BIN / "egs"), "run", "--artifact", str(artifact), str(acts.program), "tree", "0"]
+    with subprocess.Popen(
+        command, env=running.instance.environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"pid {process.pid}\n"
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (64, 64)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (8, 8))
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (8, 8)
+        process.kill()
 
 
 def _before_exec(act: str) -> str:

@@ -156,20 +156,6 @@ static int starts(char **argv)
 	return 0;
 }
 
-static long own_umask(void)
-{
-	char line[256];
-	long mask = -1;
-	FILE *status = fopen("/proc/self/status", "r");
-
-	while (status && fgets(line, sizeof(line), status))
-		if (!strncmp(line, "Umask:", 6))
-			mask = strtol(line + 6, 0, 8);
-	if (status)
-		fclose(status);
-	return mask;
-}
-
 static int shows_itself(void)
 {
 	static char line[256];
@@ -192,10 +178,10 @@ static int asks(char **argv)
 	return 0;
 }
 
-/* Shows itself when somebody else has changed its umask, or after ten seconds. */
-static int waits(const char *mask)
+/* Shows itself when there is a file of that name, or after ten seconds. */
+static int waits(const char *name)
 {
-	for (int i = 0; i < 1000 && own_umask() == strtol(mask, 0, 8); i++)
+	for (int i = 0; i < 1000 && access(name, F_OK) != 0; i++)
 		usleep(10000);
 	return shows_itself();
 }
