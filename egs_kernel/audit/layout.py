@@ -108,11 +108,7 @@ def missing(tile: Tile) -> RecordError:
 
 
 class TileFolder:
-    """The tiles and bundles of a record's folder, read one by one.
-
-    A partial tile is part of the full one where that is there already; otherwise it is rebuilt from the level below, which has
-    full tiles for each of its hashes. So nothing depends on the files of partial tiles, which are not synced.
-    """
+    """The tiles and bundles of a record's folder, read one by one."""
 
     def __init__(self, folder: Path, cold: Path | None = None) -> None:
         """Of the record in `folder`; `cold`: where bundles of long ago were moved to (`egs audit archive`)."""
@@ -126,13 +122,27 @@ class TileFolder:
             RecordError: RECORD_CORRUPT: it is missing, or a tile of the wrong length.
             OSError: it cannot be read.
         """
-        content = self._content(tile.full)
-        if content is None and tile.level and tile.width < WIDTH:
+        for place in (tile.full, tile, tile.full):  # a partial one goes when the full one is there
+            content = self._content(place)
+            if content is not None:
+                return content if tile.level is None else content[: tile.width * HASH_BYTES]
+        raise missing(tile)
+
+    def read_full(self, tile: Tile) -> bytes:
+        """The same, out of full tiles alone, which are synced when a record depends on them; partial ones never are.
+
+        A partial tile is part of the full one where that is there; otherwise it is made of the level below, which has a full
+        tile for each of its hashes.
+
+        Raises:
+            RecordError: RECORD_CORRUPT: one is missing, or of the wrong length.
+            OSError: one cannot be read.
+        """
+        if tile.level and tile.width < WIDTH and find(self._folder, self._cold, tile.full) is None:
             first = tile.index * WIDTH
             below = (Tile(tile.level - 1, index) for index in range(first, first + tile.width))
-            return b"".join([complete_root(self.read(each)) for each in below])
-        if content is None:
-            content = self._content(tile)
+            return b"".join([complete_root(self.read_full(each)) for each in below])
+        content = self._content(tile.full)
         if content is None:
             raise missing(tile)
         return content if tile.level is None else content[: tile.width * HASH_BYTES]

@@ -78,7 +78,7 @@ def recover(folder: Path, files: Files, origin: str, keys: Sequence[VerifierKey]
     _require_whole(folder, journal, published, state)
     base = max(journal.first, state.synced // WIDTH * WIDTH)
     tiles = TileFolder(folder)
-    frontier = Frontier.of(base, nodes_of(tiles.read, base))
+    frontier = Frontier.of(base, nodes_of(tiles.read_full, base))
     _check_roots(journal, frontier, tiles, published, state)
     if journal.note is not None:
         open_checkpoint(journal.note, origin, keys)
@@ -179,7 +179,7 @@ def _check_roots(
     noted = [(state.size, bytes.fromhex(state.root), STATE)] if state.size else []
     if published is not None:
         noted.append((published.size, published.root, CHECKPOINT))
-    roots = {size: root(size, nodes_of(tiles.read, size)) for size, _root, _name in noted if size <= base}
+    roots = {size: root(size, nodes_of(tiles.read_full, size)) for size, _root, _name in noted if size <= base}
     sizes = {size for size, _root, _name in noted}
     for frame, _batch in journal.batches(frontier):
         if frame.size in sizes:
@@ -196,7 +196,7 @@ def _check_roots(
 
 def _first_difference(journal: _Journal, tiles: TileFolder, base: int) -> int:
     """The first entry of the first frame with another root than its checkpoint's."""
-    frontier = Frontier.of(base, nodes_of(tiles.read, base))
+    frontier = Frontier.of(base, nodes_of(tiles.read_full, base))
     for frame, _batch in journal.batches(frontier):
         if frontier.root() != _root_in(frame.note):
             return frame.first
@@ -226,8 +226,8 @@ def _repair(folder: Path, files: Files, journal: _Journal) -> Segments:
 
 
 def _republish(files: Files, folder: Path, journal: _Journal, base: int) -> Publisher:
-    publisher = Publisher(folder, files, Edge.of(base, TileFolder(folder).read))
-    frontier = Frontier.of(base, nodes_of(TileFolder(folder).read, base))
+    publisher = Publisher(folder, files, Edge.of(base, TileFolder(folder).read_full))
+    frontier = Frontier.of(base, nodes_of(TileFolder(folder).read_full, base))
     for _frame, batch in journal.batches(frontier):
         publisher.take(batch)
         publisher.write()

@@ -27,6 +27,7 @@ from tests.bench import (
     hooks_command,
     launches,
     loading,
+    log,
     machine,
     report,
     verifying,
@@ -83,6 +84,9 @@ QUICK: Final = Plan(
 
 def main() -> None:
     """Measure, print, and write results and document."""
+    if sys.argv[1:2] == ["log"]:
+        log.main(sys.argv[2:])
+        return
     if os.geteuid() != 0:
         sys.exit("bench: it loads the gate, and must be root")
     if sys.argv[1:2] == ["hooks"]:

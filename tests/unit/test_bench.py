@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import constraints, guards, machine, report, subject
+from tests.bench import constraints, guards, log, machine, report, subject
 from tests.bench.__main__ import DOCUMENT
 from tests.bench.stats import compare, median, median_ranks, quantile, rotated, summarize
 
