@@ -95,7 +95,7 @@ def conditions(draw: st.DrawFn, argument: int) -> Condition:
 
 
 @given(st.data())
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_every_value_is_in_exactly_one_part(data: st.DataObject) -> None:
     chosen = [
         data.draw(conditions(argument)) for argument in data.draw(st.sets(st.integers(0, 5), max_size=2))
