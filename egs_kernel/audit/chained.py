@@ -172,7 +172,8 @@ class _Story:
         if event is None or not allowing:
             return self._decisions[-1] if self._decisions else (self._subject, None)
         item, decision = allowing[-1]
-        armed = decision.request is not None
+        # A listed child runs by what was decided for another process: the one that it descends from.
+        armed = decision.request is not None and event.grant_kind is not GrantKind.CHILD
         if armed and decision.task != TaskIdentity(event.pid, event.start_ticks):
             raise mismatch(f"entry {item.seq}", "it was decided for another process")
         if not self._held and item.seq > self._subject.seq:
@@ -182,7 +183,9 @@ class _Story:
     def _require_decided_for(self, item: Recorded) -> None:
         """What was asked, verified and decided is of one request, or of the exec's standing artifact."""
         request, event = _request_of(item), self._event
-        if event is not None and event.grant_kind is GrantKind.STANDING:
+        kind = GrantKind.NONE if event is None else event.grant_kind
+        stood = kind is GrantKind.STANDING or (kind is GrantKind.CHILD and request is None)
+        if event is not None and stood:
             if request is not None or _artifact_id(item) != event.artifact_id:
                 self._stranger(item, "it is about another artifact")
             return

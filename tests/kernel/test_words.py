@@ -274,6 +274,9 @@ def test_listed_children(running: Running, acts: Acts) -> None:
     (executed,) = running.wait_for_exec(child, Verdict.ALLOW)
     assert (executed.event.grant_kind, executed.use_until) == (GrantKind.CHILD, None)
     assert executed.event.artifact_id == artifact_id(parse_envelope(artifact.read_bytes()))
+    bundle = str(running.folder / "child.proof")
+    running.instance.egs("proof", "export", str(executed.event.execution), "--out", bundle)
+    running.instance.egs("proof", "verify", bundle, "--trust", str(running.instance.paths.trust))
     for refused, reason in ((standing, Reason.CHILD_REFUSED), (acts.program, Reason.CHILD_REFUSED)):
         assert running.run(*run, str(refused), "1").stdout == f"status {WAIT_STATUS}\n"
         assert reason_of(running, refused) is reason
