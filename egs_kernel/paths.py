@@ -75,8 +75,8 @@ class Paths:
 
     @property
     def index(self) -> Path:
-        """Indexes of the record, which can be deleted."""
-        return self.state_dir / "index"
+        """Indexes of the record, which can be deleted. No state: what a sealed gate keeps cannot be written."""
+        return self.state_dir.parent.parent / "cache" / self.state_dir.name
 
     @property
     def cosigned(self) -> Path:

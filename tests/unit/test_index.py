@@ -171,7 +171,7 @@ def test_it_stands_beside_the_record_or_in_a_cache(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["audit", "query", "--type", "refusal"]) == 0
-    place = tmp_path / "var/lib/egs/index/record.sqlite"
+    place = tmp_path / "var/cache/egs/record.sqlite"
     assert place.exists()
     shutil.rmtree(place.parent)
     place.parent.write_text("in the way")
@@ -202,7 +202,7 @@ def test_the_caller_that_may_not_write_uses_a_cache(
 
 def test_reindex(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audit", "reindex"]) == 0
-    place = tmp_path / "var/lib/egs/index/record.sqlite"
+    place = tmp_path / "var/cache/egs/record.sqlite"
     assert f"{len(chains.story())} entries in {place}" in capsys.readouterr().out
     changed(place, "DELETE FROM entries WHERE type = 'refusal'")
     run(["audit", "query", "--type", "refusal"])

@@ -67,21 +67,22 @@ def open_index(path: Path, place: Path | None, cold: Path | None = None) -> Iter
 
 
 def index_place(path: Path) -> Path | None:
-    """Where the index of the record at `path` is: beside the record, or in the caller's cache; None where neither can be."""
+    """Where the index of the record at `path` is: in the instance's cache, or the caller's; None where neither can be."""
     paths = Paths.from_environment()
     name = "record" if path == paths.record else hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path(os.environ.get("HOME", "/nonexistent")) / ".cache")
-    if _usable(paths.index):
+    if _usable(paths.index, paths.state_dir):
         return paths.index / f"{name}.sqlite"
-    if _usable(Path(cache)) and _usable(Path(cache) / "egs"):
+    if _usable(Path(cache) / "egs", Path(cache).parent):
         return Path(cache) / "egs" / f"{name}.sqlite"
     return None
 
 
-def _usable(folder: Path) -> bool:
-    """Whether it is there or can be made, is the caller's to write, and nobody else's."""
+def _usable(folder: Path, existing: Path) -> bool:
+    """Whether it is there or can be made, where `existing` is, is the caller's to write, and nobody else's."""
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        existing.stat()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_private_folder(folder)
     except (OSError, UnsafePath):
         return False
