@@ -220,6 +220,7 @@ def _summary(proven: Proven) -> dict[str, Any]:
         "ran": chain.ran,
         "verdict": verdict,
         "reason": reason,
+        "enforced": None if event is None else event.enforced,
         "program": event.filename
         if event is not None
         else chain.intent.program
@@ -255,6 +256,8 @@ def _words(proven: Proven) -> list[str]:
         )
     else:
         what = "did not run"
+    if found["enforced"] is False:
+        what += " (observed only: its scope does not enforce)"
     by = (
         f"artifact {found['artifact']}, signed by {', '.join(found['signers'])}"
         if found["artifact"]
