@@ -15,18 +15,19 @@ from egs_kernel.constraints.handed import require_no_network
 from egs_kernel.constraints.injection import MACHINE, injected, may_inject
 from egs_kernel.constraints.landlock import EXECUTE, PathRule, Plan
 from egs_kernel.constraints.namespaces import NEEDED, isolate, may_isolate, network_of
-from egs_kernel.constraints.proc import not_attested
+from egs_kernel.constraints.proc import not_attested, task_identity
 from egs_kernel.constraints.reach import SINCE_ABI, enforceable
 from egs_kernel.constraints.rulesets import create, impose, kernel_abi
 from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.constraints.view import View, open_root, require_trusted_view, view_of
-from egs_kernel.errors import HostLacks
+from egs_kernel.errors import HostLacks, Refused
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from egs_kernel.constraints.reach import Reach
+    from egs_kernel.model import TaskIdentity
 
 
 def require_landlock() -> None:
@@ -71,14 +72,15 @@ class Confinement:
     """One launcher's. `prepare` first; `part` is for its attestation; `close` at the end, whatever happened.
 
     Args:
-        pid: the launcher.
+        task: the launcher. Nothing is done to another process that came to bear its number.
         reach: what it may reach.
         program: a descriptor of what it will execute.
         named: paths that belong to what it executes: they need not be signed as roots as well.
     """
 
-    def __init__(self, pid: int, reach: Reach, program: int, named: Iterable[str]) -> None:
-        self._pid = pid
+    def __init__(self, task: TaskIdentity, reach: Reach, program: int, named: Iterable[str]) -> None:
+        self._task = task
+        self._pid = task.pid
         self._reach = reach
         self._program = program
         self._named = tuple(named)
@@ -124,6 +126,7 @@ class Confinement:
             os.close(root)
 
     def _isolate(self) -> None:
+        self._require_task()
         with injected(self._pid) as process:
             isolate(process)
         self._network = network_of(self._pid)
@@ -131,6 +134,7 @@ class Confinement:
     def _impose(self, process: Stopped) -> None:
         if self._ruleset is None:
             raise not_attested(self._pid, "was sent no ruleset")
+        self._require_task()
         with injected(process.pid) as called:
             impose(called, self._ruleset, kernel_abi())
         self._require_view(process.pid)
@@ -142,6 +146,11 @@ class Confinement:
             raise not_attested(process.pid, "has left its network namespace")
         if self._reach.no_sockets:
             require_no_network(process.pid)
+
+    def _require_task(self) -> None:
+        """While it is held, its number is its own."""
+        if task_identity(self._pid) != self._task:
+            raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone, and another process bears its pid")
 
     def _require_view(self, pid: int) -> None:
         if view_of(pid) != self._view:

@@ -18,11 +18,12 @@ from egs_kernel.constraints.attest import Before, attest, confirm
 from egs_kernel.constraints.attest import Plan as Attested
 from egs_kernel.constraints.confinement import Confinement
 from egs_kernel.constraints.landlock import Plan, plan
+from egs_kernel.constraints.proc import task_identity
 from egs_kernel.constraints.reach import Reach
 from egs_kernel.constraints.rulesets import kernel_abi
 from egs_kernel.constraints.tracing import while_stopped
 from egs_kernel.errors import Refused
-from egs_kernel.model import Reason
+from egs_kernel.model import Reason, TaskIdentity
 from tests.harness import COMMAND_SECONDS
 from tests.landlock import FILES, HERE, PORTS
 from tests.running import disk_folder
@@ -71,7 +72,7 @@ class Launcher:
 
     def confine(self, reach: Reach) -> dict[str, int]:
         """All that the daemon does; what the program then printed: words and numbers."""
-        confinement = Confinement(self.pid, reach, os.open(PYTHON, os.O_PATH), ())
+        confinement = Confinement(task_identity(self.pid), reach, os.open(PYTHON, os.O_PATH), ())
         try:
             self.daemon.recv(1)
             confinement.prepare()
@@ -313,6 +314,19 @@ def test_ports_are_those_that_were_signed() -> None:
             free = it.confine(Reach())
     assert found == {"one": 0, "two": errno.EACCES, "bind": errno.EACCES}
     assert not any(free.values())
+
+
+def test_nothing_is_done_to_a_process_that_came_to_bear_the_launchers_number() -> None:
+    with launcher() as it:
+        was = TaskIdentity(it.pid, 1)
+        confinement = Confinement(
+            was, Reach(own_network=True, no_sockets=True), os.open(PYTHON, os.O_PATH), ()
+        )
+        network = Path(f"/proc/{it.pid}/ns/net").readlink()
+        with pytest.raises(Refused) as caught:
+            confinement.prepare()
+        assert caught.value.reason is Reason.LAUNCHER_LOST
+        assert Path(f"/proc/{it.pid}/ns/net").readlink() == network
 
 
 def test_where_the_kernel_permits_no_user_namespace_the_host_lacks_it() -> None:
