@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from egs_kernel.audit.entries import Exec, Outcome, Refusal
-from egs_kernel.model import Verdict
 from tests.harness import BIN
 from tests.worker import INT80, SIGSYS, add_worker, run, said
 
@@ -97,10 +96,9 @@ def test_a_program_that_it_starts(system: Running) -> None:
 
 def refusals_of(system: Running, source: str) -> list[str]:
     """What the record says that a program was refused, when it has ended."""
-    before = len(system.entries(Exec))
-    assert said(system, DEFAULT, source)[-1] == "EPERM"
-    allowed = [entry.event for entry in system.entries(Exec)[before:] if entry.event.verdict is Verdict.ALLOW]
-    execution = allowed[0].execution
+    pid, *_, last = said(system, DEFAULT, f"print(os.getpid())\n{source}")
+    assert last == "EPERM"
+    execution = system.wait_for(Exec, lambda entry: entry.event.pid == int(pid)).event.execution
     system.wait_for(Outcome, lambda entry: entry.event.execution == execution)
     # The refusal of another program comes after whatever this one's is.
     assert said(system, DEFAULT, "told(lambda: 'EPERM' if libc.unshare(0) < 0 else None)")[-1] == "EPERM"
