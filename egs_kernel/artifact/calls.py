@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta
+
+from egs_kernel.artifact.strict import Strict
 
 WHOLE_HALF: Final = 2**32 - 1
 
@@ -14,13 +15,7 @@ SyscallName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s
 ProfileName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?![\s\S]*[^a-z0-9-])[a-z]")]
 
 
-class _Struct(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
-):
-    """As in statement.py: immutable, strict, and written without the fields that say nothing."""
-
-
-class SyscallRule(_Struct, frozen=True):
+class SyscallRule(Strict, frozen=True):
     """What an argument of a call must look like for the call to pass.
 
     The low half (32 bits) of argument `argument`, as far as `mask` says, is one of `values` (`eq`) or none of them
@@ -34,7 +29,7 @@ class SyscallRule(_Struct, frozen=True):
     mask: Annotated[int, Meta(ge=1, le=WHOLE_HALF)] = WHOLE_HALF
 
 
-class SyscallConstraint(_Struct, frozen=True):
+class SyscallConstraint(Strict, frozen=True):
     """Which system calls the program may make: a base profile, and lists and rules that change it.
 
     `architectures`: the processor's other conventions that the program may use as well.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta
+
+from egs_kernel.artifact.strict import Strict
 
 _CAPABILITIES: Final = (
     "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service "
@@ -25,10 +26,8 @@ CapabilityName = Annotated[str, Meta(min_length=3, max_length=32, pattern=r"^(?!
 Umask = Annotated[str, Meta(min_length=4, max_length=4, pattern=r"^(?![\s\S]*[^0-7])0")]
 
 
-class _Struct(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
-):
-    """As in statement.py: immutable, strict, and written without the fields that say nothing."""
+class _Word(Strict, frozen=True):
+    """A constraint word whose fields are all optional."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -36,7 +35,7 @@ class _Struct(
         return tuple(word for word in self.__struct_fields__ if getattr(self, word) is not None)
 
 
-class ResourceConstraint(_Struct, frozen=True):
+class ResourceConstraint(_Word, frozen=True):
     """What the execution may use at most. Sizes are bytes, times are seconds.
 
     Of the whole tree that it starts: `memory` (swap is none), `processes` (threads count), `cpu_percent` (of one
@@ -74,7 +73,7 @@ class ResourceConstraint(_Struct, frozen=True):
         return len(self.needs) > 1
 
 
-class ProcessConstraint(_Struct, frozen=True):
+class ProcessConstraint(_Word, frozen=True):
     """What the program may become, and what it may start.
 
     `children`: none, no process and no further exec; listed, the artifact's subjects of the role child and no

@@ -21,6 +21,7 @@ from egs_kernel.artifact.statement import (
     decode_statement,
     parse_time,
 )
+from egs_kernel.artifact.strict import Strict
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,13 +31,7 @@ MAX_DAYS: Final = 7
 """How long a maintenance may last: what is forgotten ends."""
 
 
-class _Struct(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
-):
-    """As in statement.py: immutable, strict, and written without the fields that say nothing."""
-
-
-class HostSubject(_Struct, frozen=True):
+class HostSubject(Strict, frozen=True):
     """A host that may be changed."""
 
     name: Label
@@ -47,7 +42,7 @@ class HostSubject(_Struct, frozen=True):
             raise ValueError("a subject's digest is the SHA-256 of its name, the host id")
 
 
-class MaintenancePredicate(_Struct, frozen=True):
+class MaintenancePredicate(Strict, frozen=True):
     """The seal is lifted from `not_before` on, until before `not_after`."""
 
     issued_at: Time
@@ -72,7 +67,7 @@ class MaintenancePredicate(_Struct, frozen=True):
         return parse_time(self.not_before), parse_time(self.not_after)
 
 
-class MaintenanceStatement(_Struct, frozen=True):
+class MaintenanceStatement(Strict, frozen=True):
     """An in-toto Statement v1 that lifts the seal of hosts."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = field(name="_type")

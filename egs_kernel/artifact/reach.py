@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
-_PLAIN = (
-    r"^(?![\s\S]*[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069])"  # as in statement.py
-)
+from egs_kernel.artifact.strict import PLAIN, Strict
 
 # In its one form: no empty, `.` or `..` part, and no slash at the end.
 RootPath = Annotated[
@@ -17,19 +14,13 @@ RootPath = Annotated[
     Meta(
         min_length=1,
         max_length=4095,
-        pattern=_PLAIN + r"(?![\s\S]*//)(?![\s\S]*/\.{1,2}(/|$))(?![\s\S]+/$)/",
+        pattern=PLAIN + r"(?![\s\S]*//)(?![\s\S]*/\.{1,2}(/|$))(?![\s\S]+/$)/",
     ),
 ]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
-class _Struct(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
-):
-    """As in statement.py: immutable, strict, and written without the fields that say nothing."""
-
-
-class FilesystemConstraint(_Struct, frozen=True):
+class FilesystemConstraint(Strict, frozen=True):
     """Which files it may use: those below the roots, and no others.
 
     `write` does not include `read`; `execute` does. `base` adds what a dynamically linked program needs. `degrade`
@@ -55,7 +46,7 @@ class FilesystemConstraint(_Struct, frozen=True):
         return ("filesystem", *(need for word, need in parts.items() if word not in self.degrade))
 
 
-class NetworkConstraint(_Struct, frozen=True):
+class NetworkConstraint(Strict, frozen=True):
     """Which network it may use.
 
     `none`: only a loopback of its own. `ports`: TCP, by port, and UDP if `udp` says so. `abstract`: to which abstract Unix

@@ -19,6 +19,7 @@ from egs_kernel.artifact.canonical import decode_canonical
 from egs_kernel.artifact.envelope import type_error
 from egs_kernel.artifact.limits import ProcessConstraint, ResourceConstraint
 from egs_kernel.artifact.reach import FilesystemConstraint, NetworkConstraint
+from egs_kernel.artifact.strict import PLAIN, Strict
 from egs_kernel.artifact.variables import loads_code
 from egs_kernel.errors import Refused
 from egs_kernel.model import ARGV_MAX, Reason
@@ -28,14 +29,10 @@ PREDICATE_TYPE: Final = "urn:egs-001:execution-authorization:v1"
 ANY: Final = "*"
 """In `intent.argv`: exactly one argument of any content."""
 
-# No control characters (a terminal obeys them) and no bidirectional overrides (a reader is misled by
-# them). Written as "nothing forbidden anywhere", because `$` also matches before a final newline.
-_PLAIN = r"^(?![\s\S]*[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069])"
-
-Text = Annotated[str, Meta(min_length=1, max_length=1024, pattern=_PLAIN)]
-Label = Annotated[str, Meta(min_length=1, max_length=256, pattern=_PLAIN)]
-Argument = Annotated[str, Meta(max_length=ARGV_MAX, pattern=_PLAIN)]
-AbsolutePath = Annotated[str, Meta(min_length=1, max_length=4095, pattern=_PLAIN + "/")]
+Text = Annotated[str, Meta(min_length=1, max_length=1024, pattern=PLAIN)]
+Label = Annotated[str, Meta(min_length=1, max_length=256, pattern=PLAIN)]
+Argument = Annotated[str, Meta(max_length=ARGV_MAX, pattern=PLAIN)]
+AbsolutePath = Annotated[str, Meta(min_length=1, max_length=4095, pattern=PLAIN + "/")]
 Sha256 = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^(?![\s\S]*[^0-9a-f])")]
 Time = Annotated[
     str,
@@ -56,12 +53,6 @@ VariableName = Annotated[
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
-class _Struct(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"
-):
-    """What all of them are: immutable, strict, and written without the fields that say nothing."""
-
-
 class SubjectRole(Enum):
     """What a subject is to the execution. The first subject, and only it, is the program."""
 
@@ -71,19 +62,19 @@ class SubjectRole(Enum):
     CHILD = "child"
 
 
-class Digest(_Struct, frozen=True):
+class Digest(Strict, frozen=True):
     """The digest set of a subject: SHA-256 alone, lower-case hex."""
 
     sha256: Sha256
 
 
-class Annotations(_Struct, frozen=True):
+class Annotations(Strict, frozen=True):
     """in-toto's annotations of a subject: ours holds the role."""
 
     role: SubjectRole
 
 
-class Subject(_Struct, frozen=True):
+class Subject(Strict, frozen=True):
     """A file that the artifact authorizes, by digest. `name` says where it is; the digest decides."""
 
     name: AbsolutePath
@@ -96,7 +87,7 @@ class Subject(_Struct, frozen=True):
         return self.annotations.role
 
 
-class Identity(_Struct, frozen=True):
+class Identity(Strict, frozen=True):
     """Who may execute, and where. Every field that is present must hold."""
 
     user: AccountName | None = None
@@ -108,14 +99,14 @@ class Identity(_Struct, frozen=True):
     cgroup: AbsolutePath | None = None
 
 
-class Scope(_Struct, frozen=True):
+class Scope(Strict, frozen=True):
     """The policy scope: its name on the host, and the digest of the policy set that was evaluated."""
 
     name: ScopeName
     policy_digest: Sha256 | None = None
 
 
-class EnvironmentRules(_Struct, frozen=True):
+class EnvironmentRules(Strict, frozen=True):
     """The whole environment: variables with any value (`allow`), and with exactly one (`set`)."""
 
     allow: Annotated[tuple[VariableName, ...], Meta(max_length=256)] = ()
@@ -127,7 +118,7 @@ class EnvironmentRules(_Struct, frozen=True):
                 raise ValueError(f"{name} makes programs load code: fix its value under set")
 
 
-class DeclaredIntent(_Struct, frozen=True):
+class DeclaredIntent(Strict, frozen=True):
     """What is to be executed. `argv` absent leaves the arguments free; `*` in it frees one argument."""
 
     argv: Annotated[tuple[Argument, ...], Meta(min_length=1, max_length=1024)] | None = None
@@ -140,7 +131,7 @@ class DeclaredIntent(_Struct, frozen=True):
             raise ValueError(f"argv has more than {ARGV_MAX} bytes, a NUL after each argument included")
 
 
-class CodeConstraint(_Struct, frozen=True):
+class CodeConstraint(Strict, frozen=True):
     """Which code the program may run. `anonymous`: executable memory of no file, such as a compiler at run time makes."""
 
     anonymous: Literal["allowed", "refused"]
@@ -156,7 +147,7 @@ class CodeConstraint(_Struct, frozen=True):
         return False
 
 
-class Constraints(_Struct, frozen=True):
+class Constraints(Strict, frozen=True):
     """What holds while it runs. A word that this version does not know is refused."""
 
     syscalls: SyscallConstraint | None = None
@@ -205,7 +196,7 @@ class Constraints(_Struct, frozen=True):
         return self.code is not None and self.code.anonymous == "refused"
 
 
-class Lineage(_Struct, frozen=True):
+class Lineage(Strict, frozen=True):
     """Where this authorization comes from."""
 
     parent_artifact: Sha256 | None = None
@@ -214,7 +205,7 @@ class Lineage(_Struct, frozen=True):
     intent_digest: Sha256 | None = None
 
 
-class Governance(_Struct, frozen=True):
+class Governance(Strict, frozen=True):
     """Who decided, and by what."""
 
     issuer: Label | None = None
@@ -225,7 +216,7 @@ class Governance(_Struct, frozen=True):
     determining_policies: Annotated[tuple[Label, ...], Meta(max_length=256)] = ()
 
 
-class Predicate(_Struct, frozen=True):
+class Predicate(Strict, frozen=True):
     """The execution authorization. Valid from `not_before` on, until before `not_after`."""
 
     issued_at: Time
@@ -265,7 +256,7 @@ class Predicate(_Struct, frozen=True):
         return parse_time(self.not_before), parse_time(self.not_after)
 
 
-class Statement(_Struct, frozen=True):
+class Statement(Strict, frozen=True):
     """An in-toto Statement v1 that authorizes an execution."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = field(name="_type")

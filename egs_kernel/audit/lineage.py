@@ -272,7 +272,9 @@ class Lineage:
             return list(self._finder.find(request=str(event.execution), boot=boot))
         if event.grant_kind is GrantKind.STANDING:
             return self._standing(event.artifact_id, recorded.seq)
-        if event.grant_kind is GrantKind.CHILD:  # by what was decided for the one that started it, or that one's
+        if (
+            event.grant_kind is GrantKind.CHILD
+        ):  # by what was decided for the one that started it, or that one's
             above = next(self._execs(execution=str(event.parent_execution), boot=boot), None)
             return [] if above is None else self._decided(above, boot)
         wanted = {"type": "decision", "pid": event.pid, "start": str(event.start_ticks), "boot": boot}
