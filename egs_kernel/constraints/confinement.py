@@ -15,7 +15,7 @@ from egs_kernel.constraints.handed import require_no_network
 from egs_kernel.constraints.injection import MACHINE, injected, may_inject
 from egs_kernel.constraints.landlock import EXECUTE, PathRule, Plan
 from egs_kernel.constraints.namespaces import NEEDED, isolate, may_isolate, network_of
-from egs_kernel.constraints.proc import not_attested, task_identity
+from egs_kernel.constraints.proc import Status, not_attested, task_identity
 from egs_kernel.constraints.reach import SINCE_ABI, enforceable
 from egs_kernel.constraints.rulesets import create, impose, kernel_abi
 from egs_kernel.constraints.tracing import while_stopped
@@ -73,13 +73,18 @@ class Confinement:
 
     Args:
         task: the launcher. Nothing is done to another process that came to bear its number.
+        uid: the user who asked. Nothing is done to a program that the launcher executed and that has other privileges:
+            it would not know what became of it (that is why the kernel wants no_new_privs before Landlock).
         reach: what it may reach.
         program: a descriptor of what it will execute.
         named: paths that belong to what it executes: they need not be signed as roots as well.
     """
 
-    def __init__(self, task: TaskIdentity, reach: Reach, program: int, named: Iterable[str]) -> None:
+    def __init__(
+        self, task: TaskIdentity, uid: int, reach: Reach, program: int, named: Iterable[str]
+    ) -> None:
         self._task = task
+        self._uid = uid
         self._pid = task.pid
         self._reach = reach
         self._program = program
@@ -126,7 +131,7 @@ class Confinement:
             os.close(root)
 
     def _isolate(self) -> None:
-        self._require_task()
+        self._require_itself()
         with injected(self._pid) as process:
             isolate(process)
         self._network = network_of(self._pid)
@@ -134,7 +139,7 @@ class Confinement:
     def _impose(self, process: Stopped) -> None:
         if self._ruleset is None:
             raise not_attested(self._pid, "was sent no ruleset")
-        self._require_task()
+        self._require_itself()
         with injected(process.pid) as called:
             impose(called, self._ruleset, kernel_abi())
         self._require_view(process.pid)
@@ -147,10 +152,16 @@ class Confinement:
         if self._reach.no_sockets:
             require_no_network(process.pid)
 
-    def _require_task(self) -> None:
-        """While it is held, its number is its own."""
+    def _require_itself(self) -> None:
+        """While it is held: it is who asked, and has what an exec without privileges gives."""
         if task_identity(self._pid) != self._task:
             raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone, and another process bears its pid")
+        status = Status(self._pid)
+        permitted, ambient = status.number("CapPrm", base=16), status.number("CapAmb", base=16)
+        own_namespace = self._network is not None  # where it has all capabilities, until its exec
+        gained = self._uid != 0 and permitted != ambient and not own_namespace
+        if set(status.numbers("Uid")) != {self._uid} or len(set(status.numbers("Gid"))) != 1 or gained:
+            raise not_attested(self._pid, "has executed a program with other privileges")
 
     def _require_view(self, pid: int) -> None:
         if view_of(pid) != self._view:

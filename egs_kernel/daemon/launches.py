@@ -205,7 +205,9 @@ class Launches:
         if plan.reach.unlimited:
             return await self._attest(connection, decided, plan)
         code = [subject.name for subject in decided.artifact.statement.subject[1:]]
-        confinement = Confinement(decided.task, plan.reach, program, [decided.program.path, *code])
+        confinement = Confinement(
+            decided.task, connection.peer.uid, plan.reach, program, [decided.program.path, *code]
+        )
         try:
             await asyncio.get_running_loop().run_in_executor(None, confinement.prepare)
             whole = replace(plan, parts=(*plan.parts, confinement.part))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -65,14 +66,15 @@ def attempt(name, action):
 class Launcher:
     """A process that behaves as a launcher, but for what a test has it do."""
 
-    def __init__(self, process: subprocess.Popen[str], daemon: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[str], daemon: socket.socket, uid: int) -> None:
+        self.uid = uid
         self.process = process
         self.daemon = daemon
         self.pid = process.pid
 
     def confine(self, reach: Reach) -> dict[str, int]:
         """All that the daemon does; what the program then printed: words and numbers."""
-        confinement = Confinement(task_identity(self.pid), reach, os.open(PYTHON, os.O_PATH), ())
+        confinement = Confinement(task_identity(self.pid), self.uid, reach, os.open(PYTHON, os.O_PATH), ())
         try:
             self.daemon.recv(1)
             confinement.prepare()
@@ -118,7 +120,7 @@ def launcher(body: str = "", before: str = "", after: str = "", uid: int = 0) ->
         theirs.close()
         ours.settimeout(COMMAND_SECONDS)
         try:
-            yield Launcher(process, ours)
+            yield Launcher(process, ours, uid)
         finally:
             process.kill()
 
@@ -320,13 +322,31 @@ def test_nothing_is_done_to_a_process_that_came_to_bear_the_launchers_number() -
     with launcher() as it:
         was = TaskIdentity(it.pid, 1)
         confinement = Confinement(
-            was, Reach(own_network=True, no_sockets=True), os.open(PYTHON, os.O_PATH), ()
+            was, 0, Reach(own_network=True, no_sockets=True), os.open(PYTHON, os.O_PATH), ()
         )
         network = Path(f"/proc/{it.pid}/ns/net").readlink()
         with pytest.raises(Refused) as caught:
             confinement.prepare()
         assert caught.value.reason is Reason.LAUNCHER_LOST
         assert Path(f"/proc/{it.pid}/ns/net").readlink() == network
+
+
+@pytest.mark.parametrize("how", ["set-user-ID", "set-group-ID", "capabilities"])
+def test_nothing_is_done_to_a_program_with_other_privileges(folder: Path, how: str) -> None:
+    """The launcher executed it after it had asked, under the same number."""
+    program = folder / "privileged"
+    program.write_bytes(Path("/bin/sleep").read_bytes())
+    program.chmod({"set-user-ID": 0o4755, "set-group-ID": 0o2755, "capabilities": 0o755}[how])
+    if how == "capabilities":
+        os.setxattr(program, "security.capability", struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0))
+    with subprocess.Popen([program, "60"], user=NOBODY, group=NOBODY, extra_groups=[]) as process:
+        network = Path(f"/proc/{process.pid}/ns/net").readlink()
+        reach = Reach(own_network=True, no_sockets=True)
+        confinement = Confinement(task_identity(process.pid), NOBODY, reach, os.open(PYTHON, os.O_PATH), ())
+        with pytest.raises(Refused, match="other privileges"):
+            confinement.prepare()
+        assert Path(f"/proc/{process.pid}/ns/net").readlink() == network
+        process.kill()
 
 
 def test_where_the_kernel_permits_no_user_namespace_the_host_lacks_it() -> None:
