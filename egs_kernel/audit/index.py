@@ -346,7 +346,7 @@ def _require_ours(database: sqlite3.Connection) -> None:
 def _read(line: bytes, seq: int) -> _Line:
     try:
         found = _LINES.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise corrupt(f"entry {seq}", f"the line is no entry ({error})") from error
     if found.seq != seq:
         raise corrupt(f"entry {seq}", f"the line calls itself entry {found.seq}")
@@ -356,7 +356,7 @@ def _read(line: bytes, seq: int) -> _Line:
 def _boot_id(line: _Line) -> str:
     try:
         return _POSTURES.decode(line.posture).boot_id
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise corrupt(f"entry {line.seq}", str(error)) from error
 
 

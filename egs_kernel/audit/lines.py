@@ -140,7 +140,7 @@ def header(line: bytes, where: str) -> Header:
     """
     try:
         found = _HEADERS.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise corrupt(where, f"the line is no entry ({error})") from error
     if found.v != FORMAT_VERSION:
         raise _newer(found.seq, f"format version {found.v}, known is {FORMAT_VERSION}")
@@ -169,7 +169,7 @@ def is_canonical(line: bytes) -> bool:
         if _has_long_number(line):  # perhaps beyond 2^53: not ours to write, and rfc8785 refuses it
             return rfc8785.dumps(value) == line
         return canonical(value) == line
-    except ValueError:  # msgspec's, rfc8785's and Unicode errors are ValueErrors
+    except (ValueError, RecursionError):  # msgspec's, rfc8785's and Unicode errors are ValueErrors
         return False
 
 
@@ -196,7 +196,7 @@ def decode(line: bytes, where: str = "this entry") -> Recorded:
         entry: EntryType = msgspec.convert(_inward(body), EntryType)
     except _UnknownNameError as error:
         raise _newer(head.seq, str(error)) from error
-    except ValueError as error:  # msgspec's, binascii's and Unicode errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # msgspec's, binascii's and Unicode errors are ValueErrors
         raise corrupt(f"entry {head.seq}", str(error)) from error
     return Recorded(head.seq, head.time, entry, leaf_hash(line).hex())
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egs_kernel.artifact import canonical
-from egs_kernel.audit.bundle import Bundle
+from egs_kernel.audit.bundle import Bundle, Item
 from egs_kernel.audit.notes import KeyType
 from egs_kernel.audit.proven import Step, verify_bundle
+from egs_kernel.audit.tlog_proof import TlogProof
 from egs_kernel.errors import EgsError
 from egs_kernel.model import Reason
 from tests import chains
@@ -144,6 +145,23 @@ def test_each_field_of_the_bundle_counts(name: str) -> None:
 )
 def test_what_is_no_bundle(content: bytes) -> None:
     assert refused(content).reason is Reason.BUNDLE_MALFORMED
+
+
+@pytest.mark.parametrize("depth", [500, 30_000])
+def test_a_log_that_holds_nonsense_is_refused_in_words(depth: int) -> None:
+    """Whoever runs a log signs what they like: entries that are none, nested beyond what can be read."""
+    log = proving.StoryLog()
+    nested = b"[" * depth + b"]" * depth
+    log.tree.entries[6] = b'{"event":%s,"seq":6,"time":"%s","type":"exec","v":2}' % (
+        nested,
+        proving.TIME.encode(),
+    )
+    checkpoint = log.tree.signed()
+    proof = TlogProof.of(6, log.size, log.nodes, checkpoint).encode().decode()
+    item = Item(6, log.tree.entries[6].decode(), proof)
+    whole = Bundle.parse(BUNDLES["launch"])
+    content = msgspec.structs.replace(whole, subject=6, records=(item,), checkpoint=checkpoint.decode())
+    assert refused(content.encode(), witnesses=[]).reason is Reason.RECORD_CORRUPT
 
 
 @settings(max_examples=150, deadline=None)
