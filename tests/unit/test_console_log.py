@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from egs_kernel.audit.checkpoint import open_checkpoint, with_signatures
 from egs_kernel.audit.notes import KeyType
 from egs_kernel.paths import Paths
+from tests.unit import proving
 from tests.unit.consoles import READERS, ask, serving
 from tests.unit.trees import Tree, publish, signer
 
@@ -281,6 +282,18 @@ def test_the_go_client_verifies_a_cosignature(client: Path, root: Path, tree: Tr
             done = verified(client, address, tree, "-witness", key)
             assert (done.returncode == 0) is verifies, done.stderr
             assert ("cosigned w.example.com/1" in done.stdout) is verifies
+
+
+def test_the_go_client_verifies_the_proofs_of_a_bundle(client: Path, tmp_path: Path) -> None:
+    """Each entry of a proof bundle (docs/proofs.md) is proven by itself: here that an exec was refused."""
+    (killed,) = (item for item in proving.bundle("entry:13").records if '"no_grant"' in item.entry)
+    entry, proof, key = tmp_path / "entry", tmp_path / "x.tlog-proof", str(proving.StoryLog().tree.key.key)
+    proof.write_text(killed.proof)
+    for text, verifies in ((killed.entry, True), (killed.entry.replace("no_grant", "expired"), False)):
+        entry.write_text(text)
+        command = [str(client), "-proof", str(proof), str(entry), key]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ("proven 13 of " in done.stdout) is (done.returncode == 0) is verifies, done.stderr
 
 
 def old_checkpoint(folder: Path, tree: Tree, size: int) -> Path:

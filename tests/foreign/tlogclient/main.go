@@ -2,6 +2,9 @@
 // the checkpoint's signature, that entries are included, and that earlier checkpoints are continued.
 //
 //	tlogclient [-old FILE]… [-witness VKEY]… URL VKEY INDEX…
+//	tlogclient -proof FILE ENTRY VKEY
+//
+// The second form verifies a proof without a log (C2SP tlog-proof): that the bytes of the file ENTRY are in it.
 //
 // URL is the log's prefix (C2SP tlog-tiles). Each INDEX is an entry that has to be included; it is printed. Each FILE is
 // a checkpoint that was fetched before. Each witness has to have cosigned the checkpoint (C2SP tlog-cosignature, which the
@@ -210,6 +213,48 @@ func verify(c client, vkey string, olds, witnesses, indexes []string) error {
 	return nil
 }
 
+// proven verifies a tlog-proof of an entry, with nothing but the log's verifier key.
+func proven(name, entry, vkey string) error {
+	verifier, err := note.NewVerifier(vkey)
+	if err != nil {
+		return err
+	}
+	content, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	record, err := os.ReadFile(entry)
+	if err != nil {
+		return err
+	}
+	head, checkpoint, found := strings.Cut(string(content), "\n\n")
+	lines := strings.Split(head, "\n")
+	if !found || len(lines) < 2 || lines[0] != "c2sp.org/tlog-proof@v1" || !strings.HasPrefix(lines[1], "index ") {
+		return fmt.Errorf("%s: no proof", name)
+	}
+	n, err := strconv.ParseInt(strings.TrimPrefix(lines[1], "index "), 10, 64)
+	if err != nil {
+		return err
+	}
+	var proof tlog.RecordProof
+	for _, line := range lines[2:] {
+		hash, err := tlog.ParseHash(line)
+		if err != nil {
+			return err
+		}
+		proof = append(proof, hash)
+	}
+	tree, err := open([]byte(checkpoint), verifier)
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if err := tlog.CheckRecord(proof, tree.N, tree.Hash, n, tlog.RecordHash(record)); err != nil {
+		return err
+	}
+	fmt.Printf("proven %d of %d\n", n, tree.N)
+	return nil
+}
+
 type list []string
 
 func (l *list) String() string { return strings.Join(*l, " ") }
@@ -223,10 +268,18 @@ func main() {
 	var olds, witnesses list
 	flag.Var(&olds, "old", "a checkpoint that was fetched before")
 	flag.Var(&witnesses, "witness", "the verifier key of a witness that has to have cosigned")
+	proof := flag.String("proof", "", "a tlog-proof, to be verified without a log")
 	flag.Parse()
 	if flag.NArg() < 2 {
 		flag.Usage()
 		os.Exit(2)
+	}
+	if *proof != "" {
+		if err := proven(*proof, flag.Arg(0), flag.Arg(1)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
 	prefix := strings.TrimSuffix(flag.Arg(0), "/")
 	if err := verify(client{prefix}, flag.Arg(1), olds, witnesses, flag.Args()[2:]); err != nil {
