@@ -9,6 +9,7 @@ that it never will.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.trees import Growing, Tree, Trees
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExecEvent, TaskIdentity
+
+
+_log = logging.getLogger(__name__)
 
 
 class Launches:
@@ -204,6 +208,12 @@ class Launches:
             return None
         if plan.reach.unlimited:
             return await self._attest(connection, decided, plan)
+        if plan.reach.ruleset is not None and plan.reach.ruleset.degraded:
+            _log.warning(
+                "launch %s: its artifact consents to %s unrestricted, which this kernel cannot restrict",
+                decided.id,
+                " and ".join(plan.reach.ruleset.degraded),
+            )
         code = [subject.name for subject in decided.artifact.statement.subject[1:]]
         confinement = Confinement(
             decided.task, connection.peer.uid, plan.reach, program, [decided.program.path, *code]
