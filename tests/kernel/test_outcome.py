@@ -43,7 +43,7 @@ def outcome_of(running: Running, pid: int) -> Outcome:
     return running.wait_for(Outcome, lambda entry: entry.event.pid == pid)
 
 
-def test_exit_code_time_and_memory(running: Running, program: Path) -> None:
+def test_exit_code_signal_time_and_memory(running: Running, program: Path) -> None:
     pid = start(running, str(program), "64", "60")
     _, status, used = os.wait4(pid, 0)
     ended = outcome_of(running, pid)
@@ -52,8 +52,6 @@ def test_exit_code_time_and_memory(running: Running, program: Path) -> None:
     assert ended.event.cpu_nanoseconds > 110_000_000  # of both threads
     assert ended.event.cpu_nanoseconds / 1e9 == pytest.approx(used.ru_utime + used.ru_stime, abs=0.03)
 
-
-def test_a_signal(running: Running, program: Path) -> None:
     pid = start(running, str(program), "1", "60000")
     running.wait_for(Exec, lambda entry: entry.event.pid == pid and entry.event.verdict is Verdict.ALLOW)
     os.kill(pid, 9)

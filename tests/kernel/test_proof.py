@@ -32,7 +32,7 @@ def done(running: Running) -> Running:
     launch = running.issue(shell, *words, name="launch.json")
     ran = running.run("--artifact", str(launch), "--argv0", "native", "--", str(shell), "-c", script)
     assert ran.returncode == 5, ran.stderr
-    (launched,) = [entry for entry in running.entries(Exec) if entry.event.filename == str(shell)]
+    launched = running.wait_for(Exec, lambda entry: entry.event.filename == str(shell))
     running.wait_for(Outcome, lambda entry: entry.event.execution == launched.event.execution)
     running.stop()
     running.start()
@@ -52,7 +52,12 @@ def number_of(running: Running, kind: type, wanted: Any) -> int:
     )
 
 
-def test_lineage_of_a_launch(done: Running) -> None:
+def test_a_launch_is_told_and_proven(done: Running, tmp_path: Path) -> None:
+    require_lineage(done)
+    require_proofs(done, tmp_path)
+
+
+def require_lineage(done: Running) -> None:
     seq = number_of(done, Exec, lambda entry: entry.event.filename.endswith("/native"))
     (found,) = told(done, "lineage", f"entry:{seq}", "--tree")["executions"]
     assert (found["state"], found["outcome"]["exit_code"]) == ("ended", 5)
@@ -71,7 +76,7 @@ def test_lineage_of_a_launch(done: Running) -> None:
     assert text.count("\n") == 1 + len(found["descendants"])
 
 
-def test_what_others_can_verify(done: Running, tmp_path: Path) -> None:
+def require_proofs(done: Running, tmp_path: Path) -> None:
     """With a copy of the trust folder and the log's verifier key, on a host that has neither record nor daemon."""
     auditor = tmp_path / "auditor"
     shutil.copytree(done.instance.paths.trust, auditor)
