@@ -125,6 +125,8 @@ class Arming:
         )
         if not is_alive(pidfd):
             raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone")
+        if tree is not None:
+            self._trees.tighten(tree)
         self._gate.arm(grant, decided.task)
 
     def _require_still(self, decided: Decided) -> None:

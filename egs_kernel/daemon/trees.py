@@ -24,6 +24,7 @@ from egs_kernel.gate.trees import (
     refused_counts,
     remove_tree,
     trees_below,
+    write_control,
     write_note,
 )
 from egs_kernel.model import Reason
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from egs_kernel.config import Config
     from egs_kernel.daemon.watch import Listener, Watcher
 
+CPU: Final = "cpu.max"
 _SECOND: Final = 1_000_000_000
 _RETRY_SECONDS: Final = 1.0
 
@@ -43,12 +45,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Tree:
-    """One of them. `path` is the cgroup's, `id` the kernel's number of it."""
+    """One of them. `path` is the cgroup's, `id` the kernel's number of it, `slowed` its cpu.max once the program runs."""
 
     folder: Path
     path: str
     id: int
     note: Note
+    slowed: str = ""
     timer: asyncio.TimerHandle | None = None
     watch: tuple[int, Listener] | None = None
 
@@ -83,6 +86,15 @@ class Trees:
         if tree.note.until:
             self._wait(tree)
         self._look(tree)
+
+    def tighten(self, tree: Tree) -> None:
+        """Its launcher is ready: from now on it has no more processor time than its program may have.
+
+        Raises:
+            Refused: the kernel does not do that.
+        """
+        if tree.slowed:
+            write_control(tree.folder / CPU, tree.slowed)
 
     def executed(self, tree: Tree, execution: int) -> None:
         """Its program runs."""
@@ -158,7 +170,11 @@ class Growing:
             Refused: the kernel does not do that.
         """
         folder = make_tree(cgroup_mount(), self.parent, self.note, self.controls)
-        return Tree(folder, f"{self.parent.rstrip('/')}/{folder.name}", cgroup_id(folder), self.note)
+        slowed = self.controls.get(CPU, "")
+        if slowed:  # the kernel takes it; but the launcher has seconds, and would not be ready in time
+            write_control(folder / CPU, f"max {resources.CPU_PERIOD}")
+        path = f"{self.parent.rstrip('/')}/{folder.name}"
+        return Tree(folder, path, cgroup_id(folder), self.note, slowed)
 
 
 def growing(config: Config, authorization: verify.Authorization, launch: str) -> Growing | None:

@@ -70,7 +70,7 @@ def make_tree(mount: Path, parent: str, note: Note, controls: dict[str, str]) ->
     try:
         for name, content in controls.items():
             if name not in _OPTIONAL or (folder / name).exists():
-                _control(folder / name, content)
+                write_control(folder / name, content)
         write_note(folder, note)
         _require_kill(folder)
     except BaseException:
@@ -159,8 +159,12 @@ def _pass_on(mount: Path, folder: Path, wanted: set[str]) -> None:
             (above / _SUBTREE).write_text(f"+{name}")
 
 
-def _control(file: Path, content: str) -> None:
-    """Write a limit, and see that the kernel took it."""
+def write_control(file: Path, content: str) -> None:
+    """Write a limit, and see that the kernel took it.
+
+    Raises:
+        Refused: it did not.
+    """
     try:
         file.write_text(content)
         taken = file.read_text().strip()

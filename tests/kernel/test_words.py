@@ -235,9 +235,9 @@ def test_a_fork_bomb(running: Running, acts: Acts) -> None:
 
 @pytest.mark.skipif(not has("cpu"), reason="needs the cgroup v2 controller cpu: tests/vm has hosts with it")
 def test_cpu_of_the_tree(running: Running, acts: Acts) -> None:
-    with started(running, acts, "[resources]\ncpuPercent = 10\n") as (_, pids):
+    with started(running, acts, "[resources]\ncpuPercent = 50\n") as (_, pids):
         (tree,) = trees_of(running)
-        assert (tree / "cpu.max").read_text() == "10000 100000\n"
+        assert (tree / "cpu.max").read_text() == "50000 100000\n"
         (tree / "cgroup.kill").write_text("1")
         await_end(pids)
     await_no_tree(running)
