@@ -16,6 +16,7 @@ from egs_kernel.gate.events import split_argv
 from egs_kernel.model import ARGV_MAX, Intent, Reason, TaskIdentity
 
 if TYPE_CHECKING:
+    from egs_kernel.artifact.statement import Constraints
     from egs_kernel.model import ExecEvent, Grant, Measurement
 
 MAX_ENVIRONMENT: Final = 1024 * 1024
@@ -136,6 +137,20 @@ def require_conditions(grant: Grant, event: ExecEvent) -> None:
             Reason.SCRIPT_UNAUTHORIZED,
             f"process {event.pid} executes the script {event.filename}, which the artifact does not name, or not as it was then",
             f"Issue for it: egs issue --program {event.filename}; if it was touched since, deny this one, and start it again.",
+        )
+
+
+def require_no_launch(constraints: Constraints | None) -> None:
+    """A held process was not launched, and its image is there: nothing that a launch does can be done to it. Pure.
+
+    Raises:
+        Refused: the artifact has a constraint that takes a launch.
+    """
+    if constraints is not None and constraints.at_launch:
+        raise Refused(
+            Reason.CONSTRAINT_NOT_ATTESTED,
+            f"its artifact constrains {', '.join(constraints.at_launch)}, which takes a launch",
+            "Start the program with egs run.",
         )
 
 

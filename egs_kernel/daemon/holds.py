@@ -18,7 +18,7 @@ import msgspec
 from egs_kernel import verify
 from egs_kernel.audit.entries import Decision, Exec, Request
 from egs_kernel.daemon import protocol
-from egs_kernel.daemon.held import Hold, gone, held_intent, require_conditions
+from egs_kernel.daemon.held import Hold, gone, held_intent, require_conditions, require_no_launch
 from egs_kernel.daemon.host import cgroup_number, now
 from egs_kernel.daemon.intents import measured_intent, recorded_intent
 from egs_kernel.errors import EgsError, Refused, UsageError
@@ -239,6 +239,7 @@ class Holds:
     def _require_usable(self, hold: Hold, trial: Trial) -> None:
         """What the verifier authorizes must be what the gate would have let pass, and still be what is held."""
         if trial.authorization is not None:
+            require_no_launch(trial.authorization.constraints)
             require_conditions(self._grant(hold, trial), hold.event)
         self._require_unchanged(hold)
 

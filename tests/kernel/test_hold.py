@@ -322,11 +322,20 @@ def test_a_program_that_was_touched_meanwhile(system: Running) -> None:
 def test_an_artifact_for_another_scope_or_user_or_with_constraints(system: Running) -> None:
     echo = system.copy("/bin/echo", "echo")
     waiting, hold = held(system, echo)
-    constraints = system.folder / "constraints.toml"
-    constraints.write_text('[syscalls]\nprofile = "default"\n')
+    words = (
+        '[syscalls]\nprofile = "default"\n',
+        '[process]\numask = "0077"\n',
+        "[resources]\nopenFiles = 64\n",
+        '[network]\nmode = "none"\n',
+    )
+    constrained = []
+    for number, text in enumerate(words):
+        file = system.folder / f"constraints{number}.toml"
+        file.write_text(text)
+        constrained.append(("constraint_not_attested", ("--constraints", str(file))))
     for reason, options in (
         ("identity_mismatch", ("--uid", "12345")),
-        ("constraint_not_attested", ("--constraints", str(constraints))),
+        *constrained,
         ("cwd_mismatch", ("--cwd", "/nowhere")),
     ):
         artifact = system.issue(echo, *options)
