@@ -99,6 +99,7 @@ class Sealed:
     def start(self, *prefix: str) -> None:
         """Start the daemon, by a command before it, in a cgroup by which it can be killed while it is protected."""
         self.running.start(*prefix)
+        self._known = None  # its configuration may seal
         self.cgroup.procs.write_text(f"{self.pid}\n")
 
     def crash(self) -> None:
