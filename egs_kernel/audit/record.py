@@ -7,7 +7,6 @@ be lost.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from egs_kernel.audit.checkpoint import Checkpoint
+from egs_kernel.audit.claim import claim, make_folder, unavailable
 from egs_kernel.audit.files import Files
 from egs_kernel.audit.frames import MAX_APPEND, encode_frame
 from egs_kernel.audit.lines import decode, encode, timestamp
@@ -125,9 +125,9 @@ class Record:
         lock = -1
         record = None
         try:
-            _make_folder(folder)
+            make_folder(folder)
             require_private_folder(folder)
-            lock = _lock(folder)
+            lock = claim(folder)
             record = cls(folder, lock, keys, disk, clock)
             record._report_torn_tails()
         except BaseException as error:
@@ -136,7 +136,7 @@ class Record:
             if lock >= 0:
                 os.close(lock)
             if isinstance(error, OSError):
-                raise _unavailable(folder, error) from error
+                raise unavailable(folder, error) from error
             raise
         if in_background:
             record._start()
@@ -211,7 +211,7 @@ class Record:
             try:
                 self._segments.append(first, frame)
             except OSError as error:
-                raise _unavailable(self._folder, error) from error
+                raise unavailable(self._folder, error) from error
             self._durable = durable
             self._backlog.append(batch)
             self._backlog_bytes += len(frame)
@@ -261,7 +261,7 @@ class Record:
                 self._trim()
             except OSError as error:
                 self.degraded = f"the record in {self._folder} cannot be published: {error.strerror or error}"
-                raise _unavailable(self._folder, error) from error
+                raise unavailable(self._folder, error) from error
             self.degraded = None
             with self._lock:
                 self._backlog_bytes -= waited
@@ -352,37 +352,3 @@ class Record:
         for path, gap in pending_gaps(self._folder):
             self.append([gap])
             settle(path, self._files)
-
-
-def _make_folder(folder: Path) -> None:
-    folder = folder.absolute()
-    if os.path.lexists(folder):
-        return
-    if not os.path.lexists(folder.parent):
-        _make_folder(folder.parent)
-    require_private_folder(folder.parent)
-    folder.mkdir(mode=0o750)
-    Files().sync_folder(folder.parent)
-
-
-def _lock(folder: Path) -> int:
-    """Take the folder for this process. The kernel lets go of it however the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise RecordError(
-            Reason.DAEMON_RUNNING,
-            f"another process writes the record in {folder}",
-            "One egsd at a time: `egs status` asks the one that runs. EGS_ROOT keeps instances apart.",
-        ) from error
-    return descriptor
-
-
-def _unavailable(folder: Path, error: OSError) -> RecordError:
-    return RecordError(
-        Reason.RECORD_UNAVAILABLE,
-        f"the record in {folder} cannot be written: {error.strerror or error}",
-        f"Free space or repair the disk (df {folder}; dmesg); until then every authorization is refused.",
-    )

@@ -179,7 +179,9 @@ def _check_roots(
     noted = [(state.size, bytes.fromhex(state.root), STATE)] if state.size else []
     if published is not None:
         noted.append((published.size, published.root, CHECKPOINT))
-    roots = {size: root(size, nodes_of(tiles.read_full, size)) for size, _root, _name in noted if size <= base}
+    roots = {
+        size: root(size, nodes_of(tiles.read_full, size)) for size, _root, _name in noted if size <= base
+    }
     sizes = {size for size, _root, _name in noted}
     for frame, _batch in journal.batches(frontier):
         if frame.size in sizes:

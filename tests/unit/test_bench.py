@@ -141,6 +141,11 @@ def test_the_guards_figures_in_the_document_are_those_of_the_results() -> None:
     assert guards.render(results) in DOCUMENT.read_text()
 
 
+def test_the_figures_of_the_record_are_those_of_the_results() -> None:
+    results = msgspec.json.decode(log.LATEST.read_bytes(), type=log.Log)
+    assert log.render(results) in DOCUMENT.read_text()
+
+
 def test_the_figures_of_launches_under_constraints_are_those_of_the_results() -> None:
     results = msgspec.json.decode(constraints.LATEST.read_bytes(), type=constraints.Constraints)
     assert constraints.render(results) in DOCUMENT.read_text()
