@@ -42,7 +42,7 @@ PUBLISH_SECONDS: Final = 0.2
 """How long publishing waits for more to come, when it has just published."""
 RETRY_SECONDS: Final = 1.0
 """How long it waits when it could not."""
-BACKLOG_BYTES: Final = 32 * 1024 * 1024
+BACKLOG_BYTES: Final = 8 * 1024 * 1024
 """With so much to be published, an append publishes first: memory stays bounded, and a full disk is noticed."""
 SAVE_EVERY: Final = 4096
 """Entries between states: what a start after a crash has to count anew."""
