@@ -299,7 +299,7 @@ def render(log: Log) -> str:
             _mark(met=log.verify_seconds * 1e6 / log.entries <= 10),
         ),
         (
-            f"memory, after {log.entries:,} entries more than at the first block",
+            f"memory of the process, SQLite's and the prepared entries included: after {log.entries:,} entries more than after a block",
             "flat",
             f"{growth:+.1f} MiB",
             _mark(met=growth < 16),
