@@ -62,7 +62,10 @@ def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, di
     [
         ("entry:6", {"ran": True, "verdict": "allow", "execution": "5000000000", "exit_code": None}),
         ("101", {"ran": True, "verdict": "allow", "exit_code": 3}),
-        ("entry:13", {"ran": False, "verdict": "kill", "reason": "no_grant", "artifact": None, "enforced": True}),
+        (
+            "entry:13",
+            {"ran": False, "verdict": "kill", "reason": "no_grant", "artifact": None, "enforced": True},
+        ),
         ("entry:18", {"ran": False, "verdict": "deny", "reason": "expired", "execution": None}),
         ("5000000003", {"ran": True, "verdict": "allow"}),
     ],
