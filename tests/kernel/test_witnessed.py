@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from egs_kernel.audit.checkpoint import open_checkpoint
 from egs_kernel.audit.entries import LogKeyChange, WitnessAlarm
 from egs_kernel.audit.logkeys import read_keys
 from tests.harness import BIN
-from tests.running import running_on_disk
+from tests.running import SECONDS, running_on_disk
 from tests.unit.test_witness import NOBODY, serving, verifier
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def witness_of(running: Running) -> Iterator[VerifierKey]:
 
 
 def submit(running: Running) -> tuple[int, str]:
-    """Have the record cosigned, by a user without any rights who is in the record's group."""
+    """Have all of the record cosigned, by a user without any rights who is in the record's group."""
+    deadline = time.monotonic() + SECONDS
+    while json.loads(running.instance.egs("audit", "show", "--json").stdout)["unpublished"]:
+        assert time.monotonic() < deadline
     group = running.instance.paths.record.stat().st_gid
     done = running.as_nobody(str(BIN / "egs"), "witness", "submit", "--once", group=group)
     return done.returncode, done.stdout + done.stderr
@@ -99,7 +103,7 @@ def test_a_record_is_cosigned_and_one_that_was_set_back_is_an_alarm() -> None:
         running.start()  # by itself nothing is wrong with that record
 
         code, said = submit(running)
-        assert code == 1
+        assert code == 1, said
         assert "has seen another record" in said
         (alarm,) = running.entries(WitnessAlarm)
         assert alarm.problem in {"rolled_back", "forked"}
