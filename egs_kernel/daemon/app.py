@@ -27,6 +27,7 @@ from egs_kernel.daemon.host import Host, Settings
 from egs_kernel.daemon.journal import Journal
 from egs_kernel.daemon.judging import Judge
 from egs_kernel.daemon.launches import Launches
+from egs_kernel.daemon.memory import give_back
 from egs_kernel.daemon.programs import Surveyor
 from egs_kernel.daemon.refusals import FIRST_PAUSE, Refusals
 from egs_kernel.daemon.reports import Reports
@@ -259,6 +260,7 @@ class _Daemon:
             await self._stand()
             await self._sealing.start()
             self._spawn(self._sealing.run())
+            give_back()
             self._systemd.notify("READY=1")
             _log.info("serving on %s, tier %s", self._paths.socket, self._gate.tier.value)
             await asyncio.wait(self._ends(), return_when=asyncio.FIRST_COMPLETED)
