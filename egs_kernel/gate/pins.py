@@ -38,7 +38,7 @@ from egs_kernel.model import (
 from egs_kernel.processes import start_ticks
 
 _RELEASE: Final = 0xFFFFFFFF
-_CLOCK_GRAIN: Final = 20_000_000
+CLOCK_GRAIN: Final = 20_000_000
 """Nanoseconds that the kernel's messages may be dated off: they have the time of the last tick, in milliseconds."""
 _UNLOAD_AND_LOAD: Final = "Run: egs gate unload && egs gate load"
 
@@ -332,7 +332,7 @@ class Gate:
         task: abi.Task | abi.EndedTask | None = self._tasks.get(key)
         if task is None:
             task = self._ended_tasks.get(key)
-            if task is not None and time > task.time + _CLOCK_GRAIN:
+            if task is not None and time > task.time + CLOCK_GRAIN:
                 return None
         return None if task is None else (task.execution, self._names.get(task.scope, f"#{task.scope}"))
 
