@@ -37,6 +37,28 @@ def require_private_folder(folder: Path) -> None:
         )
 
 
+def read_secret_file(path: Path, limit: int) -> bytes:
+    """Read a file, such as a private key, that nobody but its owner can even read.
+
+    Args:
+        path: the file.
+        limit: most bytes it may have.
+
+    Raises:
+        UnsafePath: as `read_private_file`, or others could have read it.
+        OSError: it cannot be read.
+    """
+    content = read_private_file(path, limit)
+    mode = stat.S_IMODE(path.lstat().st_mode)
+    if mode & 0o077:
+        raise UnsafePath(
+            Reason.PATH_UNSAFE,
+            f"{path} is open to others (mode {mode:04o})",
+            f"Run: chmod 600 {path}, and replace the key: it may have been read.",
+        )
+    return content
+
+
 def read_private_file(path: Path, limit: int) -> bytes:
     """Read a regular file whose folder and content only its owner can change.
 

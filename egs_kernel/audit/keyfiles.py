@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -15,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from egs_kernel.durable import create_file
-from egs_kernel.errors import EgsError, UnsafePath, UsageError
+from egs_kernel.errors import EgsError, UsageError
 from egs_kernel.model import Reason
-from egs_kernel.ownership import read_private_file
+from egs_kernel.ownership import read_secret_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,20 +41,13 @@ def read_private(path: Path) -> Ed25519PrivateKey:
             unencrypted Ed25519 key).
     """
     try:
-        content = read_private_file(path, _LIMIT)
-        mode = stat.S_IMODE(path.lstat().st_mode)
+        content = read_secret_file(path, _LIMIT)
     except OSError as error:
         raise EgsError(
             Reason.NOT_FOUND,
             f"cannot read the key {path}: {error.strerror}",
             "Restore it from a copy; docs/log.md says what to do when there is none.",
         ) from error
-    if mode & 0o077:
-        raise UnsafePath(
-            Reason.PATH_UNSAFE,
-            f"{path} is open to others (mode {mode:04o})",
-            f"Run: chmod 600 {path}, and replace the key: it may have been read.",
-        )
     try:
         private = load_pem_private_key(content, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

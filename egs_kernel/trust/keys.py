@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from egs_kernel.errors import UnsafePath, UsageError
+from egs_kernel.errors import UsageError
 from egs_kernel.model import Reason
-from egs_kernel.ownership import read_private_file
+from egs_kernel.ownership import read_secret_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,20 +75,13 @@ def load_private(path: Path) -> CryptoSigner:
         UsageError: it is missing, others may read it, or it is no unencrypted Ed25519 or P-256 key.
     """
     try:
-        content = read_private_file(path, KEY_LIMIT)
-        mode = stat.S_IMODE(path.lstat().st_mode)
+        content = read_secret_file(path, KEY_LIMIT)
     except OSError as error:
         raise UsageError(
             Reason.NOT_FOUND,
             f"cannot read the key {path}: {error.strerror}",
             "Name a file that egs keys generate wrote.",
         ) from error
-    if mode & 0o077:
-        raise UnsafePath(
-            Reason.PATH_UNSAFE,
-            f"{path} is open to others (mode {mode:04o})",
-            f"Run: chmod 600 {path}, and consider the key leaked.",
-        )
     try:
         key = load_pem_private_key(content, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
