@@ -117,6 +117,17 @@ class Instance:
             timeout=COMMAND_SECONDS,
         )
 
+    def egsd(self) -> subprocess.CompletedProcess[str]:
+        """Run the real daemon where it is to end by itself."""
+        return subprocess.run(
+            [str(BIN / "egsd")],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+
     def load_gate(self) -> Gate:
         """Load the real gate with the real command; the daemon's door to it."""
         self.egs("gate", "load")

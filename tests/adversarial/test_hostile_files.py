@@ -6,7 +6,6 @@ Claim T-11 of docs/threat-model.md. tests/unit/test_ownership.py has every rule 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,6 @@ from typing import Final
 import pytest
 
 from tests.adversarial.arena import NOBODY
-from tests.harness import BIN, COMMAND_SECONDS
 from tests.refusals import REFUSED
 from tests.running import Running
 
@@ -82,14 +80,7 @@ def test_the_daemon_does_not_start_on_it(system: Running, program: Path, path: s
     mode = spoiled.stat().st_mode & 0o777
     way(spoiled)
     try:
-        done = subprocess.run(
-            [str(BIN / "egsd")],
-            env=system.instance.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=COMMAND_SECONDS,
-        )
+        done = system.instance.egsd()
     finally:
         restore(spoiled, mode)
     assert (done.returncode, "[path_unsafe]" in done.stderr) == (2, True), done.stderr

@@ -287,9 +287,7 @@ def test_the_gate_unloaded_under_the_daemon(running: Running) -> None:
 
 
 def test_a_second_daemon(running: Running) -> None:
-    second = subprocess.run(
-        [str(BIN / "egsd")], env=running.instance.environment, capture_output=True, text=True, check=False
-    )
+    second = running.instance.egsd()
     assert (second.returncode, "[daemon_running]" in second.stderr) == (1, True)
     assert running.instance.egs("status", check=False).returncode == 0
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from egs_kernel.audit.entries import SealChange
-from tests.harness import BIN, COMMAND_SECONDS
 from tests.sealing import Sealed, sealable_host
 
 if TYPE_CHECKING:
@@ -68,14 +66,7 @@ def test_where_nobody_could_lift_it_no_daemon_starts(instance: Instance) -> None
     instance.configure(more=SEALED)
     instance.paths.trust.mkdir(mode=0o755)
     instance.egs("gate", "load")
-    daemon = subprocess.run(
-        [str(BIN / "egsd")],
-        env=instance.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=COMMAND_SECONDS,
-    )
+    daemon = instance.egsd()
     assert daemon.returncode == 1
     assert "maintenance" in daemon.stderr
     assert "Traceback" not in daemon.stderr

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import BIN, COMMAND_SECONDS
 from tests.running import Running
 
 if TYPE_CHECKING:
@@ -38,13 +36,6 @@ def test_a_daemon_that_is_to_seal_does_not_start_unsealed(instance: Instance) ->
     instance.configure(more=f"{TRACEPOINT}\nsealed = true")
     instance.paths.trust.mkdir(mode=0o755)
     instance.egs("gate", "load")
-    daemon = subprocess.run(
-        [str(BIN / "egsd")],
-        env=instance.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=COMMAND_SECONDS,
-    )
+    daemon = instance.egsd()
     assert daemon.returncode == 3
     assert "only a gate on the tier lsm can be sealed" in daemon.stderr
