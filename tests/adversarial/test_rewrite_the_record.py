@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +20,9 @@ from egs_kernel.audit.tiles import nodes_of
 from egs_kernel.audit.witnesses import Witness
 from egs_kernel.errors import ProofError
 from egs_kernel.witness.submit import Outcome, Submitter
-from tests.unit.test_witness import CONFIG, NOBODY, serving, verifier
+from tests.unit.test_witness import CONFIG
 from tests.unit.trees import Tree, publish
+from tests.witnessing import serving, verifier, witness_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +33,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def home() -> Iterator[Path]:
     """The witness's, on what would be another host."""
-    with tempfile.TemporaryDirectory() as name:
-        found = Path(name)
-        found.chmod(0o755)
-        (found / "witness.toml").write_text(CONFIG)
-        (found / "state").mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            os.chown(found / "state", NOBODY, NOBODY)
+    with witness_home(CONFIG) as found:
         yield found
 
 

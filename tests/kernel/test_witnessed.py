@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +15,7 @@ from egs_kernel.audit.entries import LogKeyChange, WitnessAlarm
 from egs_kernel.audit.logkeys import read_keys
 from tests.harness import BIN
 from tests.running import SECONDS, running_on_disk
-from tests.unit.test_witness import NOBODY, serving, verifier
+from tests.witnessing import witness_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,21 +27,13 @@ pytestmark = pytest.mark.kernel
 
 
 @contextmanager
-def witness_of(running: Running) -> Iterator[VerifierKey]:
+def known_witness(running: Running) -> Iterator[VerifierKey]:
     """A witness that knows the log of this system, which knows it; its key."""
     key = read_keys(running.instance.paths.log_keys).current
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        home.chmod(0o755)
-        log = f'[[log]]\norigin = "{key.name}"\nkeys = ["{key}"]\n'
-        (home / "witness.toml").write_text(f'name = "w.example.com/1"\nlisten = "127.0.0.1:0"\n{log}')
-        (home / "state").mkdir(mode=0o700)
-        os.chown(home / "state", NOBODY, NOBODY)
-        witness = verifier(home)
-        with serving(home) as (host, port):
-            running.instance.configure(more=f'[[witness]]\nurl = "http://{host}:{port}"\nkey = "{witness}"\n')
-            running.instance.egs("reload")
-            yield witness
+    with witness_of(key) as ((host, port), witness):
+        running.instance.configure(more=f'[[witness]]\nurl = "http://{host}:{port}"\nkey = "{witness}"\n')
+        running.instance.egs("reload")
+        yield witness
 
 
 def submit(running: Running) -> tuple[int, str]:
@@ -67,7 +56,7 @@ def problems(running: Running) -> list[str]:
 
 
 def test_a_record_is_cosigned_and_one_that_was_set_back_is_an_alarm() -> None:
-    with running_on_disk() as running, witness_of(running) as witness:
+    with running_on_disk() as running, known_witness(running) as witness:
         paths = running.instance.paths
         (known,) = status(running)["details"]["witnesses"]
         assert (known["cosigned"], known["entries"]) == (0, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
@@ -19,15 +18,13 @@ from egs_kernel.audit.witnesses import Witness
 from egs_kernel.paths import Paths
 from egs_kernel.witness.submit import Submitter
 from tests.recording import ORIGIN, log_keys, open_record
-from tests.unit import test_witness
 from tests.unit.consoles import READERS, ask, serving
 from tests.unit.test_console_log import ME, client, verified  # noqa: F401 - client is a fixture
-from tests.unit.test_witness import NOBODY, verifier
+from tests.witnessing import witness_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from egs_kernel.audit.notes import VerifierKey
     from egs_kernel.audit.record import Record
 
 OPTIONS: Final = ("--listen", "127.0.0.1:0", "--entries")
@@ -48,22 +45,6 @@ def root() -> Iterator[Path]:
             yield instance
         finally:
             os.setegid(before)
-
-
-@contextmanager
-def witnessed(key: VerifierKey) -> Iterator[tuple[tuple[str, int], VerifierKey]]:
-    """A witness that knows this log: its address and its key."""
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        home.chmod(0o755)
-        log = f'[[log]]\norigin = "{key.name}"\nkeys = ["{key}"]\n'
-        (home / "witness.toml").write_text(f'name = "w.example.com/1"\nlisten = "127.0.0.1:0"\n{log}')
-        (home / "state").mkdir(mode=0o700)
-        if ME == 0:
-            os.chown(home / "state", NOBODY, NOBODY)
-        witness_key = verifier(home)
-        with test_witness.serving(home) as address:
-            yield address, witness_key
 
 
 def fill(record: Record, count: int) -> bytes:
@@ -114,7 +95,7 @@ def test_a_witness_cosigns_a_record_that_grows_and_not_the_one_of_a_backup(
 ) -> None:
     paths = Paths.under(str(root))
     key = log_keys(paths.record).listed.current
-    with witnessed(key) as (address, witness_key):
+    with witness_of(key) as (address, witness_key):
         witness = Witness(f"http://{address[0]}:{address[1]}", witness_key)
         submitter = Submitter(witness, Published(paths.record))
         with open_record(paths.record, in_background=False) as record:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +18,7 @@ from hypothesis import strategies as st
 
 from egs_kernel.audit.checkpoint import Checkpoint, open_checkpoint, with_signatures
 from egs_kernel.audit.merkle import EMPTY_ROOT
-from egs_kernel.audit.notes import KeyType, Note, VerifierKey, open_note
+from egs_kernel.audit.notes import KeyType, Note, open_note
 from egs_kernel.errors import EgsError, NoteError, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.witness.judge import NotCosigned
@@ -36,24 +33,13 @@ from egs_kernel.witness.submission import (
     parse_lines,
 )
 from tests.unit.trees import Tree, signer
+from tests.witnessing import command, serving, verifier, witness_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOBODY: Final = 65534
 NAME: Final = "witness.example.com/w1"
 NOW: Final = 1_800_000_000
-
-# Everything is imported while it may still be read: a checkout can lie where only root may go.
-SERVE: Final = """
-import encodings.idna, os, sys
-import anyio._backends._asyncio, egs_kernel.cli.witness, egs_kernel.witness.app, egs_kernel.witness.settings
-import egs_kernel.witness.state, uvicorn.lifespan.off
-from egs_kernel.cli.main import run
-if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(run(["witness", *sys.argv[1:]]))
-"""
 
 
 @pytest.fixture
@@ -339,32 +325,8 @@ def test_what_it_does_not_understand(content: str, named: str) -> None:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder with the witness's configuration, and one for its state that belongs to the user it runs as."""
-    with tempfile.TemporaryDirectory() as name:
-        found = Path(name)
-        found.chmod(0o755)
-        (found / "witness.toml").write_text(CONFIG)
-        (found / "state").mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            os.chown(found / "state", NOBODY, NOBODY)
+    with witness_home(CONFIG) as found:
         yield found
-
-
-def command(home: Path, word: str) -> list[str]:
-    options = ["--config", str(home / "witness.toml"), "--state", str(home / "state")]
-    return [sys.executable, "-c", SERVE, word, *options]
-
-
-@contextmanager
-def serving(home: Path) -> Iterator[tuple[str, int]]:
-    """A witness of another user than root; its host and port."""
-    with subprocess.Popen(command(home, "serve"), stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            host, _, port = process.stdout.readline().strip().removeprefix("http://").rpartition(":")
-            yield host, int(port)
-        finally:
-            process.send_signal(signal.SIGKILL)
 
 
 def ask(address: tuple[str, int], method: str, path: str, body: bytes = b"") -> tuple[int, str, bytes]:
@@ -375,11 +337,6 @@ def ask(address: tuple[str, int], method: str, path: str, body: bytes = b"") -> 
         return response.status, response.headers.get("Content-Type", ""), response.read()
     finally:
         connection.close()
-
-
-def verifier(home: Path) -> VerifierKey:
-    done = subprocess.run([*command(home, "key"), "--json"], capture_output=True, text=True, check=True)
-    return VerifierKey.parse(json.loads(done.stdout)["verifier_key"])
 
 
 def test_a_witness_over_http_that_is_killed_and_comes_back(home: Path, tree: Tree) -> None:

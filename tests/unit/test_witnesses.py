@@ -33,8 +33,9 @@ from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
 from egs_kernel.witness.submit import Submitter
 from tests.unit.consoles import READERS
-from tests.unit.test_witness import CONFIG, NOBODY, serving, verifier
+from tests.unit.test_witness import CONFIG
 from tests.unit.trees import Tree, publish, signer
+from tests.witnessing import NOBODY, serving, verifier, witness_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -296,13 +297,7 @@ def listening(daemon: Daemon) -> Iterator[None]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        found = Path(name)
-        found.chmod(0o755)
-        (found / "witness.toml").write_text(CONFIG)
-        (found / "state").mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            os.chown(found / "state", NOBODY, NOBODY)
+    with witness_home(CONFIG) as found:
         yield found
 
 
