@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egs_kernel.audit.damage import corrupt
@@ -13,8 +14,6 @@ from egs_kernel.audit.tiles import HEIGHT, WIDTH, Tile, complete_root, nodes_of,
 from egs_kernel.errors import RecordError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from egs_kernel.audit.checkpoint import Checkpoint
     from egs_kernel.audit.reader import Reader
 
@@ -53,7 +52,7 @@ class Shelves:
         Raises:
             RecordError: RECORD_CORRUPT, or RECORD_UNAVAILABLE when there is a file that does not belong there.
         """
-        paths = [path for path in sorted((self._folder / TILES).rglob("*")) if not path.is_dir()]
+        paths = _files_below(self._folder / TILES)
         size = reader.size
         for path in paths:
             tile = Tile.parse(path.relative_to(self._folder).as_posix())
@@ -114,3 +113,13 @@ class Shelves:
             return None if path is None else path.read_bytes()
         except FileNotFoundError:  # just removed
             return None
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Whatever is no folder; a folder of partial tiles that the daemon just removed had nothing more to say."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    return sorted(Path(at, name) for at, _, names in os.walk(folder, onerror=failed) for name in names)
