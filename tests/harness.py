@@ -107,15 +107,17 @@ class Instance:
         return os.environ | {"EGS_ROOT": str(self.root)}
 
     def egs(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run the real `egs` command."""
-        return subprocess.run(
+        """Run the real `egs` command; `check`: it is to succeed."""
+        done = subprocess.run(
             [str(BIN / "egs"), *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
-            check=check,
+            check=False,
             timeout=COMMAND_SECONDS,
         )
+        assert done.returncode == 0 or not check, (arguments, done.returncode, done.stderr)
+        return done
 
     def egsd(self) -> subprocess.CompletedProcess[str]:
         """Run the real daemon where it is to end by itself."""

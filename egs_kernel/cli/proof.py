@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from egs_kernel.audit.bundle import MAX_BUNDLE, build_bundle, cited_posture
 from egs_kernel.audit.lineage import Lineage
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from egs_kernel.audit.lineage import Link
     from egs_kernel.audit.proven import Proven
     from egs_kernel.cli.main import Commands
+
+_PUBLISHED_WITHIN: Final = 5.0
+"""Seconds that a running daemon takes at most to publish what is durable."""
 
 _MARKS = {
     "passed": "\N{CHECK MARK}",
@@ -118,6 +122,7 @@ def run_export(options: argparse.Namespace) -> int:
             )
         postures = index.find(type="posture", below=links[0].subject.seq + 1, last=True)
         posture = cited_posture(links[0].posture_digest, postures)
+        _await_published(links[0], options)
         bundle = _best(links[0], posture, options, paths)
     replace_file(options.out, bundle.encode())
     answer = {
@@ -131,6 +136,14 @@ def run_export(options: argparse.Namespace) -> int:
         print_lines([f"{options.out}: {len(bundle.records)} entries about entry {bundle.subject}"])
         print_lines([f"egs proof verify {options.out} --trust DIR --log-key '{bundle.log_key}'"])
     return ExitCode.DONE
+
+
+def _await_published(link: Link, options: argparse.Namespace) -> None:
+    """Entries are durable before they are published: those of a moment ago are waited for. `_best` says what is not there."""
+    last = max(item.seq for item in link.entries)
+    deadline = time.monotonic() + _PUBLISHED_WITHIN
+    while SignedTree(options.path, None, options.cold).size <= last and time.monotonic() < deadline:
+        time.sleep(_PUBLISHED_WITHIN / 100)
 
 
 def _best(link: Link, posture: Recorded | None, options: argparse.Namespace, paths: Paths) -> Bundle:
