@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from egs_kernel import verify
 from egs_kernel.audit.entries import Decision
 from egs_kernel.daemon.host import cgroup_number, now
-from egs_kernel.daemon.peers import is_alive
 from egs_kernel.daemon.server import wait_readable
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import Reason, Verdict
+from egs_kernel.peers import is_alive
 
 if TYPE_CHECKING:
     from egs_kernel.constraints.escort import Escort
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.events import Events
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
-    from egs_kernel.daemon.peers import Peer
     from egs_kernel.daemon.trees import Trees
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExecEvent
+    from egs_kernel.peers import Peer
 
 EXEC_SECONDS: Final = 5.0
 """How long a launcher may take from "go" to its exec."""

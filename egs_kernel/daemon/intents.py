@@ -13,9 +13,9 @@ from egs_kernel.model import Intent, Reason
 
 if TYPE_CHECKING:
     from egs_kernel import verify
-    from egs_kernel.daemon.peers import Peer
     from egs_kernel.daemon.programs import Program
     from egs_kernel.daemon.protocol import LaunchRequest
+    from egs_kernel.peers import Peer
 
 MAX_ARGUMENTS: Final = 128 * 1024
 """Bytes of path and argv in one launch: what is asked must fit into one entry of the record."""

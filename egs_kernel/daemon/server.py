@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.daemon import protocol
-from egs_kernel.daemon.peers import Peer, peer_of
 from egs_kernel.errors import EgsError, Refused, UsageError
 from egs_kernel.model import Reason
+from egs_kernel.peers import Peer, peer_of
 
 if TYPE_CHECKING:
     from pathlib import Path

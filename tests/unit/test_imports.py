@@ -17,7 +17,7 @@ PACKAGE = Path(egs_kernel.__file__).parent
 LAYERS = (
     {"model"},
     {"errors"},
-    {"paths", "ownership", "filesystems", "processes", "config", "durable"},
+    {"paths", "ownership", "filesystems", "processes", "peers", "config", "durable"},
     {"artifact", "trust"},
     {"checks"},
     {"verify"},
@@ -28,7 +28,7 @@ LAYERS = (
     {"launch", "apply"},
     {"metrics"},
     {"web"},
-    {"console", "witness"},
+    {"console", "witness", "authority"},
     {"daemon"},
     {"cli"},
 )

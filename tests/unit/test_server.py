@@ -13,7 +13,8 @@ from typing import Self
 
 import pytest
 
-from egs_kernel.daemon import peers, protocol, server
+from egs_kernel import peers
+from egs_kernel.daemon import protocol, server
 from egs_kernel.daemon.server import Connection, Server
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
