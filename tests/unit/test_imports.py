@@ -15,7 +15,7 @@ PACKAGE = Path(egs_kernel.__file__).parent
 
 # From bottom to top: a module imports its own layer and those above it in this list, never those below.
 LAYERS = (
-    {"model"},
+    {"model", "findings"},
     {"errors"},
     {"paths", "ownership", "filesystems", "processes", "peers", "config", "durable"},
     {"artifact", "trust"},
@@ -23,13 +23,14 @@ LAYERS = (
     {"verify"},
     {"maintenance"},
     {"audit"},
+    {"drift"},
     {"measure", "posture", "constraints"},
     {"gate"},
     {"launch", "apply"},
     {"metrics"},
     {"web"},
     {"console", "witness", "authority"},
-    {"daemon"},
+    {"daemon", "monitor"},
     {"cli"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
