@@ -7,6 +7,7 @@ compiles the C and compares.
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import Enum, IntEnum
 from typing import Final
 
@@ -149,6 +150,24 @@ class Reason(IntEnum):
         91  # the entries of a proof bundle do not tell of one execution, or not the whole of it
     )
 
+    # The authority.
+    REQUEST_MALFORMED = 100  # not what the API takes: no JSON, unknown fields, values that cannot be
+    REQUEST_TOO_LARGE = 101  # more bytes than a request may have
+    CLOCK_WRONG = 102  # the asker's clock and the authority's differ, or the authority's stands before its record
+    APPROVAL_REQUIRED = 103  # it waits for people to approve it
+    APPROVAL_INVALID = 104  # replayed, expired, for another intent, or signed by nobody who may approve
+    APPROVAL_DENIED = 105  # somebody who may approve said no
+    QUOTA_EXCEEDED = 106  # as many artifacts as this principal may have in this time
+    RATE_LIMITED = 107  # too many requests at once
+    IDEMPOTENCY_CONFLICT = 108  # the idempotency key was used for another request
+    AUTHORITY_UNREACHABLE = 109  # the authority does not answer
+
+    # Revocation lists.
+    REVOCATION_LIST_MALFORMED = 115
+    REVOCATION_LIST_ROLLED_BACK = 116  # its number is not higher than that of the list in force
+    REVOCATION_LIST_EARLY = 117  # issued in the future: it, or this host's clock, is wrong
+    REVOCATION_LIST_STALE = 118  # the scope demands a list that is new enough, and there is none
+
     @property
     def code(self) -> str:
         """The stable text form, as in JSON, metrics and messages."""
@@ -252,10 +271,24 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True):
     seal: str = "unsealed"
 
 
+class Revoked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was taken back, by kind: id → since when (RFC 3339).
+
+    `key` are key ids, `subject` SHA-256 digests of files, `policy` digests of policy sets, `host` host ids.
+    """
+
+    artifact: dict[str, str] = {}
+    key: dict[str, str] = {}
+    subject: dict[str, str] = {}
+    policy: dict[str, str] = {}
+    host: dict[str, str] = {}
+
+
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the verifier knows of this host when it authorizes. Collected by the daemon, passed in.
 
-    `uses` and `revoked` are keyed by artifact id. `enforceable` names what this host can
+    `uses` is keyed by artifact id. `revoked` is what was taken back for the artifact's scope; `revocations_problem` says
+    why that is not known well enough to authorize anything, and `revocations_until` until when it is. `enforceable` names what this host can
     enforce of the constraints (`Constraints.needs`: "syscalls", ...). `boot_offset` is CLOCK_REALTIME minus
     CLOCK_BOOTTIME in nanoseconds. `users` and `group_ids` resolve the names that artifacts may use.
     """
@@ -265,7 +298,9 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[str]
     policy_digest: str
     posture: Posture
-    revoked: frozenset[str] = frozenset()
+    revoked: Revoked = Revoked()
+    revocations_problem: str = ""
+    revocations_until: datetime | None = None
     uses: dict[str, int] = {}
     enforceable: frozenset[str] = frozenset()
     boot_offset: int = 0

@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from egs_kernel.audit.entries import (
+    Approval,
     ArtifactChange,
     Attempt,
     Code,
@@ -16,6 +17,7 @@ from egs_kernel.audit.entries import (
     EntryType,
     Exec,
     Gap,
+    Issuance,
     LogKeyChange,
     Outcome,
     Part,
@@ -24,6 +26,7 @@ from egs_kernel.audit.entries import (
     Refusal,
     Request,
     SealChange,
+    Submission,
     Verification,
     WitnessAlarm,
 )
@@ -96,6 +99,23 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
         case PostureEntry():
             problems = "; ".join(entry.posture.problems) or "no problems"
             return f"{entry.digest[:12]} {entry.posture.tier.value} {problems}"
+        case Submission():
+            return f"{entry.scope}: {entry.principal} asks: {entry.intent} [request {entry.request}]"
+        case Approval():
+            return f"{entry.action} by {entry.name} ({entry.keyid[:12]}) [request {entry.request}]"
+        case Issuance():
+            return _issuance(entry)
+
+
+def _issuance(entry: Issuance) -> str:
+    what = {
+        "issued": f"issued until {entry.until}{_id(entry.artifact_id)}",
+        "pending": f"waits for {entry.required} approvals until {entry.until}",
+        "denied": f"denied: {entry.reason.code}" + (f" ({entry.count} times)" if entry.count > 1 else ""),
+    }[entry.action]
+    where = f"{entry.scope}: " if entry.scope else ""
+    request = f" [request {entry.request}]" if entry.request else ""
+    return f"{where}{entry.principal}: {what} {entry.detail}{request}"
 
 
 def _exec(event: ExecEvent) -> str:

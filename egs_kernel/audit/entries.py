@@ -273,6 +273,58 @@ class PostureEntry(Entry, frozen=True, kw_only=True, tag="posture"):
     posture: Posture
 
 
+class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
+    """Somebody asked the authority for an artifact (clause 4, phase 1). `request` is an id that later entries repeat.
+
+    `principal` is who asked, as the kernel or a certificate says; `intent` the canonical JSON of what was asked for, and
+    `intent_digest` its SHA-256; `renews` the artifact that it is to follow.
+    """
+
+    request: str
+    principal: str
+    scope: str
+    intent_digest: str
+    intent: str
+    peer: Peer | None = None
+    idempotency_key: str | None = None
+    renews: str | None = None
+
+
+class Approval(Entry, frozen=True, kw_only=True, tag="approval"):
+    """A person agreed, or not, to what was asked of the authority. `envelope` is what that person signed."""
+
+    request: str
+    action: Literal["approved", "denied"]
+    keyid: str
+    name: str
+    intent_digest: str
+    envelope: str
+    peer: Peer | None = None
+
+
+class Issuance(Entry, frozen=True, kw_only=True, tag="issuance"):
+    """The authority's answer: an artifact, a wait for `required` approvals until `until`, or a denial.
+
+    `request` None: what was asked could not be understood, or was too much; `count` is how often since the last such entry.
+    `at` is the authority's time; `until` the artifact's notAfter.
+    """
+
+    action: Literal["issued", "pending", "denied"]
+    principal: str
+    at: str
+    reason: Reason = Reason.AUTHORIZED
+    request: str | None = None
+    scope: str = ""
+    until: str = ""
+    required: int = 0
+    approvers: tuple[str, ...] = ()
+    artifact_id: str | None = None
+    envelope: str | None = None
+    detail: str = ""
+    peer: Peer | None = None
+    count: int = 1
+
+
 EntryType = (
     DaemonStarted
     | DaemonStopped
@@ -292,6 +344,9 @@ EntryType = (
     | Part
     | ConfigurationChange
     | PostureEntry
+    | Submission
+    | Approval
+    | Issuance
 )
 ENTRY_CLASSES: Final[tuple[type[Entry], ...]] = get_args(EntryType)
 ENTRY_TYPES: Final = tuple(sorted(str(kind.__struct_config__.tag) for kind in ENTRY_CLASSES))
