@@ -52,7 +52,7 @@ int set_task(struct bpf_raw_tracepoint_args *ctx)
 	if (!task || task->scope != from - 1)
 		return 0;
 	if (scope == (u32)-1)
-		return task->flags & EGS_TASK_HELD ? 0 : release(pid); /* what is held stays marked to its end */
+		return task->flags & EGS_TASK_STOPPED ? 0 : release(pid); /* what is stopped stays marked to its end */
 	task->scope = scope; /* at no moment in none */
 	return 0;
 }

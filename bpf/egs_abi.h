@@ -9,7 +9,7 @@
 #ifndef EGS_ABI_H
 #define EGS_ABI_H
 
-#define EGS_ABI_VERSION 5
+#define EGS_ABI_VERSION 6
 
 #define EGS_MAX_SCOPES 64
 #define EGS_SCOPE_SELF_TEST_OBSERVE 64 /* reserved: the loader's self-test, reads only */
@@ -136,6 +136,14 @@ enum egs_task_flag {
 	EGS_TASK_HELD = 2,      /* executed without an authorization, and waits for one: runs nothing until then */
 	EGS_TASK_REFUSE_ANONYMOUS_CODE = 4,
 	EGS_TASK_OWN_CHILDREN = 8,
+	EGS_TASK_SUSPENDED = 16, /* stopped by the monitor: runs nothing until it takes that back */
+};
+
+/* What the monitor does to a process of a tree that drifted. */
+enum egs_restrain {
+	EGS_RESTRAIN_QUARANTINE = 1, /* it executes nothing any more */
+	EGS_RESTRAIN_SUSPEND = 2,    /* it is stopped already, and dies when it comes to user space */
+	EGS_RESTRAIN_RESUME = 3,     /* it may come to user space again */
 };
 
 enum egs_event_type {

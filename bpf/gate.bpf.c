@@ -26,6 +26,7 @@
  *   set_task     never attached; run by BPF_PROG_TEST_RUN: puts a process under a scope, or releases it,
  *                with the same bookkeeping as the hooks.
  *   release_hold never attached; run by BPF_PROG_TEST_RUN: what is held may run.
+ *   restrain_task never attached; run by BPF_PROG_TEST_RUN: a process that drifted executes nothing more, or stays stopped.
  *
  * No kernel struct is dereferenced here: bcc silently miscompiles offsets of some of them. Every offset
  * comes from the running kernel's BTF as -DOFF_struct_field=N and is read with bpf_probe_read_kernel, and

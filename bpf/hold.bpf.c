@@ -33,7 +33,7 @@ static __always_inline int is_held(u32 tgid)
 {
 	struct egs_task *task = tasks.lookup(&tgid);
 
-	return task && (task->flags & EGS_TASK_HELD);
+	return task && (task->flags & EGS_TASK_STOPPED);
 }
 
 /*
@@ -80,7 +80,7 @@ static __always_inline u32 hold(u32 pid)
 	}
 	task->flags |= EGS_TASK_HELD; /* its own process alone does that, in its exec */
 	if (bpf_send_signal(EGS_SIGSTOP)) {
-		end_hold(task);
+		end_stop(task, EGS_TASK_HELD);
 		return EGS_GATE_MISCONFIGURED;
 	}
 	return EGS_AUTHORIZED;
@@ -148,5 +148,30 @@ int release_hold(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	task->artifact = ctx->args[2];
 	task->flags |= ctx->args[3] & EGS_TASK_LASTING;
-	return end_hold(task);
+	return end_stop(task, EGS_TASK_HELD);
+}
+
+/*
+ * Run by the monitor, on a process of a tree that drifted. args[0]: its process id; args[1]: its execution; args[2]: what
+ * becomes of it; args[3]: for EGS_RESTRAIN_QUARANTINE the key of an artifact that no grant has. 1 when it is so now.
+ */
+int restrain_task(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 pid = ctx->args[0], zero = 0;
+	struct egs_task *task = tasks.lookup(&pid);
+	u64 *count = held_counts.lookup(&zero);
+
+	if (!task || !count || task->execution != ctx->args[1])
+		return 0;
+	if (ctx->args[2] == EGS_RESTRAIN_QUARANTINE) {
+		/* It may start the children of an artifact that has none; so may what it forks. The key first: an exec reads both. */
+		task->artifact = ctx->args[3];
+		set_flag(task, EGS_TASK_OWN_CHILDREN);
+	} else if (ctx->args[2] == EGS_RESTRAIN_SUSPEND) {
+		if (!set_flag(task, EGS_TASK_SUSPENDED))
+			__sync_fetch_and_add(count, 1);
+	} else {
+		end_stop(task, EGS_TASK_SUSPENDED);
+	}
+	return 1;
 }

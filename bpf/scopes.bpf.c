@@ -88,13 +88,21 @@ static __always_inline u64 clear_flag(struct egs_task *task, u32 flag)
 	return __sync_fetch_and_and((u64 *)&task->scope, ~((u64)flag << 32)) >> 32 & flag;
 }
 
-/* Take the mark of a held process away (hold.bpf.c), exactly once, however many want to; whether it was there. */
-static __always_inline int end_hold(struct egs_task *task)
+static __always_inline u64 set_flag(struct egs_task *task, u32 flag)
+{
+	return __sync_fetch_and_or((u64 *)&task->scope, (u64)flag << 32) >> 32 & flag;
+}
+
+/* What may not come to user space while its process has one of them (hold.bpf.c). */
+#define EGS_TASK_STOPPED (EGS_TASK_HELD | EGS_TASK_SUSPENDED)
+
+/* Take the mark of a stopped process away, exactly once, however many want to; whether it was there. */
+static __always_inline int end_stop(struct egs_task *task, u32 mark)
 {
 	u32 zero = 0;
 	u64 *count = held_counts.lookup(&zero);
 
-	if (!clear_flag(task, EGS_TASK_HELD))
+	if (!clear_flag(task, mark))
 		return 0;
 	if (count)
 		__sync_fetch_and_add(count, -1);
@@ -146,7 +154,7 @@ static __always_inline void govern_newborn(u32 pid, u32 scope, struct egs_task *
 		task.flags |= parent->flags & EGS_TASK_LASTING;
 	}
 	if (stale) {
-		end_hold(stale);
+		end_stop(stale, EGS_TASK_STOPPED);
 		*stale = task;
 	} else {
 		track(pid, &task);
@@ -161,7 +169,7 @@ static __always_inline int release(u32 pid)
 	int error;
 
 	if (task)
-		end_hold(task);
+		end_stop(task, EGS_TASK_STOPPED);
 	error = tasks.delete(&pid);
 	if (!error && count)
 		__sync_fetch_and_add(count, -1);

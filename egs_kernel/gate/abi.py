@@ -10,7 +10,7 @@ from ctypes import Array, Structure, c_char, c_int32, c_int64, c_uint8, c_uint16
 from enum import IntEnum, IntFlag
 from typing import Final
 
-ABI_VERSION: Final = 5
+ABI_VERSION: Final = 6
 
 MAX_SCOPES: Final = 64
 SCOPE_SELF_TEST_OBSERVE: Final = 64
@@ -93,6 +93,15 @@ class TaskFlag(IntFlag):
     HELD = 2
     REFUSE_ANONYMOUS_CODE = 4
     OWN_CHILDREN = 8
+    SUSPENDED = 16
+
+
+class Restrain(IntEnum):
+    """enum egs_restrain."""
+
+    QUARANTINE = 1
+    SUSPEND = 2
+    RESUME = 3
 
 
 class EventType(IntEnum):

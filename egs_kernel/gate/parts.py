@@ -78,7 +78,7 @@ SKIP_GUARDS: Final = {"guard_exec": "x86_fpu_regs_activated", "guard_exit": "sch
 _SKIPS_FROM: Final = 7
 """Linux 7.0: tracepoints can be preempted (a46023d5616e), and a program that another task is inside of is skipped."""
 
-CALLED: Final = ("read_file", "set_task", "release_hold")
+CALLED: Final = ("read_file", "set_task", "release_hold", "restrain_task")
 """Programs that user space runs, never attached."""
 
 LSM_CALLED: Final = ("read_protection",)

@@ -310,9 +310,23 @@ class Gate:
                 execution=task.execution,
                 inherited=bool(task.flags & abi.TaskFlag.INHERITED),
                 held=bool(task.flags & abi.TaskFlag.HELD),
+                suspended=bool(task.flags & abi.TaskFlag.SUSPENDED),
+                artifact=task.artifact,
+                born=task.started,
             )
             for key, task in self._tasks.items()
         ]
+
+    def restrain(self, pid: int, execution: int, how: abi.Restrain, key: int = 0) -> bool:
+        """Mark a process of a tree that drifted, or take that back; False: it is not of that execution (any more).
+
+        Args:
+            pid: the process.
+            execution: that it belongs to.
+            how: what becomes of it. Stop it before it is suspended: from then on it dies when it comes to user space.
+            key: for a quarantine, the key of an artifact that no grant has.
+        """
+        return bool(libbpf.run_program(self._programs["restrain_task"], (pid, execution, int(how), key)))
 
     def scope_of(self, pid: int) -> str | None:
         """The scope that governs a process; None when none does."""

@@ -47,7 +47,7 @@ def apply_scopes(gate: Gate, config: Config) -> None:
     gate.configs.put(ctypes.c_uint32(0), settings)
     homes = {scope.cgroup: slots[scope.name] for scope in config.scopes if scope.cgroup is not None}
     _let_nobody_wait(gate, {slots[scope.name] for scope in config.scopes if scope.holds})
-    if not holding:
+    if not holding and not any(task.suspended for task in gate.governed()):
         gate.holds.detach_guards()
     _retire(gate, set(slots.values()), homes)
     gate.refresh_scopes()
@@ -177,7 +177,7 @@ def _retire(gate: Gate, used: set[int], homes: Mapping[str, int]) -> None:
     """
     retired = {name: state.slot for name, state in gate.scopes().items() if state.slot not in used}
     # What is handed over may have forked meanwhile: until none is left.
-    while leaving := [task for task in gate.governed() if task.scope in retired and not task.held]:
+    while leaving := [task for task in gate.governed() if task.scope in retired and not task.stopped]:
         for task in leaving:
             _leave(gate, task.pid, retired[task.scope], homes)
     for slot in retired.values():

@@ -8,13 +8,24 @@ from egs_kernel.model import FileIdentity, Mode, Reason, Verdict
 
 
 class GovernedTask(msgspec.Struct, frozen=True):
-    """A process that the gate tracks. `execution` 0: it has not executed anything since it is governed."""
+    """A process that the gate tracks. `execution` 0: it has not executed anything since it is governed.
+
+    `artifact` is the key of what it runs under (gate/grants.py); `born` its start, CLOCK_BOOTTIME nanoseconds, 0: not known.
+    """
 
     pid: int
     scope: str
     execution: int
     inherited: bool
     held: bool = False
+    suspended: bool = False
+    artifact: int = 0
+    born: int = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it dies when it comes to user space."""
+        return self.held or self.suspended
 
 
 class ScopeState(msgspec.Struct, frozen=True):

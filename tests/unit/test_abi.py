@@ -63,6 +63,7 @@ ENUMS: Final[dict[str, tuple[str, type[IntEnum | IntFlag]]]] = {
     "egs_task_flag": ("EGS_TASK_", abi.TaskFlag),
     "egs_scope_kind": ("EGS_SCOPE_", abi.ScopeKind),
     "egs_grant_flag": ("EGS_", abi.GrantFlag),
+    "egs_restrain": ("EGS_RESTRAIN_", abi.Restrain),
     "egs_event_type": ("EGS_EVENT_", abi.EventType),
     "egs_failure": ("EGS_FAIL_", abi.Failure),
     "egs_attempt": ("EGS_ATTEMPT_", Attempt),
