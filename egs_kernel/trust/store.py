@@ -44,6 +44,8 @@ class Role(Enum):
 
     ISSUER = "issuer"  # signs execution authorizations
     MAINTENANCE = "maintenance"  # signs what changes the protection itself
+    REVOKER = "revoker"  # signs what is taken back
+    APPROVER = "approver"  # agrees to what somebody asks of the authority
 
 
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
