@@ -16,6 +16,7 @@ from msgspec import Meta, field
 
 from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.artifact.canonical import decode_canonical
+from egs_kernel.artifact.drift import DriftConstraint
 from egs_kernel.artifact.envelope import type_error
 from egs_kernel.artifact.limits import ProcessConstraint, ResourceConstraint
 from egs_kernel.artifact.reach import FilesystemConstraint, NetworkConstraint
@@ -156,6 +157,7 @@ class Constraints(Strict, frozen=True):
     process: ProcessConstraint | None = None
     filesystem: FilesystemConstraint | None = None
     network: NetworkConstraint | None = None
+    drift: DriftConstraint | None = None
 
     def __post_init__(self) -> None:
         if not self.words:
