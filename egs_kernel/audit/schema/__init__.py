@@ -16,8 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from egs_kernel.audit.entries import ENTRY_CLASSES
-from egs_kernel.audit.lines import FORMAT_VERSION
-from egs_kernel.audit.shapes import WIDE
+from egs_kernel.audit.shapes import FORMAT_VERSION, WIDE
 
 NAME: Final = "entry.schema.json"
 _NAMED: Final = frozenset({"verdict", "reason", "grant_kind"})
