@@ -9,6 +9,7 @@ from egs_kernel.audit.entries import (
     Approval,
     ArtifactChange,
     Attempt,
+    BaselineEntry,
     Code,
     ConfigurationChange,
     DaemonStarted,
@@ -16,6 +17,7 @@ from egs_kernel.audit.entries import (
     Decision,
     EntryType,
     Exec,
+    FindingEntry,
     Gap,
     Issuance,
     LogKeyChange,
@@ -25,9 +27,11 @@ from egs_kernel.audit.entries import (
     Recorded,
     Refusal,
     Request,
+    ResponseEntry,
     SealChange,
     Submission,
     Verification,
+    WatchChange,
     WitnessAlarm,
 )
 
@@ -96,6 +100,8 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
             return _configuration(entry)
         case Part():
             return f"{entry.index + 1} of {entry.count} of what has the SHA-256 {entry.digest[:12]}"
+        case FindingEntry() | ResponseEntry() | WatchChange() | BaselineEntry():
+            return _drift(entry)
         case PostureEntry():
             problems = "; ".join(entry.posture.problems) or "no problems"
             return f"{entry.digest[:12]} {entry.posture.tier.value} {problems}"
@@ -155,6 +161,25 @@ def _seal(entry: SealChange) -> str:
     if entry.action == "sealed":
         return f"sealed: {entry.cause}"
     return f"lifted until {entry.until}{_id(entry.artifact_id)}: {entry.operator}: {entry.purpose}"
+
+
+def _drift(entry: FindingEntry | ResponseEntry | WatchChange | BaselineEntry) -> str:
+    match entry:
+        case FindingEntry():
+            what = f"{entry.severity} {entry.finding.value}: {entry.detail}"
+            return f"{entry.number} {what}{_of(entry)}: {entry.response} ({entry.rule})"
+        case ResponseEntry():
+            success = "verified" if entry.verified else "NOT verified"
+            return f"to {entry.number}: {entry.response} of {entry.processes} processes, {success}{_of(entry)} {entry.detail}"
+        case WatchChange():
+            unwatched = f": nobody watched from {entry.since} to {entry.until}" if entry.since else ""
+            return f"{entry.action}{unwatched} {entry.detail}"
+        case BaselineEntry():
+            return f"{entry.of}{_of(entry)}: {len(entry.facts)} facts"
+
+
+def _of(entry: FindingEntry | ResponseEntry | BaselineEntry) -> str:
+    return f" of execution {entry.execution}" if entry.execution else " of the host"
 
 
 def _observed(event: ExecEvent | CodeEvent) -> str:

@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
+from egs_kernel.findings import Finding
 from egs_kernel.model import (
     AttemptEvent,
     CodeEvent,
@@ -24,6 +25,8 @@ from egs_kernel.model import (
     TaskIdentity,
     Verdict,
 )
+
+ResponseWord = Literal["alert", "quarantine", "suspend", "terminate"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
@@ -273,6 +276,80 @@ class PostureEntry(Entry, frozen=True, kw_only=True, tag="posture"):
     posture: Posture
 
 
+class Fact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing that was so: a namespace, a kernel module, a sysctl."""
+
+    name: str
+    value: str
+
+
+class FindingEntry(Entry, frozen=True, kw_only=True, tag="finding"):
+    """The monitor found that something is not as it was authorized, or as it was (docs/drift.md).
+
+    `number` tells it from every other finding of this boot; `source` is what saw it, `detail` what it is in words; `by` the
+    process that did it, 0: not known; `count` how often it was seen. `response` is what is to be done about it, and `rule` what says so: the
+    artifact, drift.toml, or what limits it. `execution` 0 and `pid` 0: it is of the host.
+    """
+
+    number: int
+    finding: Finding
+    severity: Literal["notice", "warning", "high", "critical"]
+    source: str
+    detail: str
+    response: ResponseWord
+    rule: str
+    execution: int = 0
+    scope: str = ""
+    artifact_id: str | None = None
+    pid: int = 0
+    start_ticks: int = 0
+    by: int = 0
+    count: int = 1
+
+
+class ResponseEntry(Entry, frozen=True, kw_only=True, tag="response"):
+    """What the monitor did about a finding, and whether it was seen to be so afterwards (`verified`).
+
+    `processes` are those it was done to, `microseconds` the time from the observation to the end of it. `resume` takes a
+    suspension back: somebody, `peer`, asked for it.
+    """
+
+    number: int
+    response: Literal["alert", "quarantine", "suspend", "terminate", "resume"]
+    verified: bool
+    processes: int
+    microseconds: int
+    detail: str = ""
+    execution: int = 0
+    scope: str = ""
+    artifact_id: str | None = None
+    peer: Peer | None = None
+
+
+class WatchChange(Entry, frozen=True, kw_only=True, tag="watch"):
+    """The monitor `started` or `stopped`. From `since` to `until` nobody watched; both are empty when that is not known of any time."""
+
+    action: Literal["started", "stopped"]
+    pid: int
+    boot_id: str
+    since: str = ""
+    until: str = ""
+    detail: str = ""
+
+
+class BaselineEntry(Entry, frozen=True, kw_only=True, tag="baseline"):
+    """What the record did not say and the monitor compares with: of an execution that it saw begin, or of the host (`execution` 0).
+
+    `of` names what: the facts of an execution's `process`, or the finding that a difference would be. A later one of the same
+    replaces it.
+    """
+
+    of: str
+    boot_id: str
+    facts: tuple[Fact, ...]
+    execution: int = 0
+
+
 class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     """Somebody asked the authority for an artifact (clause 4, phase 1). `request` is an id that later entries repeat.
 
@@ -347,6 +424,10 @@ EntryType = (
     | Submission
     | Approval
     | Issuance
+    | FindingEntry
+    | ResponseEntry
+    | WatchChange
+    | BaselineEntry
 )
 ENTRY_CLASSES: Final[tuple[type[Entry], ...]] = get_args(EntryType)
 ENTRY_TYPES: Final = tuple(sorted(str(kind.__struct_config__.tag) for kind in ENTRY_CLASSES))
