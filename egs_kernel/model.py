@@ -150,6 +150,12 @@ class Reason(IntEnum):
         91  # the entries of a proof bundle do not tell of one execution, or not the whole of it
     )
 
+    # Policy.
+    POLICY_DENIED = 95  # the active policy set does not permit it
+    POLICY_INVALID = 96  # not a policy set, or not Cedar
+    POLICY_OUTDATED = 97  # older than the set that was active
+    POLICY_UNAVAILABLE = 98  # policy could not be asked
+
     # The authority.
     REQUEST_MALFORMED = 100  # not what the API takes: no JSON, unknown fields, values that cannot be
     REQUEST_TOO_LARGE = 101  # more bytes than a request may have

@@ -19,6 +19,7 @@ LAYERS = (
     {"errors"},
     {"paths", "ownership", "filesystems", "processes", "peers", "config", "durable"},
     {"artifact", "trust"},
+    {"policy"},
     {"checks"},
     {"verify"},
     {"maintenance"},

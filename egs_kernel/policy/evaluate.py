@@ -1,0 +1,147 @@
+"""What a policy set says to a request: pure and deterministic. The same set and request give the same bytes.
+
+Cedar decides: denied unless something permits, and one forbid wins over all permits. On top of that nothing but
+caution: a policy that fails to evaluate denies, where Cedar would go on without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+from cedarpy import AuthzResult, Decision, Entities, is_authorized
+
+from egs_kernel.policy.questions import Question
+from egs_kernel.policy.requests import Request, requests_for
+from egs_kernel.policy.sets import PolicySet
+
+MOST_APPROVALS: Final = 16
+
+_ENCODER = msgspec.json.Encoder(order="sorted")
+
+
+class Effect(Enum):
+    """What policy says."""
+
+    PERMIT = "permit"
+    DENY = "deny"
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a set says, and by which policies.
+
+    Attributes:
+        effect: permit or deny.
+        determining: ids of the policies that decided, sorted; none when nothing permits.
+        advice: what those policies tell whoever asks (`@advice`), in the order of their ids.
+        errors: what failed while it was evaluated; then it is denied.
+        policy_digest: the set's.
+        request_digest: the SHA-256 (hex) of the canonical request, or of those that were asked together.
+    """
+
+    effect: Effect
+    determining: tuple[str, ...]
+    advice: tuple[str, ...]
+    errors: tuple[str, ...]
+    policy_digest: str
+    request_digest: str
+
+    @property
+    def permitted(self) -> bool:
+        """Whether it is permitted."""
+        return self.effect is Effect.PERMIT
+
+    @property
+    def canonical(self) -> bytes:
+        """The same bytes for the same evaluation."""
+        return _ENCODER.encode(self)
+
+
+def evaluate(policy_set: PolicySet, request: Request) -> Evaluation:
+    """What the set says to one request."""
+    canonical = request.canonical
+    try:
+        result = _ask(policy_set, request)
+    except ValueError as error:  # entities that the schema does not know
+        return _failed(policy_set, str(error), canonical)
+    # Cedar keeps both in hash tables: their order is another one each time.
+    determining = tuple(sorted(result.diagnostics.reasons))
+    errors = tuple(sorted(result.diagnostics.errors))
+    permitted = result.decision is Decision.Allow and not errors
+    return Evaluation(
+        effect=Effect.PERMIT if permitted else Effect.DENY,
+        determining=determining,
+        advice=_advice(policy_set, determining),
+        errors=errors,
+        policy_digest=policy_set.digest,
+        request_digest=hashlib.sha256(canonical).hexdigest(),
+    )
+
+
+def evaluate_all(policy_set: PolicySet, requests: Sequence[Request]) -> Evaluation:
+    """What the set says to requests that belong together: permitted when each is.
+
+    When one is not, what determined that is told, and nothing of those that are.
+    """
+    each = [evaluate(policy_set, request) for request in requests]
+    if not each:
+        raise ValueError("nothing is asked")
+    denied = [evaluation for evaluation in each if not evaluation.permitted]
+    telling = denied or each
+    determining = tuple(sorted({name for evaluation in telling for name in evaluation.determining}))
+    digests = b"".join(bytes.fromhex(evaluation.request_digest) for evaluation in each)
+    return Evaluation(
+        effect=Effect.DENY if denied else Effect.PERMIT,
+        determining=determining,
+        advice=_advice(policy_set, determining),
+        errors=tuple(sorted({error for evaluation in telling for error in evaluation.errors})),
+        policy_digest=policy_set.digest,
+        request_digest=each[0].request_digest if len(each) == 1 else hashlib.sha256(digests).hexdigest(),
+    )
+
+
+def answer(policy_set: PolicySet, question: Question) -> Evaluation:
+    """What the set says to a question: to everything that would run or be loaded."""
+    return evaluate_all(policy_set, requests_for(question, policy_set.catalog))
+
+
+def approvals_needed(policy_set: PolicySet, question: Question) -> int | None:
+    """With how many approvals it would be permitted, at least; None: with none that could be had.
+
+    Nothing is granted by this: when they are there, it is asked again.
+    """
+    for count in range(MOST_APPROVALS + 1):
+        if answer(policy_set, msgspec.structs.replace(question, approvals=count)).permitted:
+            return count
+    return None
+
+
+def _failed(policy_set: PolicySet, problem: str, canonical: bytes) -> Evaluation:
+    return Evaluation(
+        effect=Effect.DENY,
+        determining=(),
+        advice=(),
+        errors=(problem,),
+        policy_digest=policy_set.digest,
+        request_digest=hashlib.sha256(canonical).hexdigest(),
+    )
+
+
+def _ask(policy_set: PolicySet, request: Request) -> AuthzResult:
+    entities = Entities.from_json_str(_ENCODER.encode(request.entities).decode(), policy_set.schema)
+    asked: dict[str, Any] = {
+        "principal": {"type": request.principal.type, "id": request.principal.id},
+        "action": {"type": request.action.type, "id": request.action.id},
+        "resource": {"type": request.resource.type, "id": request.resource.id},
+        "context": _ENCODER.encode(request.context).decode(),
+    }
+    policies = policy_set.slices.of(request)
+    return is_authorized(asked, policies, entities, policy_set.schema)
+
+
+def _advice(policy_set: PolicySet, determining: tuple[str, ...]) -> tuple[str, ...]:
+    texts = (policy_set.policies[name].advice for name in determining)
+    return tuple(dict.fromkeys(text for text in texts if text))
