@@ -168,6 +168,13 @@ class Reason(IntEnum):
     IDEMPOTENCY_CONFLICT = 108  # the idempotency key was used for another request
     AUTHORITY_UNREACHABLE = 109  # the authority does not answer
 
+    # Keys that sign, and identities that are proven.
+    KEY_SECRET_WRONG = 110  # a passphrase or PIN that is missing or wrong
+    SIGNER_UNAVAILABLE = 111  # the token, the service or the package that a private key takes
+    SVID_INVALID = 112  # a SPIFFE identity document that does not verify
+    SVID_EXPIRED = 113
+    BUNDLE_UNTRUSTED = 114  # no trust bundle for its trust domain, or one that is malformed
+
     # Revocation lists.
     REVOCATION_LIST_MALFORMED = 115
     REVOCATION_LIST_ROLLED_BACK = 116  # its number is not higher than that of the list in force

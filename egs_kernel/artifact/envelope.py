@@ -10,16 +10,16 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-from securesystemslib.dsse import Envelope
 
 from egs_kernel.artifact import canonical
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
+from egs_kernel.sslib import Envelope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from securesystemslib.signer import Signer
+    from egs_kernel.sslib import Signer
 
 MAX_ARTIFACT: Final = 64 * 1024
 """Most bytes of an artifact file."""
@@ -45,14 +45,14 @@ class _DuplicateKeyError(ValueError):
     """The same key twice in one JSON object."""
 
 
-def parse_envelope(content: bytes) -> Envelope:
-    """The envelope in the bytes of an artifact file.
+def parse_envelope(content: bytes, payload_type: str = PAYLOAD_TYPE, limit: int = MAX_ARTIFACT) -> Envelope:
+    """The envelope in the bytes of an artifact file, or of something else that is signed.
 
     Raises:
         Refused: too large, malformed, with unknown fields, or of another payload type.
     """
-    if len(content) > MAX_ARTIFACT:
-        raise Refused(Reason.ARTIFACT_TOO_LARGE, f"the artifact is larger than {MAX_ARTIFACT} bytes", _NEXT)
+    if len(content) > limit:
+        raise Refused(Reason.ARTIFACT_TOO_LARGE, f"the file is larger than {limit} bytes", _NEXT)
     try:
         value = json.loads(content.decode(), object_pairs_hook=_distinct)
         file = msgspec.convert(value, _EnvelopeFile)
@@ -62,25 +62,27 @@ def parse_envelope(content: bytes) -> Envelope:
     except (ValueError, RecursionError) as error:
         # ValueError: no UTF-8, no JSON, a duplicate key, no base64, two signatures with one key id.
         raise Refused(Reason.ARTIFACT_MALFORMED, f"the envelope is malformed: {error}", _NEXT) from error
-    if envelope.payload_type != PAYLOAD_TYPE:
+    if envelope.payload_type != payload_type:
         raise Refused(
             Reason.ARTIFACT_UNKNOWN_VERSION,
-            f"the payload type is {envelope.payload_type!r}, not {PAYLOAD_TYPE!r}",
+            f"the payload type is {envelope.payload_type!r}, not {payload_type!r}",
             _NEXT,
         )
     return envelope
 
 
-def sign(payload: bytes, signers: Sequence[Signer]) -> bytes:
-    """The artifact file of `payload`, signed by each of `signers`.
+def sign(
+    payload: bytes, signers: Sequence[Signer], payload_type: str = PAYLOAD_TYPE, limit: int = MAX_ARTIFACT
+) -> bytes:
+    """The file of `payload`, signed by each of `signers`.
 
     Raises:
         Refused: ARTIFACT_TOO_LARGE.
     """
-    return sign_also(Envelope(payload, PAYLOAD_TYPE, {}), signers)
+    return sign_also(Envelope(payload, payload_type, {}), signers, limit)
 
 
-def sign_also(envelope: Envelope, signers: Sequence[Signer]) -> bytes:
+def sign_also(envelope: Envelope, signers: Sequence[Signer], limit: int = MAX_ARTIFACT) -> bytes:
     """The artifact file of `envelope` with further signatures.
 
     Raises:
@@ -89,10 +91,10 @@ def sign_also(envelope: Envelope, signers: Sequence[Signer]) -> bytes:
     for signer in signers:
         envelope.sign(signer)
     content = canonical.encode(envelope.to_dict()) + b"\n"
-    if len(content) > MAX_ARTIFACT or len(envelope.signatures) > MAX_SIGNATURES:
+    if len(content) > limit or len(envelope.signatures) > MAX_SIGNATURES:
         raise Refused(
             Reason.ARTIFACT_TOO_LARGE,
-            f"it would have over {MAX_ARTIFACT} bytes or {MAX_SIGNATURES} signatures",
+            f"it would have over {limit} bytes or {MAX_SIGNATURES} signatures",
             "Shorten it.",
         )
     return content

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from securesystemslib.exceptions import VerificationError
-
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
+from egs_kernel.sslib import VerificationError
 from egs_kernel.trust.store import Role, TrustedKey, TrustStore
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from securesystemslib.dsse import Envelope
+    from egs_kernel.sslib import Envelope
 
 
 def check_signatures(envelope: Envelope, trust: TrustStore) -> list[TrustedKey]:

@@ -11,6 +11,7 @@ import msgspec
 
 from egs_kernel.cli.client import ask
 from egs_kernel.cli.output import columns, print_json, print_lines
+from egs_kernel.cli.signing import KEY, add_passphrase_option, open_key
 from egs_kernel.config import parse_duration
 from egs_kernel.daemon import protocol
 from egs_kernel.errors import EgsError, ExitCode, Refused, UsageError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from egs_kernel.artifact.statement import Subject, SubjectRole
     from egs_kernel.cli.main import Commands
+    from egs_kernel.sslib import Signer
 
 _VALIDITY: Final = "5m"
 _SHORT_DIGEST: Final = 16
@@ -45,10 +47,10 @@ def add_commands(commands: Commands) -> None:
     given.add_argument("--artifact", type=Path, metavar="FILE", help="the artifact, as `egs issue` wrote it")
     given.add_argument(
         "--key",
-        type=Path,
-        metavar="N.key",
-        help="issue one: for this program, arguments and user, for one use",
+        metavar=KEY,
+        help="issue one: for this program, arguments and user, for one use; a key file or a URI",
     )
+    add_passphrase_option(approve)
     approve.add_argument(
         "--valid-for", default=_VALIDITY, metavar="5m", help=f"of what --key issues (default: {_VALIDITY})"
     )
@@ -157,18 +159,18 @@ def _artifact(options: argparse.Namespace, hold_id: str) -> bytes:
     if hold is None:
         raise UsageError(Reason.NOT_FOUND, f"nothing with the id {hold_id!r} is held", "Run: egs holds")
     seconds = parse_duration(options.valid_for, "--valid-for")
-    return issue_for(hold, options.key, datetime.now(UTC), seconds)
+    signer = open_key(options.key, options.passphrase_file)
+    return issue_for(hold, signer, datetime.now(UTC), seconds)
 
 
-def issue_for(hold: protocol.HoldStatus, key: Path, now: datetime, seconds: int) -> bytes:
-    """An artifact for exactly what is held, signed with a key file: its digest, arguments and user, once.
+def issue_for(hold: protocol.HoldStatus, signer: Signer, now: datetime, seconds: int) -> bytes:
+    """An artifact for exactly what is held: its digest, arguments and user, once.
 
     Raises:
-        EgsError: the daemon has not measured it, its arguments are no text, or the key cannot be used.
+        EgsError: the daemon has not measured it, its arguments are no text, or the signer cannot sign.
     """
     from egs_kernel.artifact import statement as st  # noqa: PLC0415 - cryptography, only to sign
     from egs_kernel.artifact.envelope import sign  # noqa: PLC0415 - as above
-    from egs_kernel.trust.keys import load_private  # noqa: PLC0415 - as above
 
     if not hold.digest:
         raise Refused(
@@ -182,7 +184,6 @@ def issue_for(hold: protocol.HoldStatus, key: Path, now: datetime, seconds: int)
             f"an argument of {hold.program} is {st.ANY}, which would free it in an artifact",
             "Deny it, or issue an artifact that leaves it free: egs issue",
         )
-    signer = load_private(key)
     statement = st.Statement(
         type=st.STATEMENT_TYPE,
         predicate_type=st.PREDICATE_TYPE,

@@ -1,4 +1,4 @@
-"""`egs issue` and `egs sign`: artifacts made and signed with key files."""
+"""`egs issue` and `egs sign`: artifacts made and signed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from egs_kernel.artifact.maintenance import is_maintenance, parse_maintenance
 from egs_kernel.checks.subjects import check_bound
 from egs_kernel.cli.files import inspect_program, read_artifact, read_head, replace_file
 from egs_kernel.cli.output import print_json, print_lines
+from egs_kernel.cli.signing import KEY, add_keys_option, add_passphrase_option, open_key, open_keys
 from egs_kernel.config import parse_duration
 from egs_kernel.constraints.plan import check as check_constraints
 from egs_kernel.errors import ExitCode, Refused, UsageError
 from egs_kernel.model import ProgramKind, Reason
-from egs_kernel.trust.keys import load_private
 from egs_kernel.trust.store import ANY_SCOPE, require_scope_name
 from egs_kernel.verify import artifact_id
 
@@ -57,14 +57,7 @@ def add_commands(commands: Commands) -> None:
         help="write a signed artifact",
         description="Authorize a program: hash it, say who may run it, how, where, until when; sign that.",
     )
-    issue.add_argument(
-        "--key",
-        action="append",
-        required=True,
-        type=Path,
-        metavar="N.key",
-        help="sign with this key; repeat for several",
-    )
+    add_keys_option(issue)
     issue.add_argument("--scope", required=True, metavar="S", help="the scope it is for")
     issue.add_argument("--out", required=True, type=Path, metavar="FILE", help="the artifact to write")
     issue.add_argument("--json", action="store_true", help="print one JSON object")
@@ -75,7 +68,8 @@ def add_commands(commands: Commands) -> None:
     issue.set_defaults(run=_issue)
     cosign = commands.add_parser("sign", help="add a signature to an artifact (for scopes with a threshold)")
     cosign.add_argument("file", type=Path, metavar="FILE")
-    cosign.add_argument("--key", required=True, type=Path, metavar="N.key")
+    cosign.add_argument("--key", required=True, metavar=KEY, help="sign with this key, a file or a URI")
+    add_passphrase_option(cosign)
     cosign.add_argument("--json", action="store_true", help="print one JSON object")
     cosign.set_defaults(run=_sign)
 
@@ -142,9 +136,7 @@ def _issue(options: argparse.Namespace) -> int:
     if options.scope == ANY_SCOPE:
         raise UsageError(Reason.USAGE, "an artifact is for one scope", "Name it with --scope.")
     require_scope_name(options.scope)
-    signers = [load_private(path) for path in options.key]
-    if len({signer.public_key.keyid for signer in signers}) != len(signers):
-        raise UsageError(Reason.USAGE, "the same key was given twice", "Give each --key once.")
+    signers = open_keys(options)
     files = _inspect(options)
     now = datetime.now(UTC)
     try:
@@ -161,7 +153,7 @@ def _issue(options: argparse.Namespace) -> int:
 
 
 def _sign(options: argparse.Namespace) -> int:
-    signer = load_private(options.key)
+    signer = open_key(options.key, options.passphrase_file)
     envelope = parse_envelope(read_artifact(options.file))
     _window_of(envelope.payload)
     if signer.public_key.keyid in envelope.signatures:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.cli.client import ask
 from egs_kernel.cli.output import print_json, print_lines
+from egs_kernel.cli.signing import add_keys_option, open_keys
 from egs_kernel.errors import ExitCode, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
@@ -44,14 +45,7 @@ def add_commands(commands: Commands) -> None:
         help="write a signed maintenance artifact",
         description="Let hosts be changed for a while. egs sign adds the signatures of others.",
     )
-    issue.add_argument(
-        "--key",
-        action="append",
-        required=True,
-        type=Path,
-        metavar="N.key",
-        help="sign with this key; repeat for several",
-    )
+    add_keys_option(issue)
     issue.add_argument(
         "--host",
         action="append",
@@ -102,11 +96,8 @@ def _issue(options: argparse.Namespace) -> int:
     from egs_kernel.cli.files import replace_file  # noqa: PLC0415 - as above
     from egs_kernel.cli.issue import report_artifact  # noqa: PLC0415 - as above
     from egs_kernel.errors import Refused  # noqa: PLC0415 - as above
-    from egs_kernel.trust.keys import load_private  # noqa: PLC0415 - as above
 
-    signers = [load_private(path) for path in options.key]
-    if len({signer.public_key.keyid for signer in signers}) != len(signers):
-        raise UsageError(Reason.USAGE, "the same key was given twice", "Give each --key once.")
+    signers = open_keys(options)
     moment = datetime.now(UTC)
     try:
         start, end = _window(options, moment)

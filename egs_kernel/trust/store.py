@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from securesystemslib.signer import SSlibKey
+    from egs_kernel.sslib import Key
 
 ANY_SCOPE: Final = "*"
 THRESHOLDS: Final = "thresholds.toml"
@@ -66,7 +66,7 @@ class _ThresholdFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrustedKey:
     """A public key, what it may sign, and when. Valid from `not_before` on, until before `not_after`."""
 
-    key: SSlibKey
+    key: Key
     roles: frozenset[Role]
     scopes: frozenset[str]
     name: str | None = None

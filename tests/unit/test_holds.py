@@ -28,6 +28,7 @@ from egs_kernel.model import (
     Tier,
     Verdict,
 )
+from egs_kernel.trust.keys import load_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +137,7 @@ def test_an_id_that_is_not_one_is_refused(capsys: pytest.CaptureFixture[str]) ->
 
 def issued(hold: HoldStatus, folder: Path) -> bytes:
     assert run(["keys", "generate", "--name", "k", "--out", str(folder)]) == ExitCode.DONE
-    return issue_for(hold, folder / "k.key", datetime(2026, 1, 1, tzinfo=UTC), 300)
+    return issue_for(hold, load_private(folder / "k.key"), datetime(2026, 1, 1, tzinfo=UTC), 300)
 
 
 def test_what_is_issued_binds_digest_arguments_and_user_for_one_use(tmp_path: Path) -> None:

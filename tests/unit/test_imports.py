@@ -16,7 +16,7 @@ PACKAGE = Path(egs_kernel.__file__).parent
 # From bottom to top: a module imports its own layer and those above it in this list, never those below.
 LAYERS = (
     {"model", "findings"},
-    {"errors"},
+    {"errors", "sslib"},
     {"paths", "ownership", "filesystems", "processes", "peers", "config", "durable"},
     {"artifact", "trust"},
     {"policy"},
@@ -97,6 +97,28 @@ def test_only_the_loader_imports_bcc() -> None:
         str(source) for source in SOURCES for name in imports_of(parse(source)) if name.split(".")[0] == "bcc"
     }
     assert users <= {"gate/loader.py"}
+
+
+def test_securesystemslib_is_imported_without_the_clients_of_key_services() -> None:
+    """14 MB in the daemon, otherwise, where they are installed, as they are here."""
+
+    def at_run_time(tree: ast.Module) -> set[str]:
+        class Skip(ast.NodeTransformer):
+            def visit_If(self, node: ast.If) -> ast.AST | None:
+                return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+        return imports_of(Skip().visit(tree))
+
+    def takes_it(source: Path) -> bool:
+        return any(name.split(".")[0] == "securesystemslib" for name in at_run_time(parse(source)))
+
+    assert {str(source) for source in SOURCES if takes_it(source)} == {"sslib.py"}
+    code = "import sys, egs_kernel.verify; print(*(name for name in sys.modules if name in {'hvac', 'pkcs11', 'boto3'}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+    code = "import hvac, pkcs11, egs_kernel.sslib, sys; print('hvac' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True"]
 
 
 def test_only_the_verifier_makes_grants() -> None:
