@@ -47,6 +47,20 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
+class _Child:
+    """The command."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def status(self) -> int:
+        """Wait for its end; as waitpid(2)."""
+        if self._status is None:
+            self._status = os.waitpid(self.pid, 0)[1]
+        return self._status
+
+
 def record(command: Sequence[str], take: Take, *, quiet: bool) -> int:
     """Run the command until everything that it started has ended.
 
@@ -64,17 +78,18 @@ def record(command: Sequence[str], take: Take, *, quiet: bool) -> int:
     """
     program = _filter()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    child = os.fork()
-    if child == 0:
+    pid = os.fork()
+    if pid == 0:
         ours.close()
         _become(command, program, theirs, quiet=quiet)
+    child = _Child(pid)
     theirs.close()
     # What ends the command from the terminal ends us with it, when it has ended.
     before = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)]
     try:
         listener = _listener(ours)
         try:
-            _answer(listener, take)
+            _answer(listener, take, child)
         finally:
             os.close(listener)
         failure = ours.recv(4096)
@@ -82,7 +97,7 @@ def record(command: Sequence[str], take: Take, *, quiet: bool) -> int:
         for number, handler in zip((signal.SIGINT, signal.SIGQUIT), before, strict=True):
             signal.signal(number, handler)
         ours.close()
-        status = os.waitpid(child, 0)[1]
+        status = child.status()
     if failure:
         raise UsageError(Reason.NOT_FOUND, f"{command[0]}: {failure.decode()}", "Name a program.")
     code = os.waitstatus_to_exitcode(status)
@@ -139,16 +154,27 @@ def _listener(channel: socket.socket) -> int:
     )
 
 
-def _answer(listener: int, take: Take) -> None:
-    """Until nobody uses the filter any more."""
+def _answer(listener: int, take: Take, child: _Child) -> None:
+    """Until nobody uses the filter any more.
+
+    On older kernels (6.1 for one) who has ended uses it until somebody has waited for it, and that is us.
+    """
+    ended = os.pidfd_open(child.pid)
     waiting = select.poll()
     waiting.register(listener, select.POLLIN)
-    while True:
-        for _, events in waiting.poll():
-            if events & select.POLLIN:
-                _answer_one(listener, take)
-            elif events & (select.POLLHUP | select.POLLERR):
-                return
+    waiting.register(ended, select.POLLIN)
+    try:
+        while True:
+            for descriptor, events in waiting.poll():
+                if descriptor == ended:
+                    child.status()
+                    waiting.unregister(ended)
+                elif events & select.POLLIN:
+                    _answer_one(listener, take)
+                elif events & (select.POLLHUP | select.POLLERR):
+                    return
+    finally:
+        os.close(ended)
 
 
 def _answer_one(listener: int, take: Take) -> None:

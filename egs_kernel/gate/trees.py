@@ -7,6 +7,7 @@ daemon's life (when it must have ended) is written on it, as an extended attribu
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -149,9 +150,15 @@ def _count(file: Path, name: str) -> int:
 
 
 def _pass_on(mount: Path, folder: Path, wanted: set[str]) -> None:
-    """Have every cgroup from the root down to `folder` pass these controllers on."""
+    """Have every cgroup from the root down to `folder` pass these controllers on.
+
+    A cgroup with processes may pass on `pids` and `cpu`, unlike `memory`; but it becomes the root of threads then, and
+    what is below it takes no processes.
+    """
     if not wanted:
         return
+    if (folder / "cgroup.procs").read_text():
+        raise OSError(errno.EBUSY, "it has processes of its own")
     down = [above for above in reversed([folder, *folder.parents]) if above.is_relative_to(mount)]
     for above in down:
         passed = set((above / _SUBTREE).read_text().split())
