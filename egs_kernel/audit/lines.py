@@ -13,7 +13,7 @@ import base64
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -72,8 +72,12 @@ def _newer(seq: int, problem: str) -> RecordError:
 def timestamp(nanoseconds: int) -> str:
     """CLOCK_REALTIME nanoseconds as the record writes them: RFC 3339, UTC, microseconds."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+    return f"{_second(seconds)}.{rest // 1000:06d}Z"
+
+
+@lru_cache(maxsize=1)  # most appends are in the second of the one before
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
 
 
 def microseconds(time: str) -> int:

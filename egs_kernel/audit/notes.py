@@ -105,11 +105,15 @@ class Note(msgspec.Struct, frozen=True):
         Raises:
             NoteError: NOTE_MALFORMED: text or names that no note can have, or no signature.
         """
-        lines = "".join(f"{signature}\n" for signature in self.signatures)
-        content = f"{self.text}\n{lines}".encode(errors="replace")
+        content = self.written()
         if Note.parse(content) != self:  # half characters became question marks
             raise malformed("a text or a name that no note can have")
         return content
+
+    def written(self) -> bytes:
+        """The same for who knows that text and names are a note's."""
+        lines = "".join(f"{signature}\n" for signature in self.signatures)
+        return f"{self.text}\n{lines}".encode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ class Signer:
         """
         self._private = private
         self.key = VerifierKey(name, type, private.public_key().public_bytes_raw())
+        self._key_id = self.key.key_id
 
     def sign(self, text: str) -> Signature:
         """Sign a note's text. Of a key of type ED25519.
@@ -225,7 +230,7 @@ class Signer:
     def _signature(self, kind: KeyType, value: bytes) -> Signature:
         if self.key.type is not kind:  # one key for two types would sign what it never saw
             raise malformed(f"the key {self.key} does not make signatures of type {kind.name}")
-        return Signature(self.key.name, self.key.key_id, value)
+        return Signature(self.key.name, self._key_id, value)
 
 
 def open_note(content: bytes, known: Iterable[VerifierKey]) -> tuple[Note, tuple[Verified, ...]]:
