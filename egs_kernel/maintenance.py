@@ -103,9 +103,9 @@ def require_liftable(trust: TrustStore, now: datetime) -> None:
     able = [
         key for key in trust.keys.values() if key.covers(Role.MAINTENANCE, SCOPE) and not key.problem(now)
     ]
-    if len(able) < needed:
+    if (count := trust.holders(able)) < needed:
         raise Refused(
             Reason.THRESHOLD_NOT_MET,
-            f"nobody could lift the seal: {len(able)} of {needed} maintenance keys are trusted here",
+            f"nobody could lift the seal: {count} of {needed} maintenance keys are trusted here",
             "Run: egs trust add FILE.pub --role maintenance --scope maintenance",
         )

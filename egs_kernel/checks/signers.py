@@ -53,10 +53,11 @@ def check_signers(
             Reason.KEY_NOT_VALID_NOW, f"the signing key: {problems}", "Sign with a key that is valid now."
         )
     needed = trust.threshold(scope)
-    if len(accepted) < needed:
+    if (count := trust.holders(accepted)) < needed:
         raise Refused(
             Reason.THRESHOLD_NOT_MET,
-            f"{len(accepted)} of the {needed} signatures that scope {scope!r} needs",
+            f"{count} of the {needed} signatures that scope {scope!r} needs"
+            + (", a key and its successor counted once" if count < len(accepted) else ""),
             "Have it signed by more of those who may: egs sign FILE --key N.key",
         )
     return accepted

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Run = Callable[[argparse.Namespace], int]
 
 _MODULES: Final = {
-    "egs_kernel.cli.keys": ("keys", "trust"),
+    "egs_kernel.cli.keys": ("keys",),
+    "egs_kernel.cli.trust": ("trust",),
     "egs_kernel.cli.issue": ("issue", "sign"),
     "egs_kernel.cli.verify": ("verify", "show"),
     "egs_kernel.cli.profile": ("profile",),

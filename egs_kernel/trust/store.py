@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
-from egs_kernel.artifact.statement import Label, Time, format_time, parse_time
+from egs_kernel.artifact.statement import Label, Sha256, Time, format_time, parse_time
 from egs_kernel.errors import UsageError
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
-from egs_kernel.trust.keys import KEY_LIMIT, load_public, public_pem
+from egs_kernel.trust.keys import KEY_LIMIT, load_public, parts_of, public_pem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +45,7 @@ class Role(Enum):
     ISSUER = "issuer"  # signs execution authorizations
     MAINTENANCE = "maintenance"  # signs what changes the protection itself
     REVOKER = "revoker"  # signs what is taken back
+    POLICY = "policy"  # signs policy sets
     APPROVER = "approver"  # agrees to what somebody asks of the authority
 
 
@@ -56,6 +57,7 @@ class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not_before: Time | None = None
     not_after: Time | None = None
     revoked: Time | None = None
+    replaces: Sha256 | None = None
 
 
 class _ThresholdFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +66,10 @@ class _ThresholdFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, kw_only=True)
 class TrustedKey:
-    """A public key, what it may sign, and when. Valid from `not_before` on, until before `not_after`."""
+    """A public key, what it may sign, and when. Valid from `not_before` on, until before `not_after`.
+
+    `replaces` is the id of the key whose holder has it now; of both, only one counts for a threshold.
+    """
 
     key: Key
     roles: frozenset[Role]
@@ -73,6 +78,7 @@ class TrustedKey:
     not_before: datetime | None = None
     not_after: datetime | None = None
     revoked: datetime | None = None
+    replaces: str | None = None
 
     @property
     def keyid(self) -> str:
@@ -105,6 +111,20 @@ class TrustStore:
         """How many keys must sign for `scope`: its own number, else that of `*`, else 1."""
         return self.thresholds.get(scope, self.thresholds.get(ANY_SCOPE, 1))
 
+    def holders(self, keys: Iterable[TrustedKey]) -> int:
+        """How many different holders these keys have: a key and those that it replaces have one."""
+        return len({self._first(key.keyid) for key in keys})
+
+    def _first(self, keyid: str) -> str:
+        """The key that this one goes back to, by however many replacements."""
+        seen = {keyid}
+        while (key := self.keys.get(keyid)) is not None and key.replaces is not None:
+            keyid = key.replaces
+            if keyid in seen:
+                return min(seen)  # a circle: one holder, all the same
+            seen.add(keyid)
+        return keyid
+
     @classmethod
     def load(cls, folder: Path) -> TrustStore:
         """Read a trust folder.
@@ -121,6 +141,7 @@ class TrustStore:
             else:
                 entry = _read_key(path)
                 keys[entry.keyid] = entry
+        _require_separate(folder, keys)
         return cls(MappingProxyType(keys), MappingProxyType(thresholds))
 
 
@@ -137,6 +158,16 @@ def add(folder: Path, entry: TrustedKey) -> Path:
             f"the key {entry.keyid} is already trusted",
             f"To change it, first run: egs trust remove {entry.keyid}",
         )
+    return put(folder, entry)
+
+
+def put(folder: Path, entry: TrustedKey) -> Path:
+    """Write a key, new or changed.
+
+    Raises:
+        UsageError: the folder is unsafe, or the key is part of another one that is trusted.
+    """
+    _require_separate(folder, {**TrustStore.load(folder).keys, entry.keyid: entry})
     path = folder / f"{entry.keyid}.toml"
     _replace(path, _format_key(entry))
     return path
@@ -166,16 +197,7 @@ def revoke(folder: Path, keyid: str, now: datetime) -> None:
     if entry is None:
         raise _unknown_key(keyid)
     if entry.revoked is None:
-        changed = TrustedKey(
-            key=entry.key,
-            roles=entry.roles,
-            scopes=entry.scopes,
-            name=entry.name,
-            not_before=entry.not_before,
-            not_after=entry.not_after,
-            revoked=now,
-        )
-        _replace(_key_path(folder, keyid), _format_key(changed))
+        put(folder, replace(entry, revoked=now))
 
 
 def set_threshold(folder: Path, scope: str, count: int) -> None:
@@ -216,6 +238,20 @@ def _entries(folder: Path) -> list[Path]:
                 Reason.CONFIG_INVALID, f"{path} does not belong into a trust folder", f"Remove {path}."
             )
     return paths
+
+
+def _require_separate(folder: Path, keys: Mapping[str, TrustedKey]) -> None:
+    """A half of a hybrid key that is trusted by itself would let its holder sign twice."""
+    owners: dict[bytes, str] = {}
+    for keyid, entry in keys.items():
+        for part in parts_of(entry.key):
+            if part in owners:
+                raise UsageError(
+                    Reason.CONFIG_INVALID,
+                    f"{folder}: the keys {owners[part][:16]} and {keyid[:16]} have a part in common",
+                    "Trust one of them; a hybrid key's parts are used nowhere else.",
+                )
+            owners[part] = keyid
 
 
 _T = TypeVar("_T")
@@ -260,6 +296,7 @@ def _entry(file: _KeyFile, where: str) -> TrustedKey:
         not_before=_optional_time(file.not_before),
         not_after=_optional_time(file.not_after),
         revoked=_optional_time(file.revoked),
+        replaces=file.replaces,
     )
 
 
@@ -302,6 +339,7 @@ def _format_key(entry: TrustedKey) -> str:
         f"scopes = {strings(list(entry.scopes))}",
     ]
     times = {"not_before": entry.not_before, "not_after": entry.not_after, "revoked": entry.revoked}
+    lines += [f'replaces = "{entry.replaces}"'] if entry.replaces else []
     lines += [f'{name} = "{format_time(time)}"' for name, time in times.items() if time is not None]
     lines += [f'public_key = """\n{public_pem(entry.key)}"""', ""]
     return "\n".join(lines)
