@@ -98,6 +98,9 @@ class MetricsSnapshot:
     refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
     refusals_seen: bool = False
     refusals_lost: int = 0
+    findings: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    responses: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    monitor_watches: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,16 @@ DEFINITIONS: Final = (
     Definition(
         "egs_refusals_seen", "gauge", (), "1: the kernel reports what constraints refuse; 0: it does not."
     ),
+    Definition(
+        "egs_findings", "counter", ("finding", "severity"), "Drift that was found since the daemon started."
+    ),
+    Definition(
+        "egs_drift_responses",
+        "counter",
+        ("response", "verified"),
+        'What was done about it; verified="false": it did not take effect, or that is not known.',
+    ),
+    Definition("egs_monitor_watches", "gauge", (), "1: the monitor is there; 0: nobody watches for drift."),
     Definition("egs_refusals_lost", "counter", (), "Times that refusals came faster than they were counted."),
     Definition(
         "egs_witness_cosigned_timestamp_seconds",
@@ -314,6 +327,9 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
         "egs_refusals": list(snapshot.refusals.items()),
         "egs_refusals_seen": _plain(snapshot.refusals_seen),
         "egs_refusals_lost": _plain(snapshot.refusals_lost),
+        "egs_findings": list(snapshot.findings.items()),
+        "egs_drift_responses": list(snapshot.responses.items()),
+        "egs_monitor_watches": _plain(snapshot.monitor_watches),
         "egs_clock_synchronized": _plain(posture.clock_synchronized),
     }
 

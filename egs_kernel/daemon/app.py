@@ -19,6 +19,7 @@ from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.record import Record
 from egs_kernel.constraints.kernel_messages import KernelMessages, open_messages
 from egs_kernel.daemon.control import Control
+from egs_kernel.daemon.drift import Drift
 from egs_kernel.daemon.events import Events
 from egs_kernel.daemon.gaps import Gaps
 from egs_kernel.daemon.heart import Heart
@@ -176,6 +177,7 @@ class _Daemon:
         self._events.ended = self._holds.ended
         self._standing.examined = self._holds.look_for
         self._sealing = Sealing(paths, gate=gate, host=self._host, journal=journal)
+        drift = Drift(host=self._host, journal=journal, changed=self._standing.rescan)
         witnesses = Witnesses(paths, host=self._host, journal=journal, keys=keys, clock=time.time)
         self._reports = Reports(
             paths,
@@ -187,6 +189,7 @@ class _Daemon:
             sealing=self._sealing,
             refusals=self._refusals,
             witnesses=witnesses,
+            drift=drift,
         )
         self._gaps = Gaps(gate, journal)
         self._heart = Heart(
@@ -203,6 +206,7 @@ class _Daemon:
             sealing=self._sealing,
             keys=keys,
             witnesses=witnesses,
+            drift=drift,
             reload=self.reload,
         )
         self._server = Server(paths.socket, control.serve)

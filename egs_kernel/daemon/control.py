@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from egs_kernel.audit.logkeys import LogKeys
+    from egs_kernel.daemon.drift import Drift
     from egs_kernel.daemon.holds import Holds
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
@@ -57,6 +58,7 @@ class Control:
         sealing: Sealing,
         keys: LogKeys,
         witnesses: Witnesses,
+        drift: Drift,
         reload: Callable[[str, Peer], Awaitable[None]],
     ) -> None:
         self._paths = paths
@@ -69,6 +71,7 @@ class Control:
         self._sealing = sealing
         self._keys = keys
         self._witnesses = witnesses
+        self._drift = drift
         self._reload = reload
 
     async def serve(self, connection: Connection) -> None:
@@ -102,6 +105,8 @@ class Control:
                 return protocol.ArtifactsAnswer(artifacts=self._standing.list())
             case protocol.HoldsRequest(after=after):
                 return self._holds.page(after)
+            case protocol.DriftRequest():
+                return await self._drift.take(request)
         return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
 
     async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: C901, PLR0911 - one a request

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from egs_kernel.audit.entries import BaselineEntry, FindingEntry, ResponseEntry, WatchChange
 from egs_kernel.constraints.steps import Step
 from egs_kernel.errors import EgsError, ExitCode, Refused
 from egs_kernel.model import Reason
@@ -114,6 +115,12 @@ class RotateLogKeyRequest(_Request, frozen=True, kw_only=True, tag="log_key_rota
     overlap: int
 
 
+class DriftRequest(_Request, frozen=True, kw_only=True, tag="drift"):
+    """What the monitor found and did, to be recorded; empty: it is there. Root only."""
+
+    reports: tuple[FindingEntry | ResponseEntry | WatchChange | BaselineEntry, ...] = ()
+
+
 class WitnessRequest(_Request, frozen=True, kw_only=True, tag="witness"):
     """What a witness (its verifier key) answered to the record's checkpoint. Root, and who may read the record.
 
@@ -144,6 +151,7 @@ Request = (
     | DenyHoldRequest
     | RotateLogKeyRequest
     | WitnessRequest
+    | DriftRequest
 )
 
 

@@ -16,6 +16,7 @@ from egs_kernel.model import GrantKind, Mode
 
 if TYPE_CHECKING:
     from egs_kernel.config import ScopeConfig
+    from egs_kernel.daemon.drift import Drift
     from egs_kernel.daemon.events import Events
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
@@ -43,6 +44,7 @@ class Reports:
         sealing: Sealing,
         refusals: Refusals,
         witnesses: Witnesses,
+        drift: Drift,
     ) -> None:
         self._paths = paths
         self._gate = gate
@@ -53,6 +55,7 @@ class Reports:
         self._sealing = sealing
         self._refusals = refusals
         self._witnesses = witnesses
+        self._drift = drift
         self._started = time.time()
 
     def status(self, *, detailed: bool) -> protocol.StatusAnswer:
@@ -142,6 +145,9 @@ class Reports:
             refusals=self._refusals.totals,
             refusals_seen=self._refusals.messages is not None,
             refusals_lost=self._refusals.lost,
+            findings=dict(self._drift.findings),
+            responses=dict(self._drift.responses),
+            monitor_watches=self._drift.watching,
         )
 
     def write_metrics(self) -> str:

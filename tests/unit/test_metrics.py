@@ -49,6 +49,9 @@ SNAPSHOT: Final = MetricsSnapshot(
     refusals={("agents", "syscalls"): 21, ("agents", "resources"): 1},
     refusals_seen=True,
     refusals_lost=2,
+    findings={("traced", "high"): 4},
+    responses={("terminate", "true"): 3},
+    monitor_watches=True,
     witnesses=(WitnessState("w.example.com/1", 1_700_000_000.0, 700, "", diverged=False),),
 )
 
@@ -95,6 +98,9 @@ def test_every_value_of_the_snapshot_is_exposed() -> None:
     assert value("egs_refusals_total", scope="agents", word="resources") == 1
     assert value("egs_refusals_seen") == 1
     assert value("egs_refusals_lost_total") == 2
+    assert value("egs_findings_total", finding="traced", severity="high") == 4
+    assert value("egs_drift_responses_total", response="terminate", verified="true") == 3
+    assert value("egs_monitor_watches") == 1
     assert value("egs_clock_synchronized") == 1
     assert value("egs_witness_cosigned_timestamp_seconds", witness="w.example.com/1") == 1_700_000_000
     assert value("egs_witness_cosigned_entries", witness="w.example.com/1") == 700
