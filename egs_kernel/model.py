@@ -303,7 +303,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     `uses` is keyed by artifact id. `revoked` is what was taken back for the artifact's scope; `revocations_problem` says
     why that is not known well enough to authorize anything, and `revocations_until` until when it is. `enforceable` names what this host can
     enforce of the constraints (`Constraints.needs`: "syscalls", ...). `boot_offset` is CLOCK_REALTIME minus
-    CLOCK_BOOTTIME in nanoseconds. `users` and `group_ids` resolve the names that artifacts may use.
+    CLOCK_BOOTTIME in nanoseconds. `users` and `group_ids` resolve the names that artifacts may use. `policy_required`: the
+    artifact's scope is under the active policy set. `policy_problem`: why that cannot be asked.
     """
 
     host_id: str
@@ -311,6 +312,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[str]
     policy_digest: str
     posture: Posture
+    policy_required: bool = False
+    policy_problem: str = ""
     revoked: Revoked = Revoked()
     revocations_problem: str = ""
     revocations_until: datetime | None = None

@@ -45,8 +45,13 @@ class Paths:
 
     @property
     def policy(self) -> Path:
-        """The active policy set."""
+        """Where the active policy set is."""
         return self.config_dir / "policy"
+
+    @property
+    def policy_set(self) -> Path:
+        """The active policy set: its signed form."""
+        return self.policy / "active.json"
 
     @property
     def artifacts(self) -> Path:

@@ -16,7 +16,8 @@
  8. Host: host id and labels.
  9. Intent: argv (bound, where the program takes code from it), working directory, environment.
 10. Scope: this host has it.
-11. Policy: the digest of the active policy set is the one that was evaluated.
+11. Policy: the artifact was issued under the policy set that is active here, and that set, asked again with what
+    this node knows, permits it.
 12. Posture: the host's own integrity is established.
 13. Revocation: nobody took the artifact back.
 14. Uses: some are left.
@@ -51,6 +52,7 @@ from egs_kernel.artifact.variables import loads_code
 from egs_kernel.checks.identity import check_host, check_identity
 from egs_kernel.checks.intent import check_intent
 from egs_kernel.checks.launch import launch_required
+from egs_kernel.checks.policy import check_policy
 from egs_kernel.checks.signers import check_signatures, check_signers
 from egs_kernel.checks.subjects import check_bound, check_digest, check_measured
 from egs_kernel.errors import Refused
@@ -93,7 +95,7 @@ STEPS: Final = {
     Step.HOST: "it is for this host",
     Step.INTENT: "arguments, working directory and environment are the authorized ones",
     Step.SCOPE: "this host has its scope",
-    Step.POLICY: "the active policy set is the evaluated one",
+    Step.POLICY: "the active policy set is the evaluated one, and permits it here",
     Step.POSTURE: "the host's integrity is established",
     Step.REVOCATION: "it is not revoked",
     Step.USES: "uses are left",
@@ -103,6 +105,9 @@ STEPS: Final = {
 
 Reached = Callable[[Step], None]
 """Called as each step begins, so that a caller can show how far a refused artifact came."""
+
+Permit = Callable[["Artifact", Intent], None]
+"""Asks policy; raises POLICY_DENIED or POLICY_UNAVAILABLE."""
 
 _TAKES: Final = {
     "syscalls": "seccomp filters that can be read back",
@@ -128,6 +133,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _unobserved(_step: Step) -> None:
+    pass
+
+
+def _unasked(_artifact: Artifact, _intent: Intent) -> None:
     pass
 
 
@@ -293,8 +302,14 @@ def artifact_id(envelope: Envelope) -> str:
     return hashlib.sha256(envelope.payload).hexdigest()
 
 
-def authorize(
-    artifact: Artifact, intent: Intent, host: HostFacts, now: datetime, *, reached: Reached = _unobserved
+def authorize(  # noqa: PLR0913 - the two callables have defaults that do nothing
+    artifact: Artifact,
+    intent: Intent,
+    host: HostFacts,
+    now: datetime,
+    *,
+    reached: Reached = _unobserved,
+    permit: Permit = _unasked,
 ) -> Authorization:
     """Steps 5 to 15. `intent.argv` None asks for a standing permission.
 
@@ -304,6 +319,7 @@ def authorize(
         host: what is known of this host.
         now: an aware time.
         reached: called as each step begins.
+        permit: asks the active policy set, where there is one.
 
     Raises:
         Refused: with the reason.
@@ -325,7 +341,8 @@ def authorize(
     reached(Step.SCOPE)  # 10
     _check_scope(predicate.scope.name, host)
     reached(Step.POLICY)  # 11
-    _check_policy(predicate.scope.policy_digest, host)
+    check_policy(predicate.scope.policy_digest, host)
+    permit(artifact, intent)
     reached(Step.POSTURE)  # 12
     _check_posture(host)
     reached(Step.REVOCATION)  # 13
@@ -388,15 +405,6 @@ def _check_scope(scope: str, host: HostFacts) -> None:
             Reason.SCOPE_UNKNOWN,
             f"this host has no scope {scope!r}",
             "Add it to egs.toml, or use one of: egs status",
-        )
-
-
-def _check_policy(policy_digest: str | None, host: HostFacts) -> None:
-    if policy_digest is not None and policy_digest != host.policy_digest:
-        raise Refused(
-            Reason.POLICY_MISMATCH,
-            f"it was issued under the policy {policy_digest}, active is {host.policy_digest}",
-            "Have it issued again under the active policy.",
         )
 
 

@@ -12,7 +12,7 @@ from cedarpy import PolicySet, Schema, policies_to_json_str, validate_policies
 
 from egs_kernel.errors import UsageError
 from egs_kernel.model import Reason
-from egs_kernel.policy.places import locate, statements
+from egs_kernel.policy.places import Place, locate, named_in, statements
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _KNOWN_ANNOTATIONS: Final = frozenset({"id", "advice", "description"})
@@ -30,7 +30,7 @@ class Policy:
         text: as it was written.
         json: its JSON form.
         file: the text that it is from.
-        line: where it begins there, from 1.
+        place: where it begins there.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Policy:
     text: str
     json: dict[str, Any]
     file: str
-    line: int
+    place: Place
 
 
 def parse_policies(texts: Mapping[str, str]) -> dict[str, Policy]:
@@ -57,7 +57,7 @@ def parse_policies(texts: Mapping[str, str]) -> dict[str, Policy]:
             if policy.id in policies:
                 other = policies[policy.id]
                 raise invalid(
-                    f"{file}:{policy.line}:1: the id {policy.id} is that of {other.file}:{other.line}, too"
+                    f"{file}:{policy.place}: the id {policy.id} is that of {other.file}:{other.place}, too"
                 )
             policies[policy.id] = policy
     return policies
@@ -69,11 +69,17 @@ def require_valid(policies: Mapping[str, Policy], schema: Schema) -> None:
     Raises:
         UsageError: POLICY_INVALID: the first that it refuses, with its place and everything that is wrong with it.
     """
+    if validate_policies("\n".join(policy.text for policy in policies.values()), schema):
+        return
     for policy in policies.values():
         result = validate_policies(policy.text, schema)
-        if not result.validation_passed:
-            told = "; ".join(dict.fromkeys(_plainly(error.error) for error in result.errors))
-            raise invalid(f"{policy.file}:{policy.line}:1: {policy.id}: {told}")
+        if not result:
+            # Cedar has no order for them. Those that name what is wrong come first.
+            told = sorted(
+                {_plainly(error.error) for error in result.errors}, key=lambda text: ("`" not in text, text)
+            )
+            place = named_in(policy.text, told[0]).after(policy.place)
+            raise invalid(f"{policy.file}:{place}: {policy.id}: {'; '.join(told)}")
 
 
 def invalid(message: str) -> UsageError:
@@ -86,10 +92,10 @@ def _parse(file: str, text: str) -> Iterator[Policy]:
         PolicySet.from_str(text)
     except ValueError as error:
         place = locate(text, _parses)
-        raise invalid(f"{file}:{place.line}:{place.column}: {error}") from error
+        raise invalid(f"{file}:{place}: {error}") from error
     for statement in statements(text):
         document = msgspec.json.decode(policies_to_json_str(statement.text))
-        where = f"{file}:{statement.line}:{statement.column}"
+        where = f"{file}:{statement.place}"
         if document["templates"]:
             raise invalid(f"{where}: it is a template (?principal, ?resource), which nothing here links")
         policy = next(iter(document["staticPolicies"].values()))
@@ -101,7 +107,7 @@ def _parse(file: str, text: str) -> Iterator[Policy]:
             text=statement.text,
             json=policy,
             file=file,
-            line=statement.line,
+            place=statement.place,
         )
 
 

@@ -34,14 +34,21 @@ class Place:
     line: int
     column: int
 
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+    def after(self, start: Place) -> Place:
+        """This place in a text that begins at `start`."""
+        column = self.column + start.column - 1 if self.line == 1 else self.column
+        return Place(self.line + start.line - 1, column)
+
 
 @dataclass(frozen=True)
 class Statement:
     """One policy's text, and where it begins."""
 
     text: str
-    line: int
-    column: int
+    place: Place
 
 
 def locate(text: str, complaint: Callable[[str], str | None]) -> Place:
@@ -74,8 +81,7 @@ def statements(text: str) -> list[Statement]:
     for token in _tokens(text):
         start = token.start() if start is None else start
         if token.group() == ";":
-            place = place_of(text, start)
-            found.append(Statement(text[start : token.end()], place.line, place.column))
+            found.append(Statement(text[start : token.end()], place_of(text, start)))
             start = None
     return found
 
@@ -99,11 +105,17 @@ def _stop(text: str, statement: list[re.Match[str]], complaint: Callable[[str], 
             high = middle
     if low == len(statement):
         return statement[-1].end()  # it ends too early
-    if statement[low].group() == ";" and (
-        word := _QUOTED.search(complaint(text[start : statement[low].end()]) or "")
-    ):
-        at = text.find(
-            word.group(1) or word.group(2), start
-        )  # grammatical, and wrong: what the message names
-        return max(at, start)
-    return start if statement[low].group() == ";" else statement[low].start()
+    if statement[low].group() != ";":
+        return statement[low].start()
+    refused = text[start : statement[low].end()]  # grammatical, and wrong: what the message names
+    return start + _named(refused, complaint(refused) or "")
+
+
+def named_in(text: str, message: str) -> Place:
+    """Where what a message names stands in a text; the beginning when it does not."""
+    return place_of(text, _named(text, message))
+
+
+def _named(text: str, message: str) -> int:
+    word = _QUOTED.search(message)
+    return max(text.find(word.group(1) or word.group(2)), 0) if word else 0

@@ -7,9 +7,10 @@ import pytest
 
 from egs_kernel.policy.catalog import Agent, Catalog, Files
 from egs_kernel.policy.evaluate import Effect, answer, approvals_needed, evaluate_all
+from egs_kernel.policy.manifest import TYPE, Manifest
 from egs_kernel.policy.questions import File, Host, Program, Question, Who
 from egs_kernel.policy.requests import requests_for
-from egs_kernel.policy.sets import TYPE, Manifest, PolicySet, digest_of
+from egs_kernel.policy.sets import PolicySet
 from egs_kernel.policy.vocabulary import SCHEMA
 
 GIT = Program(path="/usr/bin/git", digest="1" * 64, package="git")
@@ -64,7 +65,7 @@ def question(**changes: object) -> Question:
 def test_what_is_permitted_says_by_what() -> None:
     said = answer(policy_set(), question())
     assert (said.effect, said.determining, said.errors) == (Effect.PERMIT, ("agent-tools",), ())
-    assert said.policy_digest == digest_of(policy_set().manifest)
+    assert said.policy_digest == policy_set().manifest.digest
 
 
 def test_what_nothing_permits_is_denied() -> None:
