@@ -13,7 +13,7 @@ from egs_kernel.trust.keys import Algorithm, generate
 from egs_kernel.trust.store import Role, TrustedKey, TrustStore
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner
+    from egs_kernel.sslib import Signer
 
 NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
 PROGRAM_DIGEST = "ab" * 32
@@ -84,12 +84,12 @@ def statement(predicate: dict[str, Any] | None = None, **changes: Any) -> dict[s
     return value
 
 
-def signed(value: Any, *signers: CryptoSigner) -> bytes:
+def signed(value: Any, *signers: Signer) -> bytes:
     """The artifact file of a JSON value; signed by ISSUER when no signer is named."""
     return sign(canonical.encode(value), signers or (ISSUER,))
 
 
-def trusted(signer: CryptoSigner, **changes: Any) -> TrustedKey:
+def trusted(signer: Signer, **changes: Any) -> TrustedKey:
     """An issuer for the scope "agents", with changes."""
     fields: dict[str, Any] = {"roles": frozenset({Role.ISSUER}), "scopes": frozenset({"agents"}), **changes}
     return TrustedKey(key=signer.public_key, **fields)

@@ -27,13 +27,13 @@ from egs_kernel.trust.store import Role, TrustedKey, TrustStore
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from securesystemslib.signer import CryptoSigner
+    from egs_kernel.sslib import Signer
 
 NOW = datetime(2026, 11, 23, 14, 0, tzinfo=UTC)
 KEEPER, OTHER, ISSUER, STRANGER = (generate(Algorithm.ED25519) for _ in range(4))
 
 
-def trusted(signer: CryptoSigner, role: Role = Role.MAINTENANCE, **fields: Any) -> TrustedKey:
+def trusted(signer: Signer, role: Role = Role.MAINTENANCE, **fields: Any) -> TrustedKey:
     given: dict[str, Any] = {"scopes": frozenset({"maintenance"})} | fields
     return TrustedKey(key=signer.public_key, roles=frozenset({role}), **given)
 
@@ -55,7 +55,7 @@ def predicate(start: timedelta = timedelta(0), end: timedelta = timedelta(hours=
     )
 
 
-def artifact(*signers: CryptoSigner, hosts: tuple[str, ...] = ("h1", "h2"), **window: timedelta) -> bytes:
+def artifact(*signers: Signer, hosts: tuple[str, ...] = ("h1", "h2"), **window: timedelta) -> bytes:
     return sign(encode_statement(maintenance_statement(hosts, predicate(**window))), signers or (KEEPER,))
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-    from securesystemslib.signer import CryptoSigner
+
+    from egs_kernel.sslib import Signer
 
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+ED25519 = ed25519.Ed25519PrivateKey.generate()
 P384 = ec.generate_private_key(ec.SECP384R1())
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
 
@@ -154,7 +156,7 @@ GOOD = public_pem(ISSUER.public_key).encode()
         GOOD[:60],
         GOOD.replace(b"MCow", b"AAAA"),
         GOOD.replace(b"PUBLIC", b"RSA PUBLIC"),
-        ISSUER.private_bytes,
+        private_pem(ED25519),
         pem(RSA),
         pem(P384),
     ],
@@ -184,7 +186,7 @@ names = st.none() | st.text(st.characters(exclude_categories=["C", "Z"]), min_si
 )
 def test_what_is_added_is_loaded(
     tmp_path_factory: pytest.TempPathFactory,
-    signer: CryptoSigner,
+    signer: Signer,
     roles: frozenset[Role],
     scopes: frozenset[str],
     name: str | None,
@@ -319,7 +321,7 @@ def with_pem(content: bytes) -> str:
         "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
         with_pem(pem(RSA)),
         with_pem(pem(P384)),
-        with_pem(ISSUER.private_bytes),
+        with_pem(private_pem(ED25519)),
         with_pem(b""),
         with_pem(GOOD) + "extra = 1\n",
         with_pem(GOOD).replace("issuer", "root"),

@@ -20,7 +20,7 @@ from egs_kernel.trust.keys import public_pem
 from tests.unit.issuing import EVERY_FIELD, ISSUER, SECOND, STRANGER, signed, statement
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner
+    from egs_kernel.sslib import Signer
 
 PAGE = Path(__file__).parents[2] / "docs" / "verify-by-hand.md"
 SIGNERS = {"ed25519": ISSUER, "ecdsa-p256": SECOND}
@@ -58,7 +58,7 @@ def current(**predicate: Any) -> dict[str, Any]:
     return statement({**EVERY_FIELD, **times, **predicate})
 
 
-def place(folder: Path, content: bytes, signer: CryptoSigner) -> tuple[Path, Path]:
+def place(folder: Path, content: bytes, signer: Signer) -> tuple[Path, Path]:
     artifact, key = folder / "job.artifact", folder / "issuer.pub"
     artifact.write_bytes(content)
     key.write_text(public_pem(signer.public_key))
@@ -66,7 +66,7 @@ def place(folder: Path, content: bytes, signer: CryptoSigner) -> tuple[Path, Pat
 
 
 @pytest.mark.parametrize("signer", SIGNERS.values(), ids=SIGNERS)
-def test_a_good_artifact_verifies(signer: CryptoSigner, tmp_path: Path) -> None:
+def test_a_good_artifact_verifies(signer: Signer, tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_bytes(b"the program")
     value = current()
@@ -81,7 +81,7 @@ def test_a_good_artifact_verifies(signer: CryptoSigner, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signer", SIGNERS.values(), ids=SIGNERS)
-def test_a_changed_payload_does_not(signer: CryptoSigner, tmp_path: Path) -> None:
+def test_a_changed_payload_does_not(signer: Signer, tmp_path: Path) -> None:
     good = json.loads(signed(current(), signer))
     other = json.loads(signed(current(uses=4), signer))
     content = json.dumps({**good, "payload": other["payload"]}).encode()
@@ -93,7 +93,7 @@ def test_a_changed_payload_does_not(signer: CryptoSigner, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("signer", SIGNERS.values(), ids=SIGNERS)
-def test_a_strangers_signature_does_not(signer: CryptoSigner, tmp_path: Path) -> None:
+def test_a_strangers_signature_does_not(signer: Signer, tmp_path: Path) -> None:
     artifact, key = place(tmp_path, signed(current(), STRANGER), signer)
     assert by_openssl(artifact, key).returncode == 1
     assert by_securesystemslib(artifact, key).returncode != 0
