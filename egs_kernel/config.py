@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ MAX_LIBRARY_ROOTS = 64
 
 MAX_WITNESSES = 16
 """A checkpoint with all of their cosignatures is one that every verifier must accept (signed-note)."""
+
+
+class DriftEvents(Enum):
+    """What `egs gate load` does about the drift programs."""
+
+    AUTO = "auto"  # it loads them where the kernel can have them, and says where it cannot
+    REQUIRED = "required"  # without them it loads nothing
+    OFF = "off"
+
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d)")
@@ -79,11 +89,33 @@ class RecordConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.origin or f"egs-kernel/{host_id}/record"
 
 
+class RevocationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which scopes demand a signed revocation list, and how old it may be. Without `max_age` none does; else all, or `scopes`."""
+
+    max_age: str | None = None
+    scopes: tuple[str, ...] = ()
+
+    @property
+    def max_age_seconds(self) -> int:
+        """How old a list may be; 0: none is demanded."""
+        return 0 if self.max_age is None else parse_duration(self.max_age, "revocation.max_age")
+
+    def demands(self, scope: str) -> bool:
+        """Whether nothing is authorized in this scope without a list that is new enough."""
+        return self.max_age is not None and (not self.scopes or scope in self.scopes)
+
+
 class WitnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A witness that cosigns this host's checkpoints: the address before `/add-checkpoint`, and its verifier key."""
 
     url: str
     key: str
+
+
+class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether the gate is loaded with the drift programs, which tell what governed processes do while they run."""
+
+    events: DriftEvents = DriftEvents.AUTO
 
 
 LIBRARY_ROOTS = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32")
@@ -110,7 +142,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     metrics: MetricsConfig = MetricsConfig()
     console: ConsoleConfig = ConsoleConfig()
     record: RecordConfig = RecordConfig()
+    revocation: RevocationConfig = RevocationConfig()
     witnesses: tuple[WitnessConfig, ...] = ()
+    drift: DriftConfig = DriftConfig()
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,7 +160,9 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     metrics: MetricsConfig = MetricsConfig()
     console: ConsoleConfig = ConsoleConfig()
     record: RecordConfig = RecordConfig()
+    revocation: RevocationConfig = RevocationConfig()
     witness: tuple[WitnessConfig, ...] = ()
+    drift: DriftConfig = DriftConfig()
 
 
 def load_config(path: Path) -> Config:
@@ -186,8 +222,20 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
         metrics=file.metrics,
         console=file.console,
         record=file.record,
+        revocation=_revocation(name, file),
         witnesses=_witnesses(name, file),
+        drift=file.drift,
     )
+
+
+def _revocation(name: str, file: _File) -> RevocationConfig:
+    parse_duration(file.revocation.max_age or "1h", f"{name}: revocation.max_age")
+    unknown = sorted(set(file.revocation.scopes) - {scope.name for scope in file.scope})
+    if unknown:
+        raise _invalid(name, f"revocation.scopes: there is no scope {unknown[0]!r}")
+    if file.revocation.scopes and file.revocation.max_age is None:
+        raise _invalid(name, "revocation.scopes demand a list, and revocation.max_age does not say how new")
+    return file.revocation
 
 
 def _witnesses(name: str, file: _File) -> tuple[WitnessConfig, ...]:

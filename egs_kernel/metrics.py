@@ -78,6 +78,8 @@ class MetricsSnapshot:
         refusals: what constraints refused running programs, by scope and constraint word.
         refusals_seen: whether the kernel reports what filters and Landlock refuse.
         refusals_lost: times that the kernel dropped messages of refusals.
+        revocation_lists: number and nextUpdate (Unix seconds) of the revocation list in force, by scope.
+        revocations_stale: whether nothing is authorized for lack of a list, by scope that demands one.
     """
 
     time: float
@@ -101,6 +103,8 @@ class MetricsSnapshot:
     findings: Mapping[tuple[str, str], int] = field(default_factory=dict)
     responses: Mapping[tuple[str, str], int] = field(default_factory=dict)
     monitor_watches: bool = False
+    revocation_lists: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    revocations_stale: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,24 @@ DEFINITIONS: Final = (
         "gauge",
         ("witness",),
         "When the witness cosigned the record last; 0: never.",
+    ),
+    Definition(
+        "egs_revocation_list_number",
+        "gauge",
+        ("scope",),
+        "Number of the revocation list in force for the scope.",
+    ),
+    Definition(
+        "egs_revocation_list_next_update_timestamp_seconds",
+        "gauge",
+        ("scope",),
+        "By when there is a newer list.",
+    ),
+    Definition(
+        "egs_revocations_stale",
+        "gauge",
+        ("scope",),
+        "1: what is revoked is not known well enough, and nothing is authorized in the scope.",
     ),
     Definition("egs_witness_cosigned_entries", "gauge", ("witness",), "Entries of what it cosigned last."),
     Definition(
@@ -315,6 +337,13 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
         "egs_held_tasks": [((scope,), count) for scope, count in snapshot.held_tasks.items()],
         "egs_record_bytes": _plain(snapshot.record_bytes),
         "egs_record_entries": _plain(snapshot.record_entries),
+        "egs_revocation_list_number": [
+            ((scope,), number) for scope, (number, _) in snapshot.revocation_lists.items()
+        ],
+        "egs_revocation_list_next_update_timestamp_seconds": [
+            ((scope,), until) for scope, (_, until) in snapshot.revocation_lists.items()
+        ],
+        "egs_revocations_stale": [((scope,), stale) for scope, stale in snapshot.revocations_stale.items()],
         "egs_witness_cosigned_timestamp_seconds": [((one.name,), one.cosigned) for one in snapshot.witnesses],
         "egs_witness_cosigned_entries": [((one.name,), one.size) for one in snapshot.witnesses],
         "egs_witness_diverged": [((one.name,), one.diverged) for one in snapshot.witnesses],

@@ -19,7 +19,8 @@
 11. Policy: the artifact was issued under the policy set that is active here, and that set, asked again with what
     this node knows, permits it.
 12. Posture: the host's own integrity is established.
-13. Revocation: nobody took the artifact back.
+13. Revocation: nobody took the artifact back, too many of its signers' keys, one of its subjects, its policy set or
+    this host; and this host's knowledge of that is new enough.
 14. Uses: some are left.
 15. Constraints: this host can enforce each.
 
@@ -53,15 +54,15 @@ from egs_kernel.checks.identity import check_host, check_identity
 from egs_kernel.checks.intent import check_intent
 from egs_kernel.checks.launch import launch_required
 from egs_kernel.checks.policy import check_policy
+from egs_kernel.checks.revocation import Ties, check_revoked
 from egs_kernel.checks.signers import check_signatures, check_signers
 from egs_kernel.checks.subjects import check_bound, check_digest, check_measured
 from egs_kernel.errors import Refused
 from egs_kernel.model import Grant, HostFacts, Intent, Measurement, Reason
 
 if TYPE_CHECKING:
-    from securesystemslib.dsse import Envelope
-
-    from egs_kernel.trust.store import TrustStore
+    from egs_kernel.sslib import Envelope
+    from egs_kernel.trust.store import TrustedKey, TrustStore
 
 
 class Step(IntEnum):
@@ -97,7 +98,7 @@ STEPS: Final = {
     Step.SCOPE: "this host has its scope",
     Step.POLICY: "the active policy set is the evaluated one, and permits it here",
     Step.POSTURE: "the host's integrity is established",
-    Step.REVOCATION: "it is not revoked",
+    Step.REVOCATION: "nothing of it is revoked, as far as is known, and that is new enough",
     Step.USES: "uses are left",
     Step.CONSTRAINTS: "this host can enforce its constraints",
 }
@@ -126,6 +127,7 @@ _TAKES: Final = {
     "network.ports": "Landlock of version 4 (Linux 6.7)",
     "network.abstract": "Landlock of version 6 (Linux 6.12)",
     "process.signals": "Landlock of version 6 (Linux 6.12)",
+    "drift": "egs-monitor, running",
 }
 """What a host must have for each thing that constraints need."""
 
@@ -142,11 +144,31 @@ def _unasked(_artifact: Artifact, _intent: Intent) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An artifact that authenticated. `id` is the SHA-256 (hex) of its payload; `signers` are key ids."""
+    """An artifact that authenticated.
+
+    Attributes:
+        id: the SHA-256 (hex) of its payload.
+        statement: what it says.
+        signers: the ids of the keys that count.
+        threshold: how many of them must not be revoked.
+    """
 
     id: str
     statement: Statement
     signers: tuple[str, ...]
+    threshold: int = 1
+
+    @property
+    def ties(self) -> Ties:
+        """What it can be revoked by."""
+        return Ties(
+            artifact=self.id,
+            scope=self.statement.predicate.scope.name,
+            keys=self.signers,
+            threshold=self.threshold,
+            subjects=tuple(subject.digest.sha256 for subject in self.statement.subject),
+            policy=self.statement.predicate.scope.policy_digest,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +183,7 @@ class Authorization:
         uid: the user id it is for; None: any.
         argv: the exact arguments that the gate is to compare; None: any.
         cgroup: the cgroup path below which it must run; None: any.
-        window: valid from, and until before.
+        window: valid from, and until before; not beyond what is known of revocations, where that ends.
         uses_left: how many more executions; None: unlimited.
         constraints: what must hold while it runs; None: nothing.
         code_variables: it signs values for environment variables that make programs load code.
@@ -294,7 +316,13 @@ def authenticate(
         id=artifact_id(envelope),
         statement=statement,
         signers=tuple(sorted(signer.keyid for signer in accepted)),
+        threshold=_remaining(trust, accepted, statement.predicate.scope.name),
     )
+
+
+def _remaining(trust: TrustStore, accepted: list[TrustedKey], scope: str) -> int:
+    """How many of these keys must remain. A key and its successor count once: which of them is not asked again."""
+    return trust.threshold(scope) + len(accepted) - trust.holders(accepted)
 
 
 def artifact_id(envelope: Envelope) -> str:
@@ -346,7 +374,8 @@ def authorize(  # noqa: PLR0913 - the two callables have defaults that do nothin
     reached(Step.POSTURE)  # 12
     _check_posture(host)
     reached(Step.REVOCATION)  # 13
-    _check_revocation(artifact, host)
+    check_revoked(artifact.ties, host.revoked, host.host_id)
+    _check_revocations_known(host, now)
     reached(Step.USES)  # 14
     uses_left = _check_uses(artifact, host)
     reached(Step.CONSTRAINTS)  # 15
@@ -359,7 +388,7 @@ def authorize(  # noqa: PLR0913 - the two callables have defaults that do nothin
         uid=uid,
         argv=argv,
         cgroup=identity.cgroup,
-        window=predicate.window,
+        window=_known_within(predicate.window, host.revocations_until),
         uses_left=uses_left,
         constraints=predicate.constraints,
         code_variables=_signs_code_variables(predicate),
@@ -417,9 +446,23 @@ def _check_posture(host: HostFacts) -> None:
         )
 
 
-def _check_revocation(artifact: Artifact, host: HostFacts) -> None:
-    if artifact.id in host.revoked:
-        raise Refused(Reason.REVOKED, "it was revoked", "Have a new artifact issued.")
+def _check_revocations_known(host: HostFacts, now: datetime) -> None:
+    problem = host.revocations_problem
+    until = host.revocations_until
+    if not problem and until is not None and now >= until:
+        problem = f"the revocation list in force was good until {format_time(until)}"
+    if problem:
+        raise Refused(
+            Reason.REVOCATION_LIST_STALE,
+            f"what is revoked is not known well enough: {problem}",
+            "Bring a new list: egs revocations add FILE",
+        )
+
+
+def _known_within(window: tuple[datetime, datetime], until: datetime | None) -> tuple[datetime, datetime]:
+    """Where a list is demanded, the gate refuses from the moment at which it is too old."""
+    start, end = window
+    return (start, end) if until is None else (start, min(end, until))
 
 
 def _check_uses(artifact: Artifact, host: HostFacts) -> int | None:

@@ -32,7 +32,7 @@ from egs_kernel.errors import NoteError
 if TYPE_CHECKING:
     from egs_kernel.audit.state import State
 
-_SPENT, _REVOKED = b'"use_until":"', b'"action":"revoked"'
+_COUNTED = (b'"use_until":"', b'"action":"revoked"', b'"type":"revocation')
 """What an entry holds that counts (tally.py)."""
 
 Progress = Callable[[int, int], None]
@@ -220,7 +220,7 @@ class _Walk:
             found = checked_header(line, seq)
             self._types[found.type] += 1
             self._times[1:] = [found.time]
-            if (_SPENT in line or _REVOKED in line) and found.type in ENTRY_TYPES:
+            if any(mark in line for mark in _COUNTED) and found.type in ENTRY_TYPES:
                 self._tally.count(decode(line, f"entry {seq}").entry)
             self._length += len(line)
         leaves = [leaf_hash(line) for line in lines]
@@ -238,10 +238,13 @@ class _Walk:
                 raise corrupt(CHECKPOINT, f"its root is not that of the first {size} entries")
         state = self._state
         if state is not None and size == state.size:
-            uses = self._tally.saved()[0]
+            said, counted = state.tally, self._tally.saved()
             if state.root != self._frontier.root().hex() or state.length != self._length:
                 raise corrupt(STATE, f"it is not of the first {size} entries")
-            if set(state.revoked) != self._tally.revoked or not state.uses.items() <= uses.items():
+            if (said.revoked, said.lists) != (
+                counted.revoked,
+                counted.lists,
+            ) or not said.uses.items() <= counted.uses.items():
                 raise corrupt(STATE, f"it does not count what the first {size} entries say")
 
     def _require_acknowledged(self) -> None:

@@ -16,6 +16,7 @@ from egs_kernel.audit.entries import (
     DaemonStopped,
     Decision,
     EntryType,
+    Evaluated,
     Exec,
     FindingEntry,
     Gap,
@@ -28,6 +29,8 @@ from egs_kernel.audit.entries import (
     Refusal,
     Request,
     ResponseEntry,
+    Revocation,
+    RevocationListChange,
     SealChange,
     Submission,
     Verification,
@@ -87,6 +90,10 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
             return _seal(entry)
         case ArtifactChange():
             return f"{entry.action}{_id(entry.artifact_id)} {entry.source} {entry.detail}"
+        case Revocation():
+            return f"{entry.kind} {entry.thing} since {entry.since} {entry.why}"
+        case RevocationListChange():
+            return _revocation_list(entry)
         case Gap():
             count = f"{entry.lost} events: " if entry.lost is not None else ""
             kept = f", kept in {entry.kept}" if entry.kept else ""
@@ -105,6 +112,9 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
         case PostureEntry():
             problems = "; ".join(entry.posture.problems) or "no problems"
             return f"{entry.digest[:12]} {entry.posture.tier.value} {problems}"
+        case Evaluated():
+            by = ", ".join(entry.determining) or "no policy"
+            return f"{entry.effect} by {by} of {entry.policy} {entry.policy_digest[:12]} {' '.join(entry.errors)}"
         case Submission():
             return f"{entry.scope}: {entry.principal} asks: {entry.intent} [request {entry.request}]"
         case Approval():
@@ -161,6 +171,13 @@ def _seal(entry: SealChange) -> str:
     if entry.action == "sealed":
         return f"sealed: {entry.cause}"
     return f"lifted until {entry.until}{_id(entry.artifact_id)}: {entry.operator}: {entry.purpose}"
+
+
+def _revocation_list(entry: RevocationListChange) -> str:
+    if entry.action == "refused":
+        return f"refused {entry.reason.code}: {entry.detail}"
+    named = f"number {entry.number} of scope {entry.scope}"
+    return f"added: {named} revokes {entry.revokes} things, good until {entry.next_update}"
 
 
 def _drift(entry: FindingEntry | ResponseEntry | WatchChange | BaselineEntry) -> str:

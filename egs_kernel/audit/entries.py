@@ -180,9 +180,9 @@ class SealChange(Entry, frozen=True, kw_only=True, tag="seal"):
 
 
 class ArtifactChange(Entry, frozen=True, kw_only=True, tag="artifact"):
-    """A standing artifact came or went, one was presented for a launch or a hold, or one was revoked.
+    """A standing artifact came or went, or one was presented for a launch or a hold; `envelope` is its DSSE JSON text.
 
-    `envelope` is its DSSE JSON text.
+    `revoked` is what earlier versions wrote in place of a `revocation`.
     """
 
     action: Literal["added", "presented", "removed", "revoked"]
@@ -190,6 +190,39 @@ class ArtifactChange(Entry, frozen=True, kw_only=True, tag="artifact"):
     source: str = ""
     peer: Peer | None = None
     detail: str = ""
+    envelope: str | None = None
+
+
+class Revocation(Entry, frozen=True, kw_only=True, tag="revocation"):
+    """Something was taken back on this host, for ever: an artifact, a key, a file, a policy set or a host.
+
+    `thing` is its id (model.Revoked); `since` when.
+    """
+
+    kind: Literal["artifact", "key", "subject", "policy", "host"]
+    thing: str
+    since: str
+    why: str = ""
+    peer: Peer | None = None
+
+
+class RevocationListChange(Entry, frozen=True, kw_only=True, tag="revocation_list"):
+    """A signed revocation list was `added`: from now on it is that of its scope; or it was `refused`, and `detail` says why.
+
+    `revokes` is how many things it revokes. Of one that was refused, what could not be read is not known.
+    """
+
+    action: Literal["added", "refused"]
+    scope: str = ""
+    number: int = 0
+    digest: str = ""
+    issued_at: str = ""
+    next_update: str = ""
+    revokes: int = 0
+    signers: tuple[str, ...] = ()
+    reason: Reason = Reason.AUTHORIZED
+    detail: str = ""
+    peer: Peer | None = None
     envelope: str | None = None
 
 
@@ -350,11 +383,29 @@ class BaselineEntry(Entry, frozen=True, kw_only=True, tag="baseline"):
     execution: int = 0
 
 
+class Evaluated(Entry, frozen=True, kw_only=True, tag="evaluation"):
+    """What the policy set said to a request, with `approvals` approvals, and by which policies.
+
+    `request_digest` is the SHA-256 of what Cedar was asked, so that anybody can ask it again.
+    """
+
+    effect: Literal["permit", "deny"]
+    policy: str
+    policy_digest: str
+    request_digest: str
+    determining: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    request: str | None = None
+    approvals: int = 0
+
+
 class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     """Somebody asked the authority for an artifact (clause 4, phase 1). `request` is an id that later entries repeat.
 
     `principal` is who asked, as the kernel or a certificate says; `intent` the canonical JSON of what was asked for, and
-    `intent_digest` its SHA-256; `renews` the artifact that it is to follow.
+    `intent_digest` its SHA-256; `program_kind` is what the program does with its arguments; `renews` the artifact that it is to
+    follow.
     """
 
     request: str
@@ -362,6 +413,7 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     scope: str
     intent_digest: str
     intent: str
+    program_kind: str
     peer: Peer | None = None
     idempotency_key: str | None = None
     renews: str | None = None
@@ -415,12 +467,15 @@ EntryType = (
     | Attempt
     | SealChange
     | ArtifactChange
+    | Revocation
+    | RevocationListChange
     | Gap
     | LogKeyChange
     | WitnessAlarm
     | Part
     | ConfigurationChange
     | PostureEntry
+    | Evaluated
     | Submission
     | Approval
     | Issuance

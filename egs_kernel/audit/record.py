@@ -29,7 +29,7 @@ from egs_kernel.audit.recover import pending_gaps, recover, settle
 from egs_kernel.audit.state import write_state
 from egs_kernel.audit.tiles import HEIGHT, pack_entry
 from egs_kernel.errors import RecordError
-from egs_kernel.model import Reason
+from egs_kernel.model import Reason, Revoked
 from egs_kernel.ownership import require_private_folder
 
 if TYPE_CHECKING:
@@ -176,9 +176,14 @@ class Record:
         return self._counted.tally.uses
 
     @property
-    def revoked(self) -> frozenset[str]:
-        """Artifact ids that the record says are revoked."""
+    def revoked(self) -> Revoked:
+        """What the record says is revoked, but for what lists say."""
         return self._counted.tally.revoked
+
+    @property
+    def lists(self) -> dict[str, tuple[int, str]]:
+        """The number and the digest of the newest revocation list of each scope."""
+        return self._counted.tally.lists
 
     def append(self, entries: Sequence[Entry]) -> tuple[int, ...]:
         """Append entries, all or none, and return when they are durable.

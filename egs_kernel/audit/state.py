@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from egs_kernel.audit.layout import STATE
-from egs_kernel.audit.tally import Tally
+from egs_kernel.audit.tally import Saved, Tally
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from egs_kernel.audit.entries import Entry
     from egs_kernel.audit.files import Files
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tally of the first `size` entries, and the root (hex) of the tree over them.
 
-    `length`: bytes of those entries. `synced`: full tiles and bundles of as many entries are durable. `uses`: artifact id →
-    (uses spent, its notAfter).
+    `length`: bytes of those entries. `synced`: full tiles and bundles of as many entries are durable.
     """
 
     v: int
@@ -35,11 +34,10 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: str
     length: int
     synced: int
-    uses: dict[str, tuple[int, str]]
-    revoked: tuple[str, ...]
+    tally: Saved
 
 
-NONE: Final = State(_VERSION, 0, "", 0, 0, {}, ())
+NONE: Final = State(_VERSION, 0, "", 0, 0, Saved())
 """Of a record that has none: everything is counted anew."""
 
 
@@ -55,7 +53,7 @@ class Counted:
     @classmethod
     def of(cls, state: State) -> Counted:
         """What is counted at a state."""
-        return cls(Tally(state.uses, state.revoked), state.length, state.synced, state.size)
+        return cls(Tally(state.tally), state.length, state.synced, state.size)
 
     def add(self, entry: Entry, length: int) -> None:
         """Take one more entry into account, whose line has `length` bytes."""
@@ -64,8 +62,7 @@ class Counted:
 
     def state(self, size: int, root: bytes) -> State:
         """The state to save at `size` entries."""
-        uses, revoked = self.tally.saved()
-        return State(_VERSION, size, root.hex(), self.length, self.synced, uses, revoked)
+        return State(_VERSION, size, root.hex(), self.length, self.synced, self.tally.saved())
 
 
 def read_state(folder: Path) -> State | None:

@@ -1,31 +1,55 @@
-"""What must survive a restart, counted from the record: uses spent, artifacts revoked."""
+"""What must survive a restart, counted from the record: uses spent, what was revoked, the newest revocation lists."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from egs_kernel.audit.entries import ArtifactChange, Decision, Entry, Exec
+import msgspec
+
+from egs_kernel.audit.entries import (
+    ArtifactChange,
+    Decision,
+    Entry,
+    Exec,
+    Revocation,
+    RevocationListChange,
+)
+from egs_kernel.model import Revoked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tally as it is saved. `uses`: artifact id → (uses spent, its notAfter); `lists`: scope → (number, digest)."""
+
+    uses: dict[str, tuple[int, str]] = {}
+    revoked: Revoked = Revoked()
+    lists: dict[str, tuple[int, str]] = {}
+
+
 class Tally:
-    """Uses by artifact id and revoked ids, folded from entries.
+    """Uses by artifact id, what was revoked, and revocation lists by scope, folded from entries.
 
     An entry with `use_until` spends one use of its artifact, and tells until when the count matters:
     `forget_expired` drops what is past, so that the tally stays as small as the artifacts in force.
     """
 
-    def __init__(self, uses: dict[str, tuple[int, str]] | None = None, revoked: Iterable[str] = ()) -> None:
-        self._uses = dict(uses or {})
-        self._revoked = set(revoked)
+    def __init__(self, saved: Saved = Saved()) -> None:  # noqa: B008 - frozen; what is in it is copied
+        self._uses = dict(saved.uses)
+        self._revoked = {kind: dict(getattr(saved.revoked, kind)) for kind in Revoked.__struct_fields__}
+        self._lists = dict(saved.lists)
 
     def count(self, entry: Entry) -> None:
         """Take one more entry into account."""
         if isinstance(entry, ArtifactChange):
             if entry.action == "revoked":
-                self._revoked.add(entry.artifact_id)
+                self._revoke("artifact", entry.artifact_id, _LONG_AGO)
+        elif isinstance(entry, Revocation):
+            self._revoke(entry.kind, entry.thing, entry.since)
+        elif isinstance(entry, RevocationListChange):
+            if entry.action == "added":
+                self._lists[entry.scope] = entry.number, entry.digest
         elif isinstance(entry, Decision):
             self._spend(entry.artifact_id, entry.use_until)
         elif isinstance(entry, Exec):
@@ -41,18 +65,31 @@ class Tally:
         return {key: count for key, (count, _until) in self._uses.items()}
 
     @property
-    def revoked(self) -> frozenset[str]:
-        """Every artifact id that the record says is revoked."""
-        return frozenset(self._revoked)
+    def revoked(self) -> Revoked:
+        """All that the record says is revoked, but for what lists say."""
+        return Revoked(**{kind: dict(table) for kind, table in self._revoked.items()})
 
-    def saved(self) -> tuple[dict[str, tuple[int, str]], tuple[str, ...]]:
-        """The constructor's arguments that make this tally again."""
-        return dict(self._uses), tuple(sorted(self._revoked))
+    @property
+    def lists(self) -> dict[str, tuple[int, str]]:
+        """The number and the digest of the newest list of each scope."""
+        return dict(self._lists)
+
+    def saved(self) -> Saved:
+        """What makes this tally again."""
+        return Saved(uses=dict(self._uses), revoked=self.revoked, lists=dict(self._lists))
+
+    def _revoke(self, kind: str, thing: str, since: str) -> None:
+        table = self._revoked[kind]
+        table[thing] = min(since, table.get(thing, since))
 
     def _spend(self, artifact_id: str | None, until: str | None) -> None:
         if artifact_id and until is not None:
             count, known_until = self._uses.get(artifact_id, (0, until))
             self._uses[artifact_id] = (count + 1, max(known_until, until))
+
+
+_LONG_AGO = "1970-01-01T00:00:00Z"
+"""Since when something is revoked of which an earlier version did not say it."""
 
 
 def uses_by_artifact(entries: Iterable[Entry]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from egs_kernel import __version__
 from egs_kernel.audit.entries import ConfigurationChange, DaemonStarted, DaemonStopped, Decision
 from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.record import Record
+from egs_kernel.checks.revocation import merged
 from egs_kernel.constraints.kernel_messages import KernelMessages, open_messages
 from egs_kernel.daemon.control import Control
 from egs_kernel.daemon.drift import Drift
@@ -32,7 +33,10 @@ from egs_kernel.daemon.memory import give_back
 from egs_kernel.daemon.programs import Surveyor
 from egs_kernel.daemon.refusals import FIRST_PAUSE, Refusals
 from egs_kernel.daemon.reports import Reports
-from egs_kernel.daemon.revocations import read_revocations
+from egs_kernel.daemon.restraint import Restraint
+from egs_kernel.daemon.revocations import known_of, read_revocations
+from egs_kernel.daemon.revoking import Revoking
+from egs_kernel.daemon.running import Running
 from egs_kernel.daemon.sealing import Sealing, become_daemon
 from egs_kernel.daemon.server import Server
 from egs_kernel.daemon.standing import Standing
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
     from egs_kernel.audit.entries import Peer
+    from egs_kernel.daemon.known import Known
     from egs_kernel.paths import Paths
     from egs_kernel.verify import Artifact
 
@@ -78,10 +83,12 @@ async def serve(paths: Paths) -> None:
         revoked = read_revocations(paths.revocations)
         origin = settings.config.record.origin_of(settings.host_id)
         keys = LogKeys.open(paths.log_keys, origin, time.time)
-        journal = Journal(Record.open(paths.record, keys), revoked)
+        record = Record.open(paths.record, keys)
+        journal = Journal(record)
         stack.push_async_callback(journal.close)
+        known = known_of(paths.revocations, merged([revoked, record.revoked]), record.lists)
         messages = await asyncio.to_thread(_listen)
-        daemon = _Daemon(paths, gate, journal, settings, keys, messages)
+        daemon = _Daemon(paths, gate, journal, settings, known, keys, messages)
         await daemon.start()
         await daemon.run()
 
@@ -119,6 +126,7 @@ class _Daemon:
         gate: Gate,
         journal: Journal,
         settings: Settings,
+        known: Known,
         keys: LogKeys,
         messages: KernelMessages | HostLacks,
     ) -> None:
@@ -127,7 +135,7 @@ class _Daemon:
         self._paths = paths
         self._gate = gate
         self._journal = journal
-        self._host = Host(paths, gate, settings)
+        self._host = Host(paths, gate, settings, known)
         self._events = Events(gate, journal, self._find)
         self._surveyor = Surveyor(
             gate.identify, gate.openings.last, lambda: self._host.settings.config.trusted_filesystems
@@ -176,6 +184,16 @@ class _Daemon:
         self._events.held = self._holds.take
         self._events.ended = self._holds.ended
         self._standing.examined = self._holds.look_for
+        self._running = Running(
+            gate=gate,
+            host=self._host,
+            journal=journal,
+            standing=self._standing,
+            events=self._events,
+            restraint=Restraint(gate, self._events, self._trees),
+        )
+        self._standing.left = self._running.note
+        judge.presented = self._running.note
         self._sealing = Sealing(paths, gate=gate, host=self._host, journal=journal)
         drift = Drift(host=self._host, journal=journal, changed=self._standing.rescan)
         witnesses = Witnesses(paths, host=self._host, journal=journal, keys=keys, clock=time.time)
@@ -207,6 +225,14 @@ class _Daemon:
             keys=keys,
             witnesses=witnesses,
             drift=drift,
+            revoking=Revoking(
+                paths,
+                host=self._host,
+                journal=journal,
+                standing=self._standing,
+                launches=self._launches,
+                running=self._running,
+            ),
             reload=self.reload,
         )
         self._server = Server(paths.socket, control.serve)
@@ -214,6 +240,7 @@ class _Daemon:
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading: asyncio.Task[None] | None = None
+        self._recalling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Pick up where the last daemon was. Until the first beat the gate refuses, or lives on its grace."""
@@ -264,6 +291,7 @@ class _Daemon:
             await self._stand()
             await self._sealing.start()
             self._spawn(self._sealing.run())
+            self._recalling = asyncio.get_running_loop().create_task(self._running.recall())
             give_back()
             self._systemd.notify("READY=1")
             _log.info("serving on %s, tier %s", self._paths.socket, self._gate.tier.value)

@@ -16,6 +16,8 @@ from egs_kernel.model import Reason, Verdict
 from egs_kernel.peers import is_alive
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from egs_kernel.constraints.escort import Escort
     from egs_kernel.daemon.decided import Decided
     from egs_kernel.daemon.events import Events
@@ -39,7 +41,7 @@ class Arming:
         self._journal = journal
         self._events = events
         self._trees = trees
-        self._armed: dict[asyncio.Task[ExecEvent | None], tuple[str, asyncio.Future[str]]] = {}
+        self._armed: dict[asyncio.Task[ExecEvent | None], tuple[verify.Artifact, asyncio.Future[str]]] = {}
 
     def arm(self, peer: Peer, decided: Decided, escort: Escort | None) -> asyncio.Task[ExecEvent | None]:
         """Arm it, or have it armed when it is at its exec. The task is done when that is decided, or will not come.
@@ -67,25 +69,21 @@ class Arming:
             raise
         stop: asyncio.Future[str] = loop.create_future()
         watcher = loop.create_task(self._watch(decided, executed, stop, pidfd, escort, conducted))
-        self._armed[watcher] = decided.artifact.id, stop
+        self._armed[watcher] = decided.artifact, stop
         watcher.add_done_callback(self._armed.pop)
         if escort is not None and conducted is None:
             escort.close()
         return watcher
 
-    async def take_back(self, why: str, artifact_id: str | None = None) -> None:
-        """Disarm what was not used yet: of one artifact, or all. Returns when that is in the record."""
-        chosen = [
-            (watcher, stop)
-            for watcher, (armed_by, stop) in self._armed.items()
-            if artifact_id in (None, armed_by)
-        ]
-        for _, stop in chosen:
-            if not stop.done():
-                stop.set_result(why)
-        if artifact_id is not None:
-            self._gate.withdraw_children(artifact_id)
-        await asyncio.gather(*(watcher for watcher, _ in chosen), return_exceptions=True)
+    async def take_back(self, why: str, chosen: Callable[[verify.Artifact], bool] = lambda _: True) -> None:
+        """Disarm what was not used yet, of the chosen artifacts. Returns when that is in the record."""
+        watchers = []
+        for watcher, (artifact, stop) in self._armed.items():
+            if chosen(artifact):
+                watchers.append(watcher)
+                if not stop.done():
+                    stop.set_result(why)
+        await asyncio.gather(*watchers, return_exceptions=True)
 
     async def record_end(self, decided: Decided, error: EgsError) -> None:
         """An authorized launch did not come about."""
@@ -140,7 +138,7 @@ class Arming:
         uses = self._journal.uses()
         if decided.authorization.uses_left is not None:
             uses[decided.artifact.id] -= 1  # its own, which is counted already
-        facts = self._host.facts(decided.artifact, uses=uses, revoked=self._journal.revoked())
+        facts = self._host.facts(decided.artifact, uses=uses)
         intent = decided.trial.intent or decided.intent
         verify.authorize(decided.artifact, intent, facts, now())
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from egs_kernel import verify
 from egs_kernel.artifact.statement import format_time
-from egs_kernel.audit.entries import ArtifactChange, LogKeyChange, Peer
+from egs_kernel.audit.entries import LogKeyChange, Peer
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import now
-from egs_kernel.daemon.revocations import require_id, sync_folder, write_revocation
+from egs_kernel.durable import sync_folder
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import Reason
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.launches import Launches
     from egs_kernel.daemon.reports import Reports
+    from egs_kernel.daemon.revoking import Revoking
     from egs_kernel.daemon.sealing import Sealing
     from egs_kernel.daemon.server import Connection
     from egs_kernel.daemon.standing import Standing
@@ -59,6 +60,7 @@ class Control:
         keys: LogKeys,
         witnesses: Witnesses,
         drift: Drift,
+        revoking: Revoking,
         reload: Callable[[str, Peer], Awaitable[None]],
     ) -> None:
         self._paths = paths
@@ -72,6 +74,7 @@ class Control:
         self._keys = keys
         self._witnesses = witnesses
         self._drift = drift
+        self._revoking = revoking
         self._reload = reload
 
     async def serve(self, connection: Connection) -> None:
@@ -94,7 +97,7 @@ class Control:
             return self._paths.record.stat().st_gid in connection.peer.groups
         return isinstance(request, _FOR_EVERYONE)
 
-    async def _answer(self, connection: Connection, request: protocol.Request) -> protocol.Answer:
+    async def _answer(self, connection: Connection, request: protocol.Request) -> protocol.Answer:  # noqa: PLR0911 - one a request
         peer = connection.peer
         match request:
             case protocol.StatusRequest():
@@ -107,6 +110,8 @@ class Control:
                 return self._holds.page(after)
             case protocol.DriftRequest():
                 return await self._drift.take(request)
+            case protocol.RevocationsRequest():
+                return self._reports.revocations()
         return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
 
     async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: C901, PLR0911 - one a request
@@ -115,8 +120,10 @@ class Control:
                 return await self._add(content)
             case protocol.RemoveArtifactRequest(id=beginning):
                 return await self._remove(beginning)
-            case protocol.RevokeRequest(id=artifact_id):
-                return await self._revoke(artifact_id, peer)
+            case protocol.RevokeRequest(id=thing, kind=kind, why=why):
+                return await self._revoking.revoke(kind, thing, why, peer)
+            case protocol.AddRevocationsRequest(content=content):
+                return await self._revoking.add(content, peer)
             case protocol.ApproveHoldRequest(id=hold_id, artifact=content):
                 return await self._holds.approve(hold_id, content, peer)
             case protocol.DenyHoldRequest(id=hold_id, why=why):
@@ -183,25 +190,6 @@ class Control:
         self._standing.withdraw(artifact_id)
         await self._settled()
         return protocol.Done(message="was removed", id=artifact_id)
-
-    async def _revoke(self, artifact_id: str, peer: Peer) -> protocol.Done:
-        """From here on nothing is decided by it; answered when that is durable and the gate knows."""
-        require_id(artifact_id)
-        durable = self._journal.submit(
-            [ArtifactChange(action="revoked", artifact_id=artifact_id, peer=peer)], essential=True
-        )
-        self._standing.withdraw(artifact_id)
-        await self._launches.take_back("its artifact was revoked", artifact_id)
-        await asyncio.shield(durable)
-        try:
-            await asyncio.to_thread(write_revocation, self._paths.revocations, artifact_id)
-        except OSError as error:
-            raise EgsError(
-                Reason.RECORD_UNAVAILABLE,
-                f"revoked and recorded, but {self._paths.revocations} cannot be written: {error.strerror}",
-                "It stays revoked as long as the record is kept; repair the disk and revoke it again.",
-            ) from error
-        return protocol.Done(message="is revoked", id=artifact_id)
 
     async def _rotate_log_key(self, overlap: int, peer: Peer) -> protocol.Done:
         if not 0 <= overlap <= _LONGEST_OVERLAP:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _FOREVER: Final = "9999-12-31T23:59:59Z"
 """Until when a use counts whose artifact is not in the folder any more: too many is on the safe side."""
 
+_REMEMBERED: Final = 1024
+"""Ended executions that are remembered, so that what they started is known to belong to their tree."""
+
 _STALE: Final = frozenset({Reason.FILE_CHANGED, Reason.FILE_OPENED})
 """What a new measurement may cure."""
 
@@ -51,6 +54,7 @@ class Executions:
     def __init__(self) -> None:
         self._live: dict[int, Execution] = {}
         self._of_process: dict[int, int] = {}
+        self._parents: dict[int, int] = {}
 
     def take(self, event: GateEvent) -> None:
         """Take one more event into account."""
@@ -61,6 +65,7 @@ class Executions:
                 event.pid
             )  # a process that executes once more ends an execution, and no exit tells of it
             self._of_process[event.pid] = event.execution
+            self._parents[event.execution] = event.parent_execution
             self._live[event.execution] = Execution(
                 "" if event.verdict is Verdict.HOLD else event.artifact_id,
                 event.filename,
@@ -72,6 +77,23 @@ class Executions:
         execution = self._of_process.pop(pid, None)
         if execution is not None:
             del self._live[execution]
+
+    def above(self, execution: int) -> Iterator[int]:
+        """The executions that an execution was started by, the nearest first, those that have ended included."""
+        seen = {execution}
+        while (execution := self._parents.get(execution, 0)) and execution not in seen:
+            seen.add(execution)
+            yield execution
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more ended executions are remembered than is worth it."""
+        return len(self._parents) > 2 * len(self._live) + _REMEMBERED
+
+    def forget(self, alive: Iterable[int]) -> None:
+        """Forget by whom executions were started that have ended, unless something that they started is alive."""
+        wanted = {one for execution in alive for one in (execution, *self.above(execution))}
+        self._parents = {number: up for number, up in self._parents.items() if number in wanted}
 
     def authorized(self, execution: int, artifact_id: str) -> None:
         """What was held runs under this artifact from now on."""
@@ -88,6 +110,7 @@ class Executions:
         wanted = set(executions)
         self._of_process = {pid: number for pid, number in self._of_process.items() if number in wanted}
         self._live = {number: self._live[number] for number in self._of_process.values()}
+        self.forget(wanted)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -158,6 +181,8 @@ class Events:
             return
         durable = self._journal.submit([self._entry(event) for event in events], essential=True)
         durable.add_done_callback(partial(self._free, position))
+        if self.executions.crowded:
+            self.executions.forget(task.execution for task in self._gate.governed())
         for event in events:
             if isinstance(event, ExitEvent):
                 known = self.executions.get(event.execution)

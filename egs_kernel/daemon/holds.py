@@ -255,7 +255,7 @@ class Holds:
         if artifact.statement.predicate.uses is not None:
             uses[artifact.id] -= 1  # its own, which is counted already
         if trial.intent is not None:
-            facts = self._host.facts(artifact, uses=uses, revoked=self._journal.revoked())
+            facts = self._host.facts(artifact, uses=uses)
             verify.authorize(artifact, trial.intent, facts, now())
         self._require_unchanged(hold)
 

@@ -19,12 +19,14 @@ import msgspec
 from egs_kernel.audit.entries import ConfigurationChange, ScopeState
 from egs_kernel.audit.lines import posture_digest, posture_entry
 from egs_kernel.audit.witnesses import Witness, witnesses_of
+from egs_kernel.checks.revocation import without
 from egs_kernel.config import Config, parse_config, read_config
 from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.constraints.injection import may_inject
 from egs_kernel.constraints.namespaces import may_isolate
 from egs_kernel.constraints.reach import enforceable
 from egs_kernel.constraints.rulesets import kernel_abi
+from egs_kernel.daemon.known import Known
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
 from egs_kernel.gate.parts import links_of
@@ -36,7 +38,6 @@ from egs_kernel.posture import host_id, policy_digest, read_posture
 from egs_kernel.trust.store import TrustStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from egs_kernel.audit.entries import Peer, PostureEntry
@@ -116,8 +117,9 @@ def expected_programs(manifest: Path) -> dict[str, str]:
 class Host:
     """Settings in force and what is observed: the daemon's single source of `HostFacts`."""
 
-    def __init__(self, paths: Paths, gate: Gate, settings: Settings) -> None:
+    def __init__(self, paths: Paths, gate: Gate, settings: Settings, known: Known | None = None) -> None:
         self._gate = gate
+        self.known = known or Known()
         self._pins = paths.pins
         self._pinned = _inode(paths.pins)
         self._expected = expected_programs(paths.gate_manifest)
@@ -143,9 +145,11 @@ class Host:
         return posture_entry(self.posture)
 
     def next_boundary(self, moment: datetime) -> datetime | None:
-        """When the validity of a trusted key next begins or ends after `moment`."""
+        """When the validity of a trusted key, or of a revocation list, next begins or ends after `moment`."""
         keys = self.settings.trust.keys.values()
         edges = [edge for key in keys for edge in (key.not_before, key.not_after) if edge is not None]
+        stale = self.known.next_boundary(self.settings.config.revocation, moment)
+        edges += [] if stale is None else [stale]
         return min((edge for edge in edges if edge > moment), default=None)
 
     def refresh_posture(self) -> bool:
@@ -169,8 +173,14 @@ class Host:
         """CLOCK_BOOTTIME nanoseconds as a moment."""
         return datetime.fromtimestamp((boot + self.clock_offset) / 1e9, UTC)
 
-    def facts(self, artifact: Artifact, *, uses: dict[str, int], revoked: Iterable[str]) -> HostFacts:
+    def trust_for(self, scope: str) -> TrustStore:
+        """Who is trusted, less the keys that were revoked for this scope."""
+        return without(self.settings.trust, self.known.of(scope).key)
+
+    def facts(self, artifact: Artifact, *, uses: dict[str, int]) -> HostFacts:
         """What `verify.authorize` needs for `artifact`."""
+        scope = artifact.statement.predicate.scope.name
+        knowledge = self.known.knowledge(scope, self.settings.config.revocation, now())
         identity = artifact.statement.predicate.identity
         users = () if identity is None or identity.user is None else (identity.user,)
         groups = () if identity is None else (group for group in identity.groups if isinstance(group, str))
@@ -181,7 +191,9 @@ class Host:
             scopes=frozenset(scope.name for scope in config.scopes),
             policy_digest=self.settings.policy_digest,
             posture=self.posture,
-            revoked=frozenset(revoked),
+            revoked=self.known.of(scope),
+            revocations_problem=knowledge.problem,
+            revocations_until=knowledge.until,
             uses=uses,
             enforceable=self.enforceable,
             boot_offset=self.clock_offset,

@@ -1,6 +1,6 @@
 """The record as the daemon's tasks use it: one writer thread, one sync for all that wait.
 
-The event loop never waits for a disk. What is counted (uses, revocations) counts from the moment it is
+The event loop never waits for a disk. What is counted (uses) counts from the moment it is
 handed in, before it is durable, so that two launches cannot both spend the last use; nothing is handed
 back when a write fails.
 """
@@ -13,11 +13,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.audit.entries import Attempt, Code, Decision, Exec, Gap, Outcome
+import msgspec
+
+from egs_kernel.audit.entries import (
+    ArtifactChange,
+    Attempt,
+    Code,
+    Decision,
+    Exec,
+    Gap,
+    Outcome,
+    Part,
+    Verification,
+)
+from egs_kernel.audit.parts import envelope_of
 from egs_kernel.audit.tally import Tally
 from egs_kernel.errors import EgsError, RecordError
+from egs_kernel.gate.grants import artifact_key
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from egs_kernel.audit.entries import Entry, EntryType
     from egs_kernel.audit.record import Record
 
@@ -38,14 +54,13 @@ class Journal:
 
     Args:
         record: what to append to.
-        revoked: artifact ids that are revoked according to the revocation files.
 
     Attributes:
         failure: set with the error when something that must not be lost could not be recorded. The daemon
             then ends: the gate refuses everything once its heartbeat is old.
     """
 
-    def __init__(self, record: Record, revoked: frozenset[str] = frozenset()) -> None:
+    def __init__(self, record: Record) -> None:
         self._record = record
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-record")
@@ -54,7 +69,6 @@ class Journal:
         self._oldest: float | None = None
         self._tally = Tally()
         self._uses = record.uses
-        self._revoked = record.revoked | revoked
         self.failure: asyncio.Future[RecordError] = self._loop.create_future()
 
     def uses(self) -> dict[str, int]:
@@ -63,10 +77,6 @@ class Journal:
         for artifact_id, count in self._tally.uses.items():
             spent[artifact_id] = spent.get(artifact_id, 0) + count
         return spent
-
-    def revoked(self) -> frozenset[str]:
-        """Revoked artifact ids, those that are being recorded included."""
-        return self._revoked | self._tally.revoked
 
     @property
     def size(self) -> int:
@@ -91,6 +101,29 @@ class Journal:
             for item in self._record.read(since)
             if isinstance(item.entry, Exec | Outcome | Code | Attempt | Decision | Gap)
         ]
+
+    def artifacts(self, keys: Collection[int]) -> list[tuple[ArtifactChange, tuple[str, ...]]]:
+        """The artifacts with these keys (gate/grants.py), whole, with the signers that counted. Reads a disk: for a thread."""
+        wanted = set(keys)
+        changes: dict[str, ArtifactChange] = {}
+        signers: dict[str, tuple[str, ...]] = {}
+        parts: list[Part] = []
+        for item in self._record.read(0):
+            entry = item.entry
+            if isinstance(entry, Part):
+                parts.append(entry)
+                continue
+            if (
+                isinstance(entry, ArtifactChange)
+                and entry.envelope
+                and artifact_key(entry.artifact_id) in wanted
+            ):
+                whole = envelope_of(entry.envelope, parts)
+                changes[entry.artifact_id] = msgspec.structs.replace(entry, envelope=whole)
+            elif isinstance(entry, Verification) and entry.artifact_id in changes and entry.signers:
+                signers[entry.artifact_id] = entry.signers
+            parts.clear()
+        return [(change, signers.get(name, ())) for name, change in changes.items()]
 
     def delay(self) -> float:
         """Seconds that the oldest submission has been waiting to become durable."""

@@ -35,7 +35,7 @@ class Judge:
 
     Args:
         host: what the verifier is told.
-        journal: which uses are spent, and what is revoked.
+        journal: which uses are spent.
         surveyor: measures programs.
         standing: the artifacts of the daemon's folder.
         drain: takes in what the gate has to say, so that uses are counted.
@@ -56,6 +56,7 @@ class Judge:
         self._standing = standing
         self._drain = drain
         self._recorded: set[str] = set()
+        self.presented: Callable[[verify.Artifact], None] = lambda _artifact: None
         self._turns: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def measure(self, descriptor: int, uid: int) -> Program:
@@ -86,6 +87,8 @@ class Judge:
             if trial.artifact_id is not None:
                 self._record(trial.artifact_id, content)
             await self._try(trial, intent, require)
+            if trial.error is None and trial.artifact is not None:
+                self.presented(trial.artifact)
             return trial
         best = Trial()
         best.error = Refused(
@@ -142,5 +145,4 @@ class Judge:
             self._authorize(trial, artifact, intent)
 
     def _authorize(self, trial: Trial, artifact: verify.Artifact, intent: Intent) -> None:
-        uses, revoked = self._journal.uses(), self._journal.revoked()
-        trial.authorize(intent, self._host.facts(artifact, uses=uses, revoked=revoked), now())
+        trial.authorize(intent, self._host.facts(artifact, uses=self._journal.uses()), now())

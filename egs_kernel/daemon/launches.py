@@ -36,6 +36,8 @@ from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import GrantKind, ProgramKind, Reason, Tier, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from egs_kernel import verify
     from egs_kernel.config import Config
     from egs_kernel.daemon.events import Events
@@ -95,9 +97,9 @@ class Launches:
         if self._gate.tier is Tier.LSM:
             await self._tell_refusal(watcher)
 
-    async def take_back(self, why: str, artifact_id: str | None = None) -> None:
-        """Disarm what was not used yet: of one artifact, or all. Returns when that is in the record."""
-        await self._arming.take_back(why, artifact_id)
+    async def take_back(self, why: str, chosen: Callable[[verify.Artifact], bool] = lambda _: True) -> None:
+        """Disarm what was not used yet, of the chosen artifacts. Returns when that is in the record."""
+        await self._arming.take_back(why, chosen)
 
     # -- the decision ----------------------------------------------------------------------------
 

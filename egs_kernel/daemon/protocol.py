@@ -8,7 +8,7 @@ docs/protocol.md has the conversation of a launch.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,6 +19,10 @@ from egs_kernel.model import Reason
 
 MAX_FRAME: Final = 1024 * 1024
 _HEADER: Final = struct.Struct(">I")
+
+
+RevokedKind = Literal["artifact", "key", "subject", "policy", "host"]
+"""What can be revoked (model.Revoked)."""
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
@@ -70,9 +74,21 @@ class RemoveArtifactRequest(_Request, frozen=True, kw_only=True, tag="artifact_r
 
 
 class RevokeRequest(_Request, frozen=True, kw_only=True, tag="revoke"):
-    """Never authorize anything by this artifact again. Root only. `id` is the whole artifact id."""
+    """Never authorize anything by this again. Root only. `id` is the whole id; of what, says `kind`."""
 
     id: str
+    kind: RevokedKind = "artifact"
+    why: str = ""
+
+
+class AddRevocationsRequest(_Request, frozen=True, kw_only=True, tag="revocations_add"):
+    """Take in a signed revocation list. Root only."""
+
+    content: bytes
+
+
+class RevocationsRequest(_Request, frozen=True, kw_only=True, tag="revocations"):
+    """What is revoked, and by which lists? Root only."""
 
 
 class SealRequest(_Request, frozen=True, kw_only=True, tag="seal"):
@@ -143,6 +159,8 @@ Request = (
     | AddArtifactRequest
     | RemoveArtifactRequest
     | RevokeRequest
+    | AddRevocationsRequest
+    | RevocationsRequest
     | SealRequest
     | UnsealRequest
     | ReloadRequest
@@ -228,6 +246,43 @@ class WitnessStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
 
 
+class ListStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A revocation list in force. `count`: things that it revokes."""
+
+    scope: str
+    number: int
+    digest: str
+    issued_at: str
+    next_update: str
+    count: int
+    signers: tuple[str, ...]
+
+
+class DemandStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A scope that demands a list that is new enough. `problem` "": it has one, good until `until`; else nothing is authorized."""
+
+    scope: str
+    problem: str
+    until: str
+
+
+class RevokedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was revoked on this host."""
+
+    kind: str
+    thing: str
+    since: str
+
+
+class RevocationsAnswer(_Answer, frozen=True, kw_only=True, tag="revocations"):
+    """The lists in force, the scopes that demand one, and what was revoked on this host: the newest `said` of `count`."""
+
+    lists: tuple[ListStatus, ...]
+    demands: tuple[DemandStatus, ...]
+    said: tuple[RevokedStatus, ...]
+    count: int
+
+
 class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the status that only root is told."""
 
@@ -241,6 +296,7 @@ class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
     decisions: tuple[DecisionCount, ...]
     failures: dict[str, int]
     witnesses: tuple[WitnessStatus, ...] = ()
+    revocation_lists: tuple[ListStatus, ...] = ()
 
 
 class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
@@ -335,7 +391,17 @@ class HoldsAnswer(_Answer, frozen=True, kw_only=True, tag="holds"):
     more: bool = False
 
 
-Answer = Failure | Go | Constrain | Done | StatusAnswer | ProcessesAnswer | ArtifactsAnswer | HoldsAnswer
+Answer = (
+    Failure
+    | Go
+    | Constrain
+    | Done
+    | StatusAnswer
+    | ProcessesAnswer
+    | ArtifactsAnswer
+    | HoldsAnswer
+    | RevocationsAnswer
+)
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

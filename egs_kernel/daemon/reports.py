@@ -6,13 +6,15 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from egs_kernel import __version__
+from egs_kernel.artifact.statement import format_time, parse_time
 from egs_kernel.daemon import protocol
+from egs_kernel.daemon.host import now
 from egs_kernel.errors import EgsError
 from egs_kernel.metrics import MetricsSnapshot, write_textfile
-from egs_kernel.model import GrantKind, Mode
+from egs_kernel.model import GrantKind, Mode, Revoked
 
 if TYPE_CHECKING:
     from egs_kernel.config import ScopeConfig
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.views import GovernedTask
     from egs_kernel.paths import Paths
+
+
+_SHOWN: Final = 4096
+"""Of what was revoked here, as much as fits into one answer."""
 
 
 class Reports:
@@ -104,7 +110,46 @@ class Reports:
                 )
                 for state in self._witnesses.states()
             ),
+            revocation_lists=self._lists(),
         )
+
+    def revocations(self) -> protocol.RevocationsAnswer:
+        """What is revoked, and how well that is known."""
+        known = self._host.known
+        said = [
+            protocol.RevokedStatus(kind=kind, thing=thing, since=since)
+            for kind in Revoked.__struct_fields__
+            for thing, since in getattr(known.said, kind).items()
+        ]
+        said.sort(key=lambda one: one.since, reverse=True)
+        return protocol.RevocationsAnswer(
+            lists=self._lists(), demands=self._demands(), said=tuple(said[:_SHOWN]), count=len(said)
+        )
+
+    def _lists(self) -> tuple[protocol.ListStatus, ...]:
+        return tuple(
+            protocol.ListStatus(
+                scope=scope,
+                number=found.content.number,
+                digest=found.digest,
+                issued_at=found.content.issued_at,
+                next_update=found.content.next_update,
+                count=found.content.count,
+                signers=found.signers,
+            )
+            for scope, found in sorted(self._host.known.lists.items())
+        )
+
+    def _demands(self) -> tuple[protocol.DemandStatus, ...]:
+        """The scopes of which revocations must be known well, or are not known as well as they once were."""
+        config = self._host.settings.config
+        found = []
+        for scope in config.scopes:
+            knowledge = self._host.known.knowledge(scope.name, config.revocation, now())
+            if knowledge.problem or config.revocation.demands(scope.name):
+                until = "" if knowledge.until is None else format_time(knowledge.until)
+                found.append(protocol.DemandStatus(scope=scope.name, problem=knowledge.problem, until=until))
+        return tuple(found)
 
     def processes(self, uid: int | None) -> protocol.ProcessesAnswer:
         """The governed processes: of one user, or all."""
@@ -148,6 +193,11 @@ class Reports:
             findings=dict(self._drift.findings),
             responses=dict(self._drift.responses),
             monitor_watches=self._drift.watching,
+            revocation_lists={
+                scope: (found.content.number, parse_time(found.content.next_update).timestamp())
+                for scope, found in self._host.known.lists.items()
+            },
+            revocations_stale={demand.scope: bool(demand.problem) for demand in self._demands()},
         )
 
     def write_metrics(self) -> str:
@@ -170,6 +220,14 @@ class Reports:
             problems.append(self._host.unseen)
         if self._journal.degraded:
             problems.append(self._journal.degraded)
+        stale: dict[str, list[str]] = {}
+        for demand in self._demands():
+            if demand.problem:
+                stale.setdefault(demand.problem, []).append(demand.scope)
+        for problem, scopes in stale.items():
+            problems.append(
+                f"nothing is authorized in scope {', '.join(scopes)}, its revocations are not known well enough: {problem}"
+            )
         return (*problems, *self._witnesses.problems())
 
     def _scopes(self) -> tuple[protocol.ScopeStatus, ...]:

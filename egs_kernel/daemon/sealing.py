@@ -13,13 +13,13 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.artifact.statement import format_time
-from egs_kernel.audit.entries import ArtifactChange, Peer, SealChange
+from egs_kernel.audit.entries import Peer, Revocation, SealChange
 from egs_kernel.daemon.host import now
 from egs_kernel.daemon.kept import collect, require_own_view
 from egs_kernel.daemon.revocations import write_revocation
 from egs_kernel.errors import EgsError, HostLacks, Refused
 from egs_kernel.gate.seal import boot_now
-from egs_kernel.maintenance import authenticate_maintenance, permit, require_liftable
+from egs_kernel.maintenance import SCOPE, authenticate_maintenance, permit, require_liftable
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Sealing:
             if self.word == "sealed":
                 return
             self._require_seal()
-            require_liftable(self._host.settings.trust, now())
+            require_liftable(self._host.trust_for(SCOPE), now())
             seal = await self._register()
             await self._journal.append(SealChange(action="sealed", cause=cause, peer=peer))
             seal.close(_host_namespace())
@@ -114,11 +114,11 @@ class Sealing:
         async with self._lock:
             seal = self._require_seal()
             moment = now()
-            maintenance = authenticate_maintenance(content, self._host.settings.trust, moment)
+            maintenance = authenticate_maintenance(content, self._host.trust_for(SCOPE), moment)
             until = permit(
                 maintenance,
                 host_id=self._host.settings.host_id,
-                spent=frozenset(self._journal.revoked()),
+                spent=frozenset(self._host.known.of(SCOPE).artifact),
                 now=moment,
             )
             if self.word != "sealed":
@@ -134,11 +134,15 @@ class Sealing:
                 peer=peer,
                 envelope=content.decode(),
             )
-            spent = ArtifactChange(
-                action="revoked", artifact_id=maintenance.id, peer=peer, detail="a maintenance is for once"
+            since = format_time(moment)
+            spent = Revocation(
+                kind="artifact", thing=maintenance.id, since=since, why="a maintenance is for once", peer=peer
             )
+            self._host.known.revoke("artifact", maintenance.id, since)
             await self._journal.append(lifted, spent)
-            await asyncio.to_thread(write_revocation, self._paths.revocations, maintenance.id)
+            await asyncio.to_thread(
+                write_revocation, self._paths.revocations, "artifact", maintenance.id, since
+            )
             seal.lift(self._host.boot_time(until))
             self._lifted.set()
             _log.warning("the seal is lifted until %s: %s", predicate.not_after, predicate.purpose)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.artifact.envelope import MAX_ARTIFACT
 from egs_kernel.audit.entries import ArtifactChange
+from egs_kernel.checks.revocation import revocation_of
 from egs_kernel.daemon.candidate import Candidate
 from egs_kernel.daemon.host import cgroup_number, now
 from egs_kernel.daemon.programs import digests_of
@@ -74,6 +75,7 @@ class Standing:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self.examined: Callable[[verify.Artifact], None] = lambda _artifact: None
+        self.left: Callable[[verify.Artifact], None] = lambda _artifact: None
 
     # -- the folder ------------------------------------------------------------------------------
 
@@ -95,11 +97,10 @@ class Standing:
     def reconcile(self) -> int:
         """After a restart: adopt the grants of our artifacts, withdraw all others; how many were withdrawn."""
         owners = {c.artifact.id: c for c in self._candidates.values() if c.artifact is not None}
-        revoked = self._journal.revoked()
         withdrawn = 0
         for grant in self._gate.standing():
             owner = owners.get(grant.artifact_id)
-            if owner is None or owner.grant_id is not None or grant.artifact_id in revoked:
+            if owner is None or owner.grant_id is not None or self._is_revoked(owner):
                 self._gate.withdraw(grant.grant_id)
                 withdrawn += 1
             else:
@@ -167,6 +168,10 @@ class Standing:
             found.values(), key=lambda artifact: artifact.statement.predicate.not_after, reverse=True
         )
 
+    def all(self) -> Iterator[verify.Artifact]:
+        """Every artifact that authenticates."""
+        return (c.artifact for c in self._candidates.values() if c.artifact is not None)
+
     def find(self, artifact_id: str) -> verify.Artifact | None:
         """The artifact with this id, if it is in the folder."""
         return next((candidate.artifact for candidate in self._with_id(artifact_id)), None)
@@ -201,6 +206,19 @@ class Standing:
         for candidate in self._with_id(artifact_id):
             self._withdraw(candidate)
             self._touch(candidate.file)
+
+    def withdraw_revoked(self) -> None:
+        """Withdraw the grants of all that is revoked now, and examine that again."""
+        for candidate in self._candidates.values():
+            if candidate.grant_id is not None and self._is_revoked(candidate):
+                self._withdraw(candidate)
+                self._touch(candidate.file)
+
+    def _is_revoked(self, candidate: Candidate) -> bool:
+        if candidate.artifact is None:
+            return False
+        ties = candidate.artifact.ties
+        return revocation_of(ties, self._host.known.of(ties.scope), self._host.settings.host_id) is not None
 
     def withdraw_all(self) -> None:
         """Withdraw every grant now, and examine everything again."""
@@ -278,6 +296,8 @@ class Standing:
         candidate = self._candidates.setdefault(name, Candidate(name, content, trial))
         if candidate.trial.artifact_id != trial.artifact_id:
             self._withdraw(candidate)
+            if candidate.artifact is not None:
+                self.left(candidate.artifact)
             candidate.unwatch(self._watcher)
         candidate.content, candidate.trial = content, trial
 
@@ -288,6 +308,7 @@ class Standing:
         self._withdraw(candidate)
         candidate.unwatch(self._watcher)
         if candidate.artifact is not None:
+            self.left(candidate.artifact)
             source = str(self._folder / name)
             await self._journal.append(
                 ArtifactChange(action="removed", artifact_id=candidate.artifact.id, source=source)
@@ -319,7 +340,7 @@ class Standing:
             program_kind=program.kind,
             measured=digests_of(measured),
         )
-        facts = self._host.facts(artifact, uses=self._journal.uses(), revoked=self._journal.revoked())
+        facts = self._host.facts(artifact, uses=self._journal.uses())
         trial.authorize(intent, facts, now())
 
     def _require_first(self, candidate: Candidate, artifact: verify.Artifact) -> None:

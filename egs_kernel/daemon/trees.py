@@ -87,6 +87,10 @@ class Trees:
             self._wait(tree)
         self._look(tree)
 
+    def of(self, execution: int) -> Tree | None:
+        """That of an execution; None: it has none of its own."""
+        return next((tree for tree in self._trees if tree.note.execution == execution), None)
+
     def tighten(self, tree: Tree) -> None:
         """Its launcher is ready: from now on it has no more processor time than its program may have.
 

@@ -24,6 +24,7 @@ from egs_kernel.audit.entries import (
     Decision,
     Exec,
     Outcome,
+    Revocation,
 )
 from egs_kernel.audit.logkeys import read_keys
 from egs_kernel.daemon import protocol
@@ -175,13 +176,16 @@ def test_revocation_holds_for_the_next_exec_and_for_ever(running: Running) -> No
     assert running.inside(str(program)) == REFUSED.code
     assert running.run("--artifact", str(artifact), str(program)).returncode == 126
     running.stop(signal.SIGKILL)
-    (running.instance.paths.revocations / artifact_id).unlink()  # the record alone remembers it as well
+    (
+        running.instance.paths.revocations / f"artifact-{artifact_id}"
+    ).unlink()  # the record alone remembers it as well
     running.start()
     assert running.inside(str(program)) == REFUSED.code
     assert running.artifacts()[artifact_id]["state"] == "revoked"
-    (change,) = [entry for entry in running.entries(ArtifactChange) if entry.action == "revoked"]
-    assert change.peer is not None
-    assert change.peer.uid == 0
+    (revocation,) = running.entries(Revocation)
+    assert (revocation.kind, revocation.thing) == ("artifact", artifact_id)
+    assert revocation.peer is not None
+    assert revocation.peer.uid == 0
 
 
 def test_a_restarted_daemon_withdraws_what_is_no_longer_there(running: Running) -> None:
@@ -314,7 +318,7 @@ def test_what_others_than_root_may_ask(running: Running) -> None:
     ):
         refused = ask(*arguments)
         assert (refused.returncode, "[not_permitted]" in refused.stderr) == (1, True), arguments
-    assert not [entry for entry in running.entries(ArtifactChange) if entry.action == "revoked"]
+    assert not running.entries(Revocation)
 
 
 def test_garbage_on_the_socket_changes_nothing(running: Running) -> None:

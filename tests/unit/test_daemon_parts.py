@@ -14,10 +14,10 @@ from egs_kernel.config import parse_config
 from egs_kernel.constraints.proc import parse_environment
 from egs_kernel.daemon.events import Executions
 from egs_kernel.daemon.intents import interpreted_intent, recorded_intent
-from egs_kernel.daemon.revocations import read_revocations, require_id, write_revocation
+from egs_kernel.daemon.revocations import read_revocations, require_thing, write_revocation
 from egs_kernel.daemon.scoping import is_below, parse_cgroup, target_cgroup
 from egs_kernel.daemon.verdicts import Trial, use_until
-from egs_kernel.errors import GateError, Refused, UnsafePath, UsageError
+from egs_kernel.errors import GateError, RecordError, Refused, UnsafePath, UsageError
 from egs_kernel.gate import abi
 from egs_kernel.gate.events import parse_event
 from egs_kernel.model import (
@@ -28,6 +28,7 @@ from egs_kernel.model import (
     GrantKind,
     Intent,
     Reason,
+    Revoked,
     Tier,
     Verdict,
 )
@@ -228,14 +229,31 @@ def test_a_trial_tells_how_far_it_came() -> None:
 
 def test_revocations_are_files(tmp_path: Path) -> None:
     folder = tmp_path / "revoked"
-    assert read_revocations(folder) == frozenset()
-    for _ in range(2):
-        write_revocation(folder, "ab" * 32)
+    assert read_revocations(folder) == Revoked()
+    things = {
+        "artifact": "ab" * 32,
+        "key": "cd" * 32,
+        "subject": "ef" * 32,
+        "policy": "01" * 32,
+        "host": "web-1",
+    }
+    for kind, thing in things.items():
+        for since in ("2026-11-23T12:00:00Z", "2026-11-24T12:00:00Z"):  # the first one counts
+            write_revocation(folder, kind, thing, since)
     (folder / "notes.txt").touch()
-    assert read_revocations(folder) == {"ab" * 32}
+    (folder / ("12" * 32)).touch()  # as an earlier version wrote it
+    found = read_revocations(folder)
+    assert found.artifact.pop("12" * 32) == "1970-01-01T00:00:00Z"
+    assert found == Revoked(**{kind: {thing: "2026-11-23T12:00:00Z"} for kind, thing in things.items()})
     for text in ("", "ab", "AB" * 32, "../" + "ab" * 31, "ab" * 32 + "\n"):
         with pytest.raises(UsageError):
-            require_id(text)
+            require_thing("artifact", text)
+    for text in ("", "a b", "a/b", "-a", "a\n"):
+        with pytest.raises(UsageError):
+            require_thing("host", text)
+    (folder / ("key-" + "cd" * 32)).write_text("{}")
+    with pytest.raises(RecordError, match="does not say what is revoked"):
+        read_revocations(folder)
     folder.chmod(0o777)
     with pytest.raises(UnsafePath):
         read_revocations(folder)

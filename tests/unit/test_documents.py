@@ -18,6 +18,7 @@ from egs_kernel.config import (
     ConsoleConfig,
     MetricsConfig,
     RecordConfig,
+    RevocationConfig,
     ScopeConfig,
     WitnessConfig,
     parse_config,
@@ -160,6 +161,7 @@ def test_the_example_is_a_configuration_and_uses_every_setting() -> None:
     assert table["metrics"].keys() == set(MetricsConfig.__struct_fields__)
     assert table["console"].keys() == set(ConsoleConfig.__struct_fields__)
     assert table["record"].keys() == set(RecordConfig.__struct_fields__)
+    assert table["revocation"].keys() == set(RevocationConfig.__struct_fields__)
     assert table["witness"][0].keys() == set(WitnessConfig.__struct_fields__)
 
 
@@ -171,8 +173,9 @@ def test_every_setting_is_described() -> None:
         *MetricsConfig.__struct_fields__,
         *ConsoleConfig.__struct_fields__,
         *RecordConfig.__struct_fields__,
+        *RevocationConfig.__struct_fields__,
         *WitnessConfig.__struct_fields__,
-    } - {"scopes", "metrics", "console", "record", "witnesses"}:
+    } - {"scopes", "metrics", "console", "record", "revocation", "witnesses"}:
         assert f"`{name}`" in text, name
     for name in TRUSTED | KNOWN:
         assert name in text, name

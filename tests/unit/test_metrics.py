@@ -52,6 +52,8 @@ SNAPSHOT: Final = MetricsSnapshot(
     findings={("traced", "high"): 4},
     responses={("terminate", "true"): 3},
     monitor_watches=True,
+    revocation_lists={"*": (7, 1_700_003_600.0)},
+    revocations_stale={"agents": True},
     witnesses=(WitnessState("w.example.com/1", 1_700_000_000.0, 700, "", diverged=False),),
 )
 
@@ -103,6 +105,9 @@ def test_every_value_of_the_snapshot_is_exposed() -> None:
     assert value("egs_monitor_watches") == 1
     assert value("egs_clock_synchronized") == 1
     assert value("egs_witness_cosigned_timestamp_seconds", witness="w.example.com/1") == 1_700_000_000
+    assert value("egs_revocation_list_number", scope="*") == 7
+    assert value("egs_revocation_list_next_update_timestamp_seconds", scope="*") == 1_700_003_600
+    assert value("egs_revocations_stale", scope="agents") == 1
     assert value("egs_witness_cosigned_entries", witness="w.example.com/1") == 700
     assert value("egs_witness_diverged", witness="w.example.com/1") == 0
     assert value("egs_snapshot_timestamp_seconds") == 1_700_000_000.5

@@ -25,7 +25,15 @@ from egs_kernel.audit import record, segments
 from egs_kernel.audit.check import Verified, unsigned
 from egs_kernel.audit.check import verify as verify_with
 from egs_kernel.audit.checkpoint import CHECKPOINT
-from egs_kernel.audit.entries import ArtifactChange, DaemonStopped, Decision, Gap, Part
+from egs_kernel.audit.entries import (
+    ArtifactChange,
+    DaemonStopped,
+    Decision,
+    Gap,
+    Part,
+    Revocation,
+    RevocationListChange,
+)
 from egs_kernel.audit.files import Files
 from egs_kernel.audit.frames import frames_in
 from egs_kernel.audit.layout import JOURNAL, OLD_RECORD, STATE, segment_path, segments_of
@@ -36,7 +44,7 @@ from egs_kernel.audit.state import read_state
 from egs_kernel.audit.tally import uses_by_artifact
 from egs_kernel.audit.tiles import MAX_ENTRY, Tile
 from egs_kernel.errors import EgsError, RecordError, UnsafePath
-from egs_kernel.model import GrantKind, Reason, Verdict
+from egs_kernel.model import GrantKind, Reason, Revoked, Verdict
 from tests.recording import abandon, log_keys, open_record, path_of
 
 if TYPE_CHECKING:
@@ -44,6 +52,8 @@ if TYPE_CHECKING:
 
 NOON = 1_795_435_200_000_000_000  # 2026-11-23T12:00:00Z
 TOMORROW = "2026-11-24T12:00:00Z"
+
+SINCE = "2026-11-23T12:00:00Z"
 
 
 def note(text: str) -> DaemonStopped:
@@ -667,19 +677,24 @@ def test_appending_after_close_is_refused(folder: Path) -> None:
 def test_uses_and_revocations_survive_a_restart(folder: Path) -> None:
     with open_record(folder) as opened:
         opened.append([launch("a"), launch("b"), launch("a"), launch("c", until=None)])
-        opened.append([ArtifactChange(action="revoked", artifact_id="r")])
+        opened.append([ArtifactChange(action="revoked", artifact_id="old")])
+        opened.append([Revocation(kind="key", thing="k", since=SINCE)] * 2)
+        opened.append([RevocationListChange(action="added", scope="*", number=2, digest="d2")])
+        opened.append([RevocationListChange(action="refused", scope="*", number=1, digest="d1")])
         opened.append([ArtifactChange(action="added", artifact_id="n")])
         assert opened.uses == {"a": 2, "b": 1}
         length = opened.length
     with open_record(folder) as opened:  # from the state
         assert opened.uses == {"a": 2, "b": 1}
-        assert opened.revoked == {"r"}
+        assert opened.revoked == Revoked(artifact={"old": "1970-01-01T00:00:00Z"}, key={"k": SINCE})
+        assert opened.lists == {"*": (2, "d2")}
         assert opened.length == length == sum(map(len, Reader(folder).lines()))
         opened.append([launch("b")])
     (folder / STATE).unlink()
     with open_record(folder) as opened:  # from the record alone
         assert opened.uses == {"a": 2, "b": 2}
-        assert opened.revoked == {"r"}
+        assert opened.revoked == Revoked(artifact={"old": "1970-01-01T00:00:00Z"}, key={"k": SINCE})
+        assert opened.lists == {"*": (2, "d2")}
         assert uses_by_artifact(got.entry for got in opened.read()) == opened.uses
 
 

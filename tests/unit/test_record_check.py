@@ -195,8 +195,8 @@ def root_of(lines: list[bytes]) -> bytes:
         {"size": SIZE + 1},
         {"root": "00" * 32},
         {"length": 5},
-        {"revoked": []},
-        {"uses": {"ab": [1, "2027-01-01T00:00:00Z"]}},
+        {"tally": {"uses": {}, "revoked": {}, "lists": {}}},
+        {"tally": {"uses": {"ab": [1, "2027-01-01T00:00:00Z"]}, "revoked": {}, "lists": {}}},
         {"v": 1},
     ],
 )

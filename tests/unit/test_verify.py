@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from egs_kernel import verify
 from egs_kernel.artifact import canonical
 from egs_kernel.errors import Refused
-from egs_kernel.model import FileIdentity, Grant, HostFacts, Intent, Measurement, ProgramKind, Reason
+from egs_kernel.model import (
+    FileIdentity,
+    Grant,
+    HostFacts,
+    Intent,
+    Measurement,
+    ProgramKind,
+    Reason,
+    Revoked,
+)
 from egs_kernel.trust.store import Role
 from egs_kernel.verify import STEPS, Artifact, Step, authenticate, authorize
 from tests.unit.issuing import (
@@ -48,6 +57,8 @@ STANDING: dict[str, Any] = {
     "groups": (),
     "spiffe_id": None,
 }
+
+SINCE = "2026-11-20T12:00:00Z"
 
 
 def artifact(predicate: dict[str, Any] | None = None, **changes: Any) -> Artifact:
@@ -363,10 +374,25 @@ def test_the_window_is_half_open() -> None:
     assert refusal(found, now=end) == (Step.WINDOW, Reason.EXPIRED)
 
 
+def test_what_is_not_known_well_enough_is_refused_and_ends_the_window() -> None:
+    found = artifact()
+    stale = Step.REVOCATION, Reason.REVOCATION_LIST_STALE
+    assert refusal(found, facts=host(revocations_problem="no list")) == stale
+    assert refusal(found, facts=host(revocations_until=NOW)) == stale
+    until = NOW + timedelta(seconds=1)
+    assert authorize(found, intent(), host(revocations_until=until), NOW).window[1] == until
+    start, end = found.statement.predicate.window
+    late = end + timedelta(seconds=1)
+    assert authorize(found, intent(), host(revocations_until=late), NOW).window == (start, end)
+
+
 def test_a_revoked_artifact_is_refused() -> None:
     found = artifact()
-    assert refusal(found, facts=host(revoked=frozenset({found.id}))) == (Step.REVOCATION, Reason.REVOKED)
-    authorize(found, intent(), host(revoked=frozenset({"00" * 32})), NOW)
+    assert refusal(found, facts=host(revoked=Revoked(artifact={found.id: SINCE}))) == (
+        Step.REVOCATION,
+        Reason.REVOKED,
+    )
+    authorize(found, intent(), host(revoked=Revoked(artifact={"00" * 32: SINCE})), NOW)
 
 
 def test_uses_run_out() -> None:
@@ -481,8 +507,12 @@ def test_every_reason_of_the_verifier_is_tested_here() -> None:
     package = Path(verify.__file__).parent
     sources = [
         package / "verify.py",
-        *(path for path in (package / "checks").glob("*.py") if path.name != "policy.py"),  # test_policy_sets.py
-        *(package / "artifact").glob("*.py"),
+        *(
+            path
+            for path in (package / "checks").glob("*.py")
+            if path.name not in {"policy.py", "revocation.py"}
+        ),  # test_policy_sets.py, test_revocations.py
+        *(path for path in (package / "artifact").glob("*.py") if path.name != "revocations.py"),
     ]
     raised = {
         node.attr
