@@ -21,7 +21,7 @@ from egs_kernel.policy.catalog import Catalog
 
 TYPE: Final = "urn:egs-001:policy-set:v1"
 PAYLOAD_TYPE: Final = "application/vnd.egs-001.policy-set+json"
-SET_LIMIT: Final = 2 * 1024 * 1024
+SET_LIMIT: Final = 640 * 1024
 """Most bytes of a set's file."""
 ANY_SCOPE: Final = "*"
 

@@ -103,7 +103,7 @@ class Question(_Part, frozen=True, kw_only=True):
         argv: the arguments; None: they are left free, and the artifact stands.
         standing: it is asked for before any exec.
         cwd: the working directory.
-        variables: names of environment variables that are set or allowed.
+        variables: names of environment variables that are set or allowed; None: the environment is left free.
         purpose: what it is for, in words.
         ticket: what it belongs to.
         risk: how whoever asks rates it.
@@ -126,7 +126,7 @@ class Question(_Part, frozen=True, kw_only=True):
     argv: Annotated[tuple[Argument, ...], Meta(min_length=1, max_length=1024)] | None = None
     standing: bool = False
     cwd: AbsolutePath | None = None
-    variables: Annotated[tuple[VariableName, ...], Meta(max_length=1024)] = ()
+    variables: Annotated[tuple[VariableName, ...], Meta(max_length=1024)] | None = None
     purpose: Text | None = None
     ticket: Label | None = None
     risk: Risk | None = None

@@ -148,7 +148,7 @@ def _context(question: Question, program: EntityId) -> dict[str, Any]:
         argv=None if argv is None else _set(argv),
         commandLine=None if argv is None else shlex.join(argv),
         cwd=question.cwd,
-        variables=_set(question.variables),
+        variables=None if question.variables is None else _set(question.variables),
         purpose=question.purpose,
         ticket=question.ticket,
         risk=None if question.risk is None else RISKS[question.risk],

@@ -49,6 +49,11 @@ class Slices:
             self._parsed.move_to_end(names)
         return found
 
+    @property
+    def whole(self) -> Policies:
+        """All of them, parsed."""
+        return self._parse(sorted(self._texts))
+
     def names(self, request: Request) -> tuple[str, ...]:
         """The ids of these policies, sorted."""
         entities = {entity.uid: entity for entity in request.entities}
