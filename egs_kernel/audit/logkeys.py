@@ -146,6 +146,8 @@ class LogKeys:
 
     def signers(self) -> tuple[Signer, ...]:
         """Who signs a checkpoint now: the current key first, and the one before it while it is being replaced."""
+        if len(self._signing) == 1:
+            return (self._signing[0][0],)
         now = self._clock()
         return tuple(signer for signer, until in self._signing if until is None or now < until)
 

@@ -14,20 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-import msgspec
-
-from egs_kernel.audit.checkpoint import Checkpoint
 from egs_kernel.audit.claim import claim, make_folder, unavailable
 from egs_kernel.audit.files import Files
-from egs_kernel.audit.frames import MAX_APPEND, encode_frame
-from egs_kernel.audit.lines import decode, encode, timestamp
-from egs_kernel.audit.merkle import Frontier, leaf_hash
-from egs_kernel.audit.parts import parts_of
-from egs_kernel.audit.publisher import Batch
+from egs_kernel.audit.growth import Growth, Head, grow
+from egs_kernel.audit.lines import decode, timestamp
 from egs_kernel.audit.reader import Reader
 from egs_kernel.audit.recover import pending_gaps, recover, settle
 from egs_kernel.audit.state import write_state
-from egs_kernel.audit.tiles import HEIGHT, pack_entry
 from egs_kernel.errors import RecordError
 from egs_kernel.model import Reason, Revoked
 from egs_kernel.ownership import require_private_folder
@@ -37,6 +30,7 @@ if TYPE_CHECKING:
 
     from egs_kernel.audit.entries import Entry, Recorded
     from egs_kernel.audit.logkeys import LogKeys
+    from egs_kernel.audit.publisher import Batch
 
 PUBLISH_SECONDS: Final = 0.2
 """How long publishing waits for more to come, when it has just published."""
@@ -54,17 +48,6 @@ Clock = Callable[[], int]
 """CLOCK_REALTIME in nanoseconds."""
 
 
-class _Durable(msgspec.Struct, frozen=True):
-    """The record as far as it is durable. `note`: its signed checkpoint, None when it is empty."""
-
-    frontier: Frontier
-    note: bytes | None
-
-    @property
-    def size(self) -> int:
-        return self.frontier.size
-
-
 class Record:
     """An open record. Use `Record.open`; safe for several threads, one process.
 
@@ -80,15 +63,16 @@ class Record:
         self._keys = keys
         self._files = files
         self._clock = clock
-        self._durable = _Durable(recovered.frontier, recovered.note)
+        self._durable = self._expected = Head(recovered.frontier, recovered.note)
         self._counted = recovered.counted
         self._segments = recovered.segments
         self._publisher = recovered.publisher
         self._backlog: list[Batch] = []
         self._backlog_bytes = 0
         self._published = -1
+        self._growing = threading.Lock()  # what is expected to be durable next; taken before the next one
         self._lock = threading.Lock()  # what is durable, and the journal
-        self._publishing = threading.Lock()  # the publisher; taken before the other one
+        self._publishing = threading.Lock()  # the publisher; taken before the other ones
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -188,7 +172,8 @@ class Record:
     def append(self, entries: Sequence[Entry]) -> tuple[int, ...]:
         """Append entries, all or none, and return when they are durable.
 
-        One sync for the whole batch: collect what arrives while a sync is under way.
+        One sync for the whole batch: collect what arrives while a sync is under way. Of two threads, one makes its entries
+        while those of the other are synced.
 
         Returns:
             Their sequence numbers.
@@ -199,32 +184,25 @@ class Record:
         """
         if self._backlog_bytes > BACKLOG_BYTES:
             self.publish()
-        with self._lock:
+        with self._growing:
             self._require_usable()
             if not entries:
                 return ()
-            first = self._durable.size
-            lines, seqs = self._lines(entries)
-            batch, durable = self._grown(lines)
-            frame = encode_frame(first, batch.packed, durable.note or b"")
-            if len(frame) > MAX_APPEND:
-                raise RecordError(
-                    Reason.RECORD_UNAVAILABLE,
-                    f"one append of {len(frame)} bytes; at most {MAX_APPEND} fit",
-                    "Append fewer entries at once.",
-                )
-            try:
-                self._segments.append(first, frame)
-            except OSError as error:
-                raise unavailable(self._folder, error) from error
-            self._durable = durable
-            self._backlog.append(batch)
-            self._backlog_bytes += len(frame)
-            for entry in entries:
-                self._counted.tally.count(entry)
-            self._counted.length += sum(map(len, lines))
-        self._wake.set()
-        return seqs
+            growth = self._grow(self._expected, entries)
+            self._lock.acquire()  # before the next one grows: what is made in an order is written in that order
+            self._expected = growth.head
+        try:
+            self._require_usable()
+            if growth.base is not self._durable:  # what it was to follow did not become durable
+                growth = self._grow(self._durable, entries)
+                self._expected = growth.head
+            self._commit(growth, entries)
+        finally:
+            self._expected = self._durable
+            self._lock.release()
+        if not self._wake.is_set():
+            self._wake.set()
+        return growth.seqs
 
     def read(self, since_seq: int = 0) -> Iterator[Recorded]:
         """Entries from `since_seq` on, up to what is durable now.
@@ -325,25 +303,22 @@ class Record:
         with self._lock:
             self._segments.trim(full)
 
-    def _lines(self, entries: Sequence[Entry]) -> tuple[list[bytes], tuple[int, ...]]:
-        """The lines of entries, and their numbers. What is too long for one line has others before it."""
+    def _grow(self, base: Head, entries: Sequence[Entry]) -> Growth:
         now = timestamp(self._clock())
-        seq = self._durable.size
-        lines, seqs = [], []
-        for entry in entries:
-            for part in parts_of(entry):
-                lines.append(encode(part, seq=seq, time=now))
-                seq += 1
-            seqs.append(seq - 1)
-        return lines, tuple(seqs)
+        return grow(base, entries, now, self._keys.listed.origin, self._keys.signers())
 
-    def _grown(self, lines: Sequence[bytes]) -> tuple[Batch, _Durable]:
-        frontier = self._durable.frontier.copy()
-        leaves = [leaf_hash(line) for line in lines]
-        above = frontier.extend(leaves, HEIGHT)
-        checkpoint = Checkpoint(self._keys.listed.origin, frontier.size, frontier.root())
-        note = checkpoint.sign(*self._keys.signers())
-        return Batch([pack_entry(line) for line in lines], leaves, above), _Durable(frontier, note)
+    def _commit(self, growth: Growth, entries: Sequence[Entry]) -> None:
+        """Make a growth of the durable head durable. With the lock."""
+        try:
+            self._segments.append(growth.base.size, growth.frame)
+        except OSError as error:
+            raise unavailable(self._folder, error) from error
+        self._durable = growth.head
+        self._backlog.append(growth.batch)
+        self._backlog_bytes += len(growth.frame)
+        for entry in entries:
+            self._counted.tally.count(entry)
+        self._counted.length += growth.length
 
     def _require_usable(self) -> None:
         if self.failed or self._closed.is_set():

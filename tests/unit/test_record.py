@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -651,6 +652,56 @@ def test_what_another_program_did_to_the_journal_is_noticed(folder: Path) -> Non
         assert caught.value.reason is Reason.RECORD_CORRUPT
         assert opened.failed
     assert b"forged" in journal(folder).read_bytes()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_append_is_made_while_the_one_before_it_is_written(folder: Path, *, fails: bool) -> None:
+    """It follows what is expected to be durable then; when that is not, it is made anew."""
+    making = threading.Event()
+    calls = itertools.count()
+
+    def clock() -> int:
+        if next(calls) == 1:  # the second append is being made
+            making.set()
+        return NOON
+
+    def write(descriptor: int) -> None:
+        if JOURNAL in str(path_of(descriptor)) and not segments_written:
+            segments_written.append(descriptor)
+            second.start()
+            assert making.wait(20)
+            if fails:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    segments_written: list[int] = []
+    with open_record(folder, clock=clock, files=Hooked(write=write), in_background=False) as opened:
+        found: list[tuple[int, ...]] = []
+        second = threading.Thread(target=lambda: found.append(opened.append([note("c"), note("d")])))
+        if fails:
+            with pytest.raises(RecordError):
+                opened.append([note("a"), note("b")])
+        else:
+            assert opened.append([note("a"), note("b")]) == (0, 1)
+        second.join()
+        assert found == [(0, 1)] if fails else [(2, 3)]
+        assert opened.append([note("e")]) == (found[0][-1] + 1,)
+    assert causes(folder) == (["c", "d", "e"] if fails else ["a", "b", "c", "d", "e"])
+    verify(folder)
+
+
+def test_many_threads_append(folder: Path) -> None:
+    with open_record(folder, files=Hooked(sync=lambda _: None)) as opened:
+
+        def run(name: int) -> list[int]:
+            return [opened.append([note(f"{name} {each}")])[0] for each in range(50)]
+
+        with ThreadPoolExecutor(4) as pool:
+            seqs = list(pool.map(run, range(4)))
+    assert sorted(itertools.chain(*seqs)) == list(range(200))
+    texts = causes(folder)
+    for name, own in enumerate(seqs):
+        assert [texts[seq] for seq in own] == [f"{name} {each}" for each in range(50)]
+    verify(folder)
 
 
 def test_an_entry_that_is_too_large_harms_nothing(folder: Path) -> None:
