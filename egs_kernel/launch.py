@@ -4,29 +4,31 @@ It runs as the caller and is not trusted: what it says is compared with what the
 before the exec and by the gate at the exec. It keeps its pid, terminal, signal masks and descriptors.
 
 It is in the way of every launch, so it starts fast: nothing but C modules is imported on the way to an exec
-without constraints (`socket`, `json` and `signal` alone cost 40 Python modules and 8 ms).
+without constraints (`socket`, `json` and `signal` alone cost 40 Python modules and 8 ms, `os` one).
 """
 
-# ruff: noqa: PLC0415, PTH100, PTH113, PTH123
-# Imports where they are needed, no pathlib, and an exec without a shell: all of it for the reason above.
-
-from __future__ import annotations
+# ruff: noqa: PLC0415, PTH123
+# Imports where they are needed, no pathlib and no `__future__`: all of it for the reason above.
 
 import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signal` itself imports enum
 import _socket
-import os
+import posix
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
+
+    Authorize = Callable[[str, list[str]], bytes | None]
 
 USAGE = """\
 usage: egs run [--artifact FILE] [--argv0 NAME] [--] CMD [ARG ...]
 
 Ask the daemon to authorize CMD with these arguments, and become it.
 
-  --artifact FILE   the authorization artifact; without it the daemon looks among its standing ones
+  --artifact FILE   the authorization artifact; without it the daemon looks among its standing ones, and if none
+                    fits, this host's authority is asked for one
   --argv0 NAME      what CMD is told that it is called (default: CMD)
 
 Exit codes: the program's own; 126 refused, 127 no such program, 4 daemon unreachable, 2 wrong usage.
@@ -39,9 +41,14 @@ MAX_FRAME = 1024 * 1024
 ANSWER_SECONDS = 120  # hashing a very large program takes a while
 
 _EPERM = 1
+_TYPE, _REGULAR = 0o170000, 0o100000  # S_IFMT, S_IFREG
+_SEARCH = b"/bin:/usr/bin"  # as execvp(3) without PATH
+_CHUNK = 64 * 1024
+_HEAD = 4  # bytes of the length before a message
 _GO = b'{"type":"go"}'
 _CONSTRAIN = b'{"type":"constrain",'
 _READY = b'{"op":"ready"}'
+_NO_GRANT = b'"reason":"no_grant"'
 _ESCAPES = {34: '\\"', 92: "\\\\"} | {code: f"\\u{code:04x}" for code in range(32)}
 
 
@@ -65,15 +72,19 @@ class Command:
         self.artifact = artifact
 
 
-def main(arguments: list[str]) -> int:
-    """Run `egs run` with these arguments. Returns an exit code only when no program was executed."""
+def main(arguments: list[str], authorize: Authorize | None = None) -> int:
+    """Run `egs run` with these arguments. Returns an exit code only when no program was executed.
+
+    `authorize` asks for an artifact when none was given and none stands: for a program and its arguments; it returns None where
+    nobody can be asked, and raises `Stop` when it is refused.
+    """
     _default_interrupt()
     try:
         command = parse(arguments)
         if command is None:
             sys.stdout.write(USAGE)
             return 0
-        _launch(command)
+        _launch(command, authorize)
     except Stop as stop:
         sys.stderr.write(f"egs run: {stop.message}\n")
         return stop.code
@@ -117,8 +128,8 @@ def find_program(name: str, search: str) -> str:
     found = ""
     for folder in search.split(":"):
         candidate = f"{folder or '.'}/{name}"
-        if os.path.isfile(candidate):
-            if os.access(candidate, os.X_OK):
+        if _is_file(candidate):
+            if posix.access(candidate, posix.X_OK):
                 return candidate
             found = candidate
     if found:
@@ -160,10 +171,25 @@ def frame(content: bytes) -> bytes:
     return len(content).to_bytes(4, "big") + content
 
 
-def socket_path(environment: os._Environ[str]) -> str:
+def socket_path(environment: "Mapping[bytes, bytes]") -> str:
     """Where the daemon listens; `paths.py` says the same at the cost of importing pathlib and hashlib."""
-    root = environment.get("EGS_ROOT")
-    return f"{os.path.abspath(root)}/run/egs/egsd.sock" if root else "/run/egs/egsd.sock"
+    root = _decoded(environment.get(b"EGS_ROOT", b""))
+    if not root:
+        return "/run/egs/egsd.sock"
+    above = "" if root.startswith("/") else f"{posix.getcwd()}/"
+    return f"{above}{root.rstrip('/')}/run/egs/egsd.sock"
+
+
+def _decoded(name: bytes) -> str:
+    """As `os.fsdecode`."""
+    return name.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return posix.stat(path).st_mode & _TYPE == _REGULAR
+    except (OSError, ValueError):
+        return False
 
 
 def _default_interrupt() -> None:
@@ -172,19 +198,15 @@ def _default_interrupt() -> None:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
-def _launch(command: Command) -> NoReturn:
+def _launch(command: Command, authorize: Authorize | None) -> NoReturn:
     program = find_program(command.name, os.environ.get("PATH", os.defpath))
-    descriptor = _open_program(program)
     artifact = None if command.artifact is None else _read_artifact(command.artifact)
-    message = request(program, command.argv, artifact)
-    daemon = _connect(socket_path(os.environ))
-    _send(daemon, message, descriptor)
-    _restore_environment()
-    if artifact is not None and constrains(artifact):
-        from egs_kernel import apply
-
-        apply.load()  # 4 ms, while the daemon verifies
-    answer = _receive_first(daemon)
+    daemon, answer = _ask(program, command.argv, artifact)
+    if authorize is not None and artifact is None and _NO_GRANT in answer:
+        artifact = authorize(program, command.argv)
+        if artifact is not None:
+            daemon.close()
+            daemon, answer = _ask(program, command.argv, artifact)
     _restore_signals()
     if answer != _GO:
         _constrain(answer)
@@ -198,9 +220,23 @@ def _launch(command: Command) -> NoReturn:
         raise _refused_by_the_gate(daemon.fileno()) or Stop(EXIT_REFUSED, f"{program}: {error}") from error
 
 
+def _ask(program: str, argv: list[str], artifact: bytes | None) -> tuple[_socket.socket, bytes]:
+    """Ask the daemon; the connection and its first answer."""
+    descriptor = _open_program(program)
+    message = request(program, argv, artifact)
+    daemon = _connect(socket_path(os.environ))
+    _send(daemon, message, descriptor)
+    _restore_environment()
+    if artifact is not None and constrains(artifact):
+        from egs_kernel import apply
+
+        apply.load()  # 4 ms, while the daemon verifies
+    return daemon, _receive_first(daemon)
+
+
 def _open_program(program: str) -> int:
     try:
-        return os.open(program, os.O_PATH | os.O_CLOEXEC)
+        return posix.open(program, posix.O_PATH | posix.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Stop(EXIT_NOT_FOUND, f"{program}: {error.strerror}") from error
     except (OSError, ValueError) as error:
@@ -241,13 +277,13 @@ def _send(daemon: _socket.socket, message: bytes, descriptor: int) -> None:
             daemon.sendall(message[sent:], _socket.MSG_NOSIGNAL)
     except OSError as error:
         raise _lost(error.strerror) from error
-    os.close(descriptor)
+    posix.close(descriptor)
 
 
 def _receive_first(daemon: _socket.socket) -> bytes:
     """The first answer. A descriptor that comes with it stays open: the daemon looks for it, we need not know it."""
     try:
-        head = daemon.recvmsg(4, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)[0]
+        head = daemon.recvmsg(_CHUNK, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)[0]
     except OSError as error:
         raise _lost(error.strerror) from error
     if not head:
@@ -255,25 +291,29 @@ def _receive_first(daemon: _socket.socket) -> bytes:
     return _receive(daemon.fileno(), head)
 
 
-def _receive(daemon: int, head: bytes = b"") -> bytes:
-    """One frame, of which `head` was received; by read(2) alone: a filter may not allow much else by now."""
-    length = int.from_bytes(head + _read(daemon, 4 - len(head)), "big")
-    if not 0 < length <= MAX_FRAME:
-        raise _lost("it does not speak our protocol")
-    return _read(daemon, length)
+def _receive(daemon: int, received: bytes = b"") -> bytes:
+    """One frame, of which this was received; by read(2) alone: a filter may not allow much else by now.
 
-
-def _read(daemon: int, length: int) -> bytes:
-    content = b""
-    while len(content) < length:
+    As few calls as can be: the daemon may see each of them. What it says next it says when we have done something.
+    """
+    while len(received) < _HEAD or len(received) < _end(received):
         try:
-            data = os.read(daemon, length - len(content))
+            data = posix.read(daemon, _CHUNK)
         except OSError as error:
             raise _lost(error.strerror) from error
         if not data:
             raise _lost("it closed the connection")
-        content += data
-    return content
+        received += data
+    if len(received) > _end(received):
+        raise _lost("it does not speak our protocol")
+    return received[_HEAD:]
+
+
+def _end(received: bytes) -> int:
+    length = int.from_bytes(received[:_HEAD], "big")
+    if not 0 < length <= MAX_FRAME:
+        raise _lost("it does not speak our protocol")
+    return _HEAD + length
 
 
 def _lost(why: str | None) -> Stop:
@@ -334,11 +374,11 @@ def constrains(artifact: bytes) -> bool:
 
 def _restore_environment() -> None:
     """Python sets LC_CTYPE in the C locale (PEP 538); the program gets the environment that we got."""
-    if os.environ.get("LC_CTYPE") == "C.UTF-8":
+    if posix.environ.get(b"LC_CTYPE") == b"C.UTF-8":
         with open("/proc/self/environ", "rb") as file:
             given = b"\0" + file.read()
         if b"\0LC_CTYPE=" not in given:
-            del os.environ["LC_CTYPE"]
+            posix.unsetenv(b"LC_CTYPE")
 
 
 def _restore_signals() -> None:
@@ -347,9 +387,9 @@ def _restore_signals() -> None:
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
 
 
-def _execute(program: str, argv: list[str]) -> NoReturn:
+def _execute(program: str, argv: list[str]) -> "NoReturn":
     try:
-        os.execv(program, argv)
+        posix.execv(program, argv)
     except OSError as error:
         if error.errno == _EPERM:
             raise

@@ -6,8 +6,6 @@ afterwards.
 
 # ruff: noqa: PLC0415 - nothing is imported before it is needed
 
-from __future__ import annotations
-
 import sys
 
 TYPE_CHECKING = False
@@ -41,7 +39,7 @@ def apply(answer: bytes) -> None:
         module.apply(step)
 
 
-def decode(content: bytes) -> Any:
+def decode(content: bytes) -> "Any":
     """JSON. `json` imports 20 modules in Python for what its scanner, in C, does alone."""
     from _json import make_scanner
 
@@ -56,7 +54,7 @@ def decode(content: bytes) -> Any:
     return scan(content.decode(), 0)[0]
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> "Any":
     if name not in MODULES:
         raise UnknownStepError(name)
     full = f"{__name__}.{name}"

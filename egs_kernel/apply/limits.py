@@ -1,7 +1,5 @@
 """Resource limits."""
 
-from __future__ import annotations
-
 import resource
 
 

@@ -1,7 +1,5 @@
 """No exec raises privileges any more."""
 
-from __future__ import annotations
-
 from egs_kernel.apply.libc import prctl
 
 _PR_SET_NO_NEW_PRIVS = 38

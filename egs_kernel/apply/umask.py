@@ -1,10 +1,8 @@
 """The umask."""
 
-from __future__ import annotations
-
-import os
+import posix
 
 
 def apply(step: dict[str, int]) -> None:
     """Set it."""
-    os.umask(step["mask"])
+    posix.umask(step["mask"])

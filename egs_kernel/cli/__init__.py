@@ -1,7 +1,5 @@
 """The `egs` command. `egs run` is in the way of every launch, so nothing else is imported for it."""
 
-from __future__ import annotations
-
 import sys
 
 TYPE_CHECKING = False  # `typing` costs a millisecond that every launch would pay
@@ -9,13 +7,19 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-def main() -> NoReturn:
+def main() -> "NoReturn":
     """The entry point of `egs`."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"]:
         from egs_kernel.launch import main as launch  # noqa: PLC0415 - see the module's docstring
 
-        sys.exit(launch(arguments[1:]))
+        sys.exit(launch(arguments[1:], _authorize))
     from egs_kernel.cli.main import run  # noqa: PLC0415 - as above
 
     sys.exit(run(arguments))
+
+
+def _authorize(program: str, argv: list[str]) -> bytes | None:
+    from egs_kernel.cli.requests import authorized  # noqa: PLC0415 - for launches that nothing stands for
+
+    return authorized(program, argv)

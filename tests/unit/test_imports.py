@@ -38,8 +38,8 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 
 # What a launch pays for, whatever it launches.
 LAUNCH_PATH = {
-    "cli/__init__.py": {"__future__", "sys"},
-    "launch.py": {"__future__", "_signal", "_socket", "os", "sys"},
+    "cli/__init__.py": {"sys"},
+    "launch.py": {"_signal", "_socket", "posix", "sys"},
 }
 
 SOURCES = sorted(

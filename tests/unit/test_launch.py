@@ -89,7 +89,7 @@ def test_it_knows_where_the_daemon_listens(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv("EGS_ROOT", raising=False)
         if root is not None:
             monkeypatch.setenv("EGS_ROOT", root)
-        assert launch.socket_path(os.environ) == str(Paths.from_environment().socket)
+        assert launch.socket_path(os.environb) == str(Paths.from_environment().socket)
     assert launch.MAX_ARTIFACT == MAX_ARTIFACT
 
 
@@ -172,16 +172,38 @@ def test_a_launch_imports_next_to_nothing(tmp_path: Path) -> None:
     imported = set(done.stdout.split())
     assert imported >= OURS
     assert len(imported - OURS) <= IMPORT_BUDGET, imported
-    assert not imported & {"json", "re", "socket", "enum", "typing", "argparse", "msgspec", "ctypes"}
+    assert not imported & {"os", "json", "re", "socket", "enum", "typing", "argparse", "msgspec", "ctypes"}
 
 
-def test_the_start_script_imports_nothing_else() -> None:
-    """The one that pip generates would import `re`."""
-    lines = (BIN / "egs").read_text().splitlines()
-    assert [line for line in lines if "import" in line and not line.startswith('"""')] == [
-        "import sys",
-        "from egs_kernel.cli import main",
-    ]
+@pytest.mark.parametrize("options", ["-I", "-IS"])
+def test_the_start_script_imports_nothing_else(tmp_path: Path, options: str) -> None:
+    """The one that pip generates would import `re`. With -S not even what is installed beside us is looked for."""
+    script = tmp_path / "egs"
+    script.write_text(f"#!{sys.executable} {options}v\n{(BIN / 'egs').read_text().partition(chr(10))[2]}")
+    script.chmod(0o755)
+    done = subprocess.run(
+        [str(script), "run", "/bin/true"],
+        env=os.environ | {"EGS_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == launch.EXIT_UNREACHABLE, done.stderr
+    imported = {line.split()[1].strip("'") for line in done.stderr.splitlines() if line.startswith("import ")}
+    assert imported >= OURS
+    assert not imported & {"re", "json", "typing"}
+    assert ("site" in imported) == (options == "-I")
+
+
+def test_other_commands_find_what_is_installed(tmp_path: Path) -> None:
+    script = tmp_path / "egs"
+    script.write_text(f"#!{sys.executable} -IS\n{(BIN / 'egs').read_text().partition(chr(10))[2]}")
+    script.chmod(0o755)
+    done = subprocess.run(
+        [str(script), "config", "check", "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "usage: egs config check" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize(
