@@ -37,6 +37,7 @@ _GET_SYSCALL_INFO: Final = 0x420E  # since Linux 5.3
 _O_TRACESYSGOOD: Final = 0x1
 _O_TRACEEXEC: Final = 0x10
 _O_EXITKILL: Final = 0x100000
+_PR_SET_TIMERSLACK: Final = 29  # linux/prctl.h: of the calling thread, in nanoseconds
 _EVENT_EXEC: Final = 4
 _EVENT_STOP: Final = 128
 _SYSCALL_TRAP: Final = 5 | 0x80  # SIGTRAP, as _O_TRACESYSGOOD marks it
@@ -91,6 +92,7 @@ class Traced:
         """Raises Refused: it is gone, or somebody traces it already, or we may not."""
         if pid <= 0:
             raise not_attested(pid, "is no process")
+        _libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)  # each of our pauses would be 50 us longer
         self.pid = pid
         self._found: os.waitid_result | None = None
         ptrace(_SEIZE, pid)

@@ -106,6 +106,7 @@ class Arming:
         """Arm it, asked for by the escort's thread."""
 
         async def arm() -> None:
+            await decided.entered
             self._arm(pidfd, decided, filters)
 
         asyncio.run_coroutine_threadsafe(arm(), loop).result(EXEC_SECONDS)

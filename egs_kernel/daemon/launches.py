@@ -250,7 +250,10 @@ class Launches:
         """Attest it, arm it and let it go; the task is done when its exec is decided, or will not come."""
         escort = await self._confine(connection, decided, program)
         try:
-            await decided.entered
+            governed = self._gate.scope_of(decided.task.pid) is not None
+            goes_on = governed and escort is not None and escort.follows and not decided.entered.done()
+            if not goes_on:  # else it is armed at its exec, and there that is waited for
+                await decided.entered
             watcher = self._arming.arm(connection.peer, decided, escort)
         except BaseException:
             if escort is not None:
