@@ -28,7 +28,7 @@ from egs_kernel.paths import Paths
 
 BIN: Final = Path(sys.executable).parent
 NOBODY: Final = 65534
-SECONDS: Final = 30
+SECONDS: Final = 300  # for each command: by emulation, to load the gate takes a minute
 GRACE_SECONDS: Final = 2
 CONFIG: Final = """\
 daemon_grace = "{grace}s"
