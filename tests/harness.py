@@ -88,12 +88,19 @@ class Instance:
         return instance
 
     def configure(
-        self, *, grace: str = "30s", mode: str = "enforce", more: str = "", scope: str = ""
+        self,
+        *,
+        grace: str = "30s",
+        mode: str = "enforce",
+        more: str = "",
+        scope: str = "",
+        drift: str = "off",
     ) -> None:
-        """Write egs.toml: one cgroup scope with what `scope` adds to it, and what `more` adds."""
+        """Write egs.toml: one cgroup scope with what `scope` adds to it, and what `more` adds; no drift events unless asked."""
         self.paths.config.write_text(
             f'daemon_grace = "{grace}"\nhost_id = "test-host"\n{TIER_SETTING}{more}\n'
             f'[[scope]]\nname = "test"\ncgroup = "{self.cgroup.path}"\nmode = "{mode}"\n{scope}\n'
+            f'[drift]\nevents = "{drift}"\n'
         )
 
     @property

@@ -107,6 +107,47 @@ LSM_FIELDS: Final = (
 )
 """What the hooks of the tier `lsm` read besides."""
 
+DRIFT_FIELDS: Final = (
+    "bpf_link.id",
+    "bpf_map.id",
+    "bpf_prog.aux",
+    "bpf_prog_aux.id",
+    "cred.cap_effective",
+    "cred.cap_permitted",
+    "cred.egid",
+    "file.f_mode",
+    "file.private_data",
+    "idr.idr_rt",
+    "inode.i_nlink",
+    "pid.level",
+    "pid.numbers",
+    "pid.tasks",
+    "pid_namespace.idr",
+    "proc_inode.pid",
+    "proc_inode.vfs_inode",
+    "pt_regs.bx",
+    "pt_regs.cx",
+    "pt_regs.di",
+    "pt_regs.dx",
+    "pt_regs.orig_ax",
+    "pt_regs.r10",
+    "pt_regs.r8",
+    "pt_regs.si",
+    "super_block.s_magic",
+    "task_struct.parent",
+    "task_struct.pid_links",
+    "task_struct.ptrace_entry",
+    "task_struct.ptraced",
+    "task_struct.thread_info",
+    "task_struct.thread_pid",
+    "thread_info.status",
+    "upid.ns",
+    "xa_node.shift",
+    "xa_node.slots",
+    "xarray.xa_head",
+)
+"""What the drift programs read besides `FIELDS`. The registers are x86's."""
+
 
 class _Type(ctypes.Structure):
     """struct btf_type (include/uapi/linux/btf.h)."""
@@ -150,11 +191,7 @@ class KernelTypes:
         """
         found = self.find(field)
         if found is None:
-            raise GateError(
-                Reason.KERNEL_UNSUPPORTED,
-                f"this kernel's BTF has no field {field}",
-                "This kernel is newer or older than the gate knows; see docs/kernels.md.",
-            )
+            raise _unknown(f"field {field}")
         return found
 
     def find(self, field: str) -> int | None:
@@ -162,6 +199,17 @@ class KernelTypes:
         struct, member = field.split(".")
         type_id = libbpf.btf__find_by_name_kind(self._btf, struct.encode(), _KIND_STRUCT)
         return None if type_id < 0 else self._member_offset(type_id, member.encode())
+
+    def size(self, struct: str) -> int:
+        """Bytes of a struct.
+
+        Raises:
+            GateError: this kernel has no such struct.
+        """
+        type_id = libbpf.btf__find_by_name_kind(self._btf, struct.encode(), _KIND_STRUCT)
+        if type_id < 0:
+            raise _unknown(f"struct {struct}")
+        return int(_Type.from_address(libbpf.btf__type_by_id(self._btf, type_id)).size)
 
     def has_tracepoint(self, name: str) -> bool:
         """Whether this kernel has a raw tracepoint of that name."""
@@ -196,6 +244,14 @@ class KernelTypes:
         return None
 
 
+def _unknown(what: str) -> GateError:
+    return GateError(
+        Reason.KERNEL_UNSUPPORTED,
+        f"this kernel's BTF has no {what}",
+        "This kernel is newer or older than the gate knows; see docs/kernels.md.",
+    )
+
+
 def gate_offsets(types: KernelTypes) -> dict[str, int]:
     """Every offset that the gate asks for, by the name of its macro.
 
@@ -206,6 +262,23 @@ def gate_offsets(types: KernelTypes) -> dict[str, int]:
     # inode_setattr got the mount's idmap before its two arguments (Linux 6.9).
     arguments = {"ARG_inode_setattr_dentry": (types.arguments("inode_setattr") or 2) - 2}
     return offsets | _ctime_offsets(types) | arguments
+
+
+def drift_offsets(types: KernelTypes) -> dict[str, int]:
+    """As `gate_offsets`, for the drift programs.
+
+    Raises:
+        GateError: a field is missing.
+    """
+    fields = (*FIELDS, *DRIFT_FIELDS)
+    offsets = {f"OFF_{field.replace('.', '_')}": types.offset(field) for field in fields}
+    module = types.find("module.name")  # a kernel without modules has none
+    return (
+        offsets
+        | _ctime_offsets(types)
+        | {"SIZE_upid": types.size("upid")}
+        | ({} if module is None else {"OFF_module_name": module})
+    )
 
 
 def _ctime_offsets(types: KernelTypes) -> dict[str, int]:

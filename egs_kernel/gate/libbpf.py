@@ -115,6 +115,18 @@ class MapInfo(ctypes.Structure):
     )
 
 
+class LinkInfo(ctypes.Structure):
+    """The head of struct bpf_link_info, and room for the rest."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("rest", ctypes.c_uint8 * 128),
+    )
+
+
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     library.libbpf_set_print(None)  # errors arrive as errno; nothing is printed behind our back
@@ -128,6 +140,8 @@ def _library() -> ctypes.CDLL:
         ("bpf_map_get_next_key", ctypes.c_int, (ctypes.c_int, void, void)),
         ("bpf_map_lookup_batch", ctypes.c_int, (ctypes.c_int, void, void, void, void, void, void)),
         ("bpf_obj_get_info_by_fd", ctypes.c_int, (ctypes.c_int, void, void)),
+        ("bpf_prog_get_next_id", ctypes.c_int, (ctypes.c_uint32, void)),
+        ("bpf_prog_get_fd_by_id", ctypes.c_int, (ctypes.c_uint32,)),
         ("bpf_prog_test_run_opts", ctypes.c_int, (ctypes.c_int, void)),
         ("bpf_raw_tracepoint_open", ctypes.c_int, (ctypes.c_char_p, ctypes.c_int)),
         ("libbpf_num_possible_cpus", ctypes.c_int, ()),
@@ -290,6 +304,53 @@ def object_id(descriptor: int) -> int:
         libbpf.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(length)), "object info"
     )
     return int(info[1])
+
+
+def link_info(descriptor: int) -> LinkInfo:
+    """What the kernel says of a link."""
+    info = LinkInfo()
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    _checked(libbpf.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(length)), "link info")
+    return info
+
+
+def program_numbers() -> list[int]:
+    """The kernel's numbers of all programs that are loaded now."""
+    numbers: list[int] = []
+    following = ctypes.c_uint32(0)
+    while libbpf.bpf_prog_get_next_id(following, ctypes.byref(following)) == 0:
+        numbers.append(following.value)
+    if ctypes.get_errno() != errno.ENOENT:
+        _checked(-1, "next program")
+    return numbers
+
+
+_PROGRAM_MAPS: Final = 256
+
+
+def maps_of_program(number: int) -> tuple[list[int], str]:
+    """The numbers of the maps that a program has, and its name.
+
+    Raises:
+        OSError: ENOENT: there is no such program (any more).
+    """
+    descriptor = _checked(libbpf.bpf_prog_get_fd_by_id(number), f"program {number}")
+    try:
+        maps = (ctypes.c_uint32 * _PROGRAM_MAPS)()
+        info = ProgInfo(nr_map_ids=_PROGRAM_MAPS, map_ids=ctypes.addressof(maps))
+        length = ctypes.c_uint32(ctypes.sizeof(info))
+        _checked(
+            libbpf.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(length)),
+            "program info",
+        )
+        return list(maps[: min(info.nr_map_ids, _PROGRAM_MAPS)]), info.name.decode(errors="replace")
+    finally:
+        os.close(descriptor)
+
+
+def read_raw(descriptor: int, key: Any, value: Any) -> None:
+    """Read the value of a key, whatever its type."""
+    _checked(libbpf.bpf_map_lookup_elem(descriptor, _address(key), _address(value)), "map lookup")
 
 
 def run_program(descriptor: int, arguments: tuple[int, ...]) -> int:

@@ -6,13 +6,15 @@ dies leaves the host as it was.
 1. compile bpf/ with the offsets of the running kernel;
 2. load every program (the kernel's verifier agrees) and pin maps and programs;
 3. attach and pin the links; no scope exists yet, so nothing is refused;
-4. self-test: what the gate sees is what user space knows, and a kill kills (selftest.py);
+4. self-test: what the gate sees is what user space knows, and a kill kills (selftest.py). Since the maps are pinned,
+   another process has been loading the drift programs (drift_load.py), which are tested then;
 5. configure the scopes; processes that are inside already become governed;
 6. move the staging folder to its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -21,13 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from egs_kernel.config import Config
+from egs_kernel.config import Config, DriftEvents
 from egs_kernel.errors import EgsError, GateError, HostLacks
-from egs_kernel.gate import abi, btf, libbpf, tiers
+from egs_kernel.gate import abi, btf, drift_abi, libbpf, tiers
+from egs_kernel.gate.drift import FOLDER, DriftGate
+from egs_kernel.gate.drift_load import Loading
 from egs_kernel.gate.headers import write_headers
+from egs_kernel.gate.inventory import note_objects, take_inventory
 from egs_kernel.gate.libraries import apply_library_roots
+from egs_kernel.gate.manifest import DriftManifest, Manifest, read_manifest, write_manifest
 from egs_kernel.gate.parts import (
     GUARDS,
     HOOKS,
@@ -42,6 +46,7 @@ from egs_kernel.gate.parts import (
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import run_self_test
+from egs_kernel.gate.selftest_drift import prove_drift
 from egs_kernel.gate.selftest_guards import prove_exec_guard, prove_hold
 from egs_kernel.gate.selftest_seal import check_seal
 from egs_kernel.gate.source import gate_source, source_folder
@@ -53,17 +58,6 @@ if TYPE_CHECKING:
     from bcc import BPF
 
 _BPF_FS_MAGIC: Final = 0xCAFE4A11
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What was loaded: the daemon's posture compares the pinned programs with it."""
-
-    abi_version: int
-    kernel: str
-    boot_id: str
-    tier: Tier
-    digests: bool
-    programs: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,9 @@ def load_gate(paths: Paths, config: Config) -> Loaded:
     _discard(staging)
     staging.mkdir(mode=0o700)
     try:
-        gate, checks = _stage(staging, config, _plan(config))
-        manifest = _manifest(gate)
-        _write_manifest(paths, manifest)
+        gate, checks, drift = _stage(staging, config, _plan(config))
+        manifest = _manifest(gate, drift, take_inventory(staging))
+        write_manifest(paths.gate_manifest, manifest)
         gate.close()
         staging.rename(paths.pins)
     except BaseException:
@@ -130,7 +124,7 @@ def _update(paths: Paths, config: Config) -> Loaded:
         _require_same_tier(gate, config)
         apply_library_roots(gate, config.library_roots)
         apply_scopes(gate, config)
-        return Loaded(_manifest(gate), already=True, checks=())
+        return Loaded(read_manifest(paths.gate_manifest), already=True, checks=())
     finally:
         gate.close()
 
@@ -187,23 +181,54 @@ def _plan(config: Config) -> Plan:
     return TRACEPOINT_PLAN
 
 
-def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, ...]]:
-    _compile_and_pin(staging, plan)
-    gate = Gate.open(staging)
+def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, ...], DriftManifest | None]:
+    module = _compile_and_pin_maps(staging, plan)
+    with contextlib.ExitStack() as stack:
+        loading = None
+        if config.drift.events is not DriftEvents.OFF:
+            loading = stack.enter_context(Loading(staging, source_folder(), _compile_text))
+        _attach_and_pin(module, staging, plan)
+        gate = Gate.open(staging)
+        try:
+            settings = plan.config()
+            settings.grace_ns = config.daemon_grace * 1_000_000_000
+            gate.configs.put(ctypes.c_uint32(0), settings)
+            apply_library_roots(gate, config.library_roots)
+            gate.refuse_variables(variables_table())
+            checks = _prove(gate, staging, config)
+            drift = None
+            if loading is not None:
+                drift, more = _finish_drift(loading, gate, staging, required=_requires_drift(config))
+                checks = (*checks, *more)
+            gate.stop_beating()
+            gate.reset_counters()
+            apply_scopes(gate, config)
+        except BaseException:
+            gate.close()
+            raise
+    return gate, checks, drift
+
+
+def _requires_drift(config: Config) -> bool:
+    return config.drift.events is DriftEvents.REQUIRED
+
+
+def _finish_drift(
+    loading: Loading, gate: Gate, staging: Path, *, required: bool
+) -> tuple[DriftManifest, tuple[str, ...]]:
+    """The drift programs, proven; or why there are none, unless they are required. The gate enforces without them."""
     try:
-        settings = plan.config()
-        settings.grace_ns = config.daemon_grace * 1_000_000_000
-        gate.configs.put(ctypes.c_uint32(0), settings)
-        apply_library_roots(gate, config.library_roots)
-        gate.refuse_variables(variables_table())
-        checks = _prove(gate, staging, config)
-        gate.stop_beating()
-        gate.reset_counters()
-        apply_scopes(gate, config)
-    except BaseException:
-        gate.close()
-        raise
-    return gate, checks
+        loading.finish()
+        with contextlib.closing(DriftGate.open(staging)) as drift:
+            note_objects(staging, drift)
+            checks = prove_drift(gate, drift)
+            drift.reset_counters()
+            return DriftManifest(abi_version=drift_abi.ABI_VERSION, programs=drift.tags()), checks
+    except EgsError as error:
+        if required:
+            raise
+        _discard(staging / FOLDER)
+        return DriftManifest(abi_version=drift_abi.ABI_VERSION, missing=error.message), ()
 
 
 def _prove(gate: Gate, staging: Path, config: Config) -> tuple[str, ...]:
@@ -233,10 +258,14 @@ def _prove_hold(gate: Gate, config: Config) -> tuple[str, ...]:
         return ()
 
 
-def _compile_and_pin(staging: Path, plan: Plan) -> None:
+def _compile_and_pin_maps(staging: Path, plan: Plan) -> BPF:
     module = _compile(source_folder(), plan)
     for name in (*MAPS, *(LSM_MAPS if plan.tier is Tier.LSM else ())):
         libbpf.pin(module[name.encode()].map_fd, staging / name)
+    return module
+
+
+def _attach_and_pin(module: BPF, staging: Path, plan: Plan) -> None:
     tracepoints = tracepoints_of(plan.tier)
     for name in (*tracepoints, *GUARDS, *called_of(plan.tier)):
         program = _load_program(module, name)
@@ -277,18 +306,23 @@ def _write_config(module: BPF, plan: Plan) -> None:
 
 
 def _compile(source: Path, plan: Plan = TRACEPOINT_PLAN) -> BPF:
-    bpf = _import_bcc()
+    _import_bcc()  # what is missing first is said first
     types = btf.KernelTypes()
     try:
         offsets = btf.gate_offsets(types)
     finally:
         types.close()
-    flags = [f"-I{source}", *plan.flags, *(f"-D{name}={value}" for name, value in offsets.items())]
+    flags = [*plan.flags, *(f"-D{name}={value}" for name, value in offsets.items())]
+    return _compile_text(gate_source(source), flags)
+
+
+def _compile_text(text: str, flags: list[str]) -> BPF:
+    bpf = _import_bcc()
     with tempfile.TemporaryDirectory(prefix="egs-headers-") as headers:
         write_headers(Path(headers))
         os.environ["BCC_KERNEL_SOURCE"] = headers
         try:
-            return bpf(text=gate_source(source).encode(), cflags=flags)
+            return bpf(text=text.encode(), cflags=[f"-I{source_folder()}", *flags])
         except Exception as error:  # bcc raises bare Exception
             raise GateError(
                 Reason.GATE_FAILED,
@@ -322,7 +356,7 @@ def _import_bcc() -> type[BPF]:
     return BPF  # type: ignore[no-any-return]  # bcc ships no types
 
 
-def _manifest(gate: Gate) -> Manifest:
+def _manifest(gate: Gate, drift: DriftManifest | None, objects: dict[str, str]) -> Manifest:
     return Manifest(
         abi_version=abi.ABI_VERSION,
         kernel=os.uname().release,
@@ -330,14 +364,9 @@ def _manifest(gate: Gate) -> Manifest:
         tier=gate.tier,
         digests=gate.digests,
         programs=gate.programs(),
+        drift=drift,
+        objects=objects,
     )
-
-
-def _write_manifest(paths: Paths, manifest: Manifest) -> None:
-    paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    temporary = paths.gate_manifest.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.encode(manifest))
-    temporary.replace(paths.gate_manifest)
 
 
 def _require_no_realtime(flag: Path = Path("/sys/kernel/realtime")) -> None:

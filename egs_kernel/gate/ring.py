@@ -46,11 +46,11 @@ class Ring:
         self.position: int = self._freed[0]
         """Up to here everything was taken."""
 
-    def take(self) -> list[bytes]:
-        """The bytes of every event that waits. They stay in the buffer until `release`."""
+    def take(self, most: int | None = None) -> list[bytes]:
+        """The bytes of every event that waits, or of the first of them. They stay in the buffer until `release`."""
         taken: list[bytes] = []
         end = self._written[0]
-        while self.position < end:
+        while self.position < end and (most is None or len(taken) < most):
             self._order()  # nothing of an event is read before the position that says it is there
             header: int = _LENGTH.unpack_from(self._producer, self._offset(self.position))[0]
             if header & _BUSY:
