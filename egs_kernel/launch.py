@@ -72,7 +72,7 @@ class Command:
         self.artifact = artifact
 
 
-def main(arguments: list[str], authorize: Authorize | None = None) -> int:
+def main(arguments: list[str], authorize: "Authorize | None" = None) -> int:
     """Run `egs run` with these arguments. Returns an exit code only when no program was executed.
 
     `authorize` asks for an artifact when none was given and none stands: for a program and its arguments; it returns None where
@@ -198,8 +198,8 @@ def _default_interrupt() -> None:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
-def _launch(command: Command, authorize: Authorize | None) -> NoReturn:
-    program = find_program(command.name, os.environ.get("PATH", os.defpath))
+def _launch(command: Command, authorize: "Authorize | None") -> "NoReturn":
+    program = find_program(command.name, _decoded(posix.environ.get(b"PATH", _SEARCH)))
     artifact = None if command.artifact is None else _read_artifact(command.artifact)
     daemon, answer = _ask(program, command.argv, artifact)
     if authorize is not None and artifact is None and _NO_GRANT in answer:
@@ -210,7 +210,7 @@ def _launch(command: Command, authorize: Authorize | None) -> NoReturn:
     _restore_signals()
     if answer != _GO:
         _constrain(answer)
-        os.write(daemon.fileno(), frame(_READY))
+        posix.write(daemon.fileno(), frame(_READY))
         answer = _receive(daemon.fileno())
         if answer != _GO:
             raise _refusal(answer)
@@ -224,7 +224,7 @@ def _ask(program: str, argv: list[str], artifact: bytes | None) -> tuple[_socket
     """Ask the daemon; the connection and its first answer."""
     descriptor = _open_program(program)
     message = request(program, argv, artifact)
-    daemon = _connect(socket_path(os.environ))
+    daemon = _connect(socket_path(posix.environ))
     _send(daemon, message, descriptor)
     _restore_environment()
     if artifact is not None and constrains(artifact):

@@ -20,6 +20,10 @@ def main() -> "NoReturn":
 
 
 def _authorize(program: str, argv: list[str]) -> bytes | None:
+    if sys.flags.no_site:
+        import site  # noqa: PLC0415 - asking takes packages, which the start has not looked for
+
+        site.main()
     from egs_kernel.cli.requests import authorized  # noqa: PLC0415 - for launches that nothing stands for
 
     return authorized(program, argv)
