@@ -30,6 +30,7 @@ from egs_kernel.audit.tiles import HEIGHT, WIDTH, pack_entry
 from egs_kernel.errors import NoteError
 
 if TYPE_CHECKING:
+    from egs_kernel.audit.entries import Header
     from egs_kernel.audit.state import State
 
 _COUNTED = (b'"use_until":"', b'"action":"revoked"', b'"type":"revocation')
@@ -216,18 +217,24 @@ class _Walk:
                 self._add(lines[: stop - first])
                 self._add(lines[stop - first :])
                 return
-        for seq, line in enumerate(lines, first):
-            found = checked_header(line, seq)
-            self._types[found.type] += 1
-            self._times[1:] = [found.time]
-            if any(mark in line for mark in _COUNTED) and found.type in ENTRY_TYPES:
-                self._tally.count(decode(line, f"entry {seq}").entry)
-            self._length += len(line)
+        headers = [checked_header(line, seq) for seq, line in enumerate(lines, first)]
+        self._types.update(found.type for found in headers)
+        self._times = [*self._times[:1], headers[0].time, headers[-1].time]
+        self._count(lines, headers)
         leaves = [leaf_hash(line) for line in lines]
         above = self._frontier.extend(leaves, HEIGHT)
         for tile, content in self._edge.grow([pack_entry(line) for line in lines], leaves, above):
             self._shelves.compare(tile, content)
         self._compare_noted()
+
+    def _count(self, lines: Sequence[bytes], headers: Sequence[Header]) -> None:
+        whole = b"".join(lines)
+        self._length += len(whole)
+        if not any(mark in whole for mark in _COUNTED):
+            return
+        for line, found in zip(lines, headers, strict=True):
+            if any(mark in line for mark in _COUNTED) and found.type in ENTRY_TYPES:
+                self._tally.count(decode(line, f"entry {found.seq}").entry)
 
     def _compare_noted(self) -> None:
         size = self._frontier.size

@@ -42,7 +42,9 @@ class Tally:
 
     def count(self, entry: Entry) -> None:
         """Take one more entry into account."""
-        if isinstance(entry, ArtifactChange):
+        if isinstance(entry, Exec):  # by far the most are
+            self._spend(entry.event.artifact_id, entry.use_until)
+        elif isinstance(entry, ArtifactChange):
             if entry.action == "revoked":
                 self._revoke("artifact", entry.artifact_id, _LONG_AGO)
         elif isinstance(entry, Revocation):
@@ -52,8 +54,6 @@ class Tally:
                 self._lists[entry.scope] = entry.number, entry.digest
         elif isinstance(entry, Decision):
             self._spend(entry.artifact_id, entry.use_until)
-        elif isinstance(entry, Exec):
-            self._spend(entry.event.artifact_id, entry.use_until)
 
     def forget_expired(self, now: str) -> None:
         """Drop counts of artifacts whose notAfter is before `now` (RFC 3339, UTC)."""
