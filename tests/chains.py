@@ -22,9 +22,7 @@ from egs_kernel.audit.entries import (
 from egs_kernel.audit.lines import posture_entry
 from egs_kernel.model import (
     CodeEvent,
-    ExecEvent,
     ExitEvent,
-    FileIdentity,
     GrantKind,
     Intent,
     Posture,
@@ -33,6 +31,7 @@ from egs_kernel.model import (
     Tier,
     Verdict,
 )
+from tests.samples import exec_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +41,6 @@ STANDING = "b2" * 32
 DIGEST = "d" * 64
 POSTURE = "e" * 64
 SIGNER = "c" * 64
-FILE = FileIdentity(1, 2, 3, 4, 5, 6)
 _times: Iterator[int] = count(1_000_000)
 
 
@@ -74,35 +72,18 @@ def executed(
     start: int = 0,
 ) -> Exec:
     """The gate's word about an exec."""
-    event = ExecEvent(
+    event = exec_event(
         verdict=verdict,
         reason=reason,
-        enforced=True,
-        scope="agents",
-        tier=Tier.TRACEPOINT,
         time=next(_times),
         execution=execution,
         parent_execution=parent,
-        grant_id=0,
         grant_kind=kind,
         artifact_id=artifact,
-        file=FILE,
         pid=pid,
-        parent_pid=1,
-        uid=1000,
-        euid=1000,
-        gid=1000,
-        cgroup_id=1,
         start_ticks=start or pid * 10,
-        no_new_privs=False,
-        seccomp_mode=0,
-        seccomp_filters=0,
-        comm="x",
         filename=program,
         argv=(program, "-v"),
-        argv_bytes=9,
-        argv_truncated=False,
-        kill_error=0,
     )
     return Exec(event=event)
 

@@ -37,10 +37,8 @@ from egs_kernel.audit.tlog_proof import TlogProof
 from egs_kernel.cli.main import run
 from egs_kernel.model import (
     CodeEvent,
-    ExecEvent,
     ExitEvent,
     FileIdentity,
-    GrantKind,
     Intent,
     Posture,
     Reason,
@@ -49,6 +47,7 @@ from egs_kernel.model import (
     Verdict,
 )
 from tests.recording import log_keys, open_record
+from tests.samples import FILE, exec_event
 
 if TYPE_CHECKING:
     from egs_kernel.audit.entries import Entry
@@ -63,35 +62,18 @@ POSTURE = Posture(
     policy_digest="",
     clock_synchronized=True,
 )
-EVENT = ExecEvent(
+EVENT = exec_event(
     verdict=Verdict.KILL,
     reason=Reason.NO_GRANT,
-    enforced=True,
-    scope="agents",
-    tier=Tier.TRACEPOINT,
     time=2**60,
-    execution=1,
-    parent_execution=0,
-    grant_id=0,
-    grant_kind=GrantKind.NONE,
-    artifact_id="",
-    file=FileIdentity(1, 2, 3, 4, 5, 6),
     pid=77,
     parent_pid=2,
     uid=0,
     euid=0,
     gid=0,
-    cgroup_id=1,
-    start_ticks=9,
-    no_new_privs=False,
-    seccomp_mode=0,
-    seccomp_filters=0,
     comm="sh",
     filename="/bin/sh",
     argv=("sh", "-c", "echo \x1b[2J\n"),
-    argv_bytes=9,
-    argv_truncated=False,
-    kill_error=0,
 )
 ENTRIES: list[Entry] = [
     posture_entry(POSTURE),
@@ -402,7 +384,7 @@ def test_every_type_has_a_description(folder: Path) -> None:
     [
         (None, "", True, "DENY code_untrusted agents: pid 77 execution 5: memory of no file"),
         (
-            FileIdentity(1, 2, 3, 4, 5, 6),
+            FILE,
             "x\x1b.so",
             False,
             r"DENY code_untrusted (observe mode: not enforced) agents: pid 77 execution 5: x\x1b.so (inode 2)",

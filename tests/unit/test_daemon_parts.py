@@ -33,39 +33,22 @@ from egs_kernel.model import (
     Verdict,
 )
 from egs_kernel.verify import Artifact
+from tests.samples import exec_event
 from tests.unit.issuing import ISSUER, NOW, host, intent, signed, statement, store
 
 
 def executed(pid: int, execution: int) -> ExecEvent:
-    return ExecEvent(
+    return exec_event(
         verdict=Verdict.ALLOW if execution else Verdict.KILL,
         reason=Reason.AUTHORIZED if execution else Reason.NO_GRANT,
-        enforced=True,
         scope="test",
-        tier=Tier.TRACEPOINT,
         time=execution,
         execution=execution,
-        parent_execution=0,
         grant_id=1,
         grant_kind=GrantKind.STANDING,
         artifact_id="ab" * 32,
-        file=FileIdentity(1, 2, 3, 4, 5, 6),
         pid=pid,
-        parent_pid=1,
-        uid=0,
-        euid=0,
-        gid=0,
-        cgroup_id=1,
         start_ticks=1,
-        no_new_privs=False,
-        seccomp_mode=0,
-        seccomp_filters=0,
-        comm="program",
-        filename="/program",
-        argv=("program",),
-        argv_bytes=8,
-        argv_truncated=False,
-        kill_error=0,
     )
 
 

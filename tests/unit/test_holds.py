@@ -17,7 +17,6 @@ from egs_kernel.daemon.held import Hold, require_conditions
 from egs_kernel.daemon.protocol import HoldStatus
 from egs_kernel.errors import EgsError, ExitCode, Refused
 from egs_kernel.model import (
-    ExecEvent,
     FileIdentity,
     Grant,
     GrantKind,
@@ -25,15 +24,15 @@ from egs_kernel.model import (
     Measurement,
     ProgramKind,
     Reason,
-    Tier,
     Verdict,
 )
 from egs_kernel.trust.keys import load_private
+from tests.samples import FILE, exec_event
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILE = FileIdentity(1, 2, 3, 4, 5, 6)
+
 SCRIPT = FileIdentity(1, 7, 3, 4, 5, 6)
 DIGEST = "ab" * 32
 HELD = HoldStatus(
@@ -51,35 +50,18 @@ HELD = HoldStatus(
     reason="no_grant",
     message="no artifact is for it",
 )
-EVENT = ExecEvent(
+EVENT = exec_event(
     verdict=Verdict.HOLD,
     reason=Reason.NO_GRANT,
-    enforced=True,
-    scope="agents",
-    tier=Tier.TRACEPOINT,
-    time=10**9,
     execution=123456,
-    parent_execution=0,
-    grant_id=0,
     grant_kind=GrantKind.STANDING,
     artifact_id="cd" * 32,
-    file=FILE,
-    pid=42,
     parent_pid=41,
-    uid=1000,
-    euid=1000,
-    gid=1000,
     cgroup_id=7,
-    start_ticks=9,
-    no_new_privs=False,
-    seccomp_mode=0,
-    seccomp_filters=0,
     comm="report",
     filename="/usr/bin/report",
     argv=("report", "--all"),
     argv_bytes=13,
-    argv_truncated=False,
-    kill_error=0,
 )
 GRANT = Grant(
     artifact_id=DIGEST, scope="agents", file=FILE, digest=DIGEST, not_before=0, not_after=2**62, uid=1000
