@@ -99,9 +99,29 @@ class Paths:
         return self.state_dir.with_name("egs-witness")
 
     @property
+    def authority_config(self) -> Path:
+        """The configuration of the authority."""
+        return self.config_dir / "authority.toml"
+
+    @property
+    def authority_state(self) -> Path:
+        """The authority's own: its record, the record's keys, its key for artifacts, what it has to find again."""
+        return self.state_dir.with_name("egs-authority")
+
+    @property
+    def authority_socket(self) -> Path:
+        """The authority's Unix socket."""
+        return self.run_dir.with_name("egs-authority") / "authority.sock"
+
+    @property
     def revocations(self) -> Path:
         """Revoked artifact ids, one file each."""
         return self.state_dir / "revoked"
+
+    @property
+    def drift_rules(self) -> Path:
+        """What is done about drift, and what is none."""
+        return self.config_dir / "drift.toml"
 
     @property
     def metrics(self) -> Path:

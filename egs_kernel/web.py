@@ -108,7 +108,7 @@ def serve(app: ASGIApp, address: Address, setting: str, ready: Callable[[str], N
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=_Connection,
+            http=Connection,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -141,14 +141,18 @@ def refuse_root(command: str, unit: str) -> None:
         )
 
 
-class _Connection(H11Protocol):
-    """uvicorn's connection with an end: it waits for a request, and for a client to take the answer, forever."""
+class Connection(H11Protocol):
+    """uvicorn's connection with an end: it waits for a request, and for a client to take the answer, forever.
 
+    `most`: connections at the same time.
+    """
+
+    most = MAX_CLIENTS
     _end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
-        if len(self.connections) > MAX_CLIENTS:
+        if len(self.connections) > self.most:
             transport.abort()
         else:
             self._allow_another()

@@ -1,0 +1,118 @@
+"""Who asks: as the kernel says on the Unix socket, and a verified certificate over HTTPS. Never as the message says."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from egs_kernel.errors import Refused
+from egs_kernel.model import Reason
+from egs_kernel.peers import peer_of
+
+if TYPE_CHECKING:
+    import socket
+
+_SPIFFE: Final = "spiffe://"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """A principal. `uid` None: it asked over HTTPS, by a certificate; `spiffe_id` when that bears one."""
+
+    principal: str
+    name: str
+    uid: int | None = None
+    gid: int | None = None
+    pid: int | None = None
+    groups: tuple[str, ...] = ()
+    spiffe_id: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a process of this host."""
+        return self.uid is not None
+
+    def is_one_of(self, names: frozenset[str]) -> bool:
+        """Whether it, or a group of its, is named; root of this host always is."""
+        return (
+            self.uid == 0
+            or self.principal in names
+            or any(f"group:{group}" in names for group in self.groups)
+        )
+
+
+def local_asker(connection: socket.socket) -> Asker:
+    """The user of the process that connected a Unix socket.
+
+    Raises:
+        Refused: it has gone, or it lives in a pid namespace that cannot be seen.
+    """
+    peer = peer_of(connection)
+    os.close(peer.pidfd)
+    name = _user_name(peer.uid)
+    return Asker(
+        principal=f"user:{name}",
+        name=name,
+        uid=peer.uid,
+        gid=peer.gid,
+        pid=peer.task.pid,
+        groups=tuple(sorted(_group_name(gid) for gid in peer.groups)),
+    )
+
+
+def asker_again(principal: str, uid: int | None, gid: int | None) -> Asker:
+    """Whoever asked earlier, with the groups of now.
+
+    Args:
+        principal: as it was then.
+        uid: None: it asked by a certificate.
+        gid: its primary group then.
+    """
+    kind, _, name = principal.partition(":")
+    if uid is None or gid is None:
+        return Asker(principal=principal, name=name, spiffe_id=name if kind == "workload" else None)
+    groups = os.getgrouplist(name, gid)
+    return Asker(
+        principal=principal,
+        name=name,
+        uid=uid,
+        gid=gid,
+        groups=tuple(sorted(_group_name(group) for group in groups)),
+    )
+
+
+def certified_asker(certificate: dict[str, Any] | None) -> Asker:
+    """The workload whose X.509-SVID a client showed.
+
+    Args:
+        certificate: as ssl.SSLSocket.getpeercert gives it for a certificate that was verified.
+
+    Raises:
+        Refused: NOT_PERMITTED: it has no SPIFFE id, or other URIs beside it.
+    """
+    names = (certificate or {}).get("subjectAltName", ())
+    uris = [value for kind, value in names if kind == "URI"]
+    if len(uris) != 1 or not uris[0].startswith(_SPIFFE) or not uris[0].isprintable():
+        raise Refused(
+            Reason.NOT_PERMITTED,
+            "the client's certificate does not have exactly one URI, a SPIFFE id",
+            "Use an X.509-SVID: its one URI says which workload it is.",
+        )
+    return Asker(principal=f"workload:{uris[0]}", name=uris[0], spiffe_id=uris[0])
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
