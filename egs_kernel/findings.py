@@ -7,7 +7,7 @@ one is never used again for something else.
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, Literal
 
 
 class Finding(Enum):
@@ -56,6 +56,10 @@ class Finding(Enum):
     EVENTS_LOST = "events_lost"  # what they would have told is left to the sweeps
 
 
+SeverityWord = Literal["notice", "warning", "high", "critical"]
+ResponseWord = Literal["alert", "quarantine", "suspend", "terminate"]
+
+
 class Severity(IntEnum):
     """How grave a finding is. Only the loss of a link of the gate is CRITICAL."""
 
@@ -65,9 +69,9 @@ class Severity(IntEnum):
     CRITICAL = 4
 
     @property
-    def word(self) -> str:
+    def word(self) -> SeverityWord:
         """As in JSON, metrics and messages."""
-        return self.name.lower()
+        return _SEVERITIES[self]
 
 
 class Response(IntEnum):
@@ -79,10 +83,23 @@ class Response(IntEnum):
     TERMINATE = 3  # every process of the tree ends
 
     @property
-    def word(self) -> str:
+    def word(self) -> ResponseWord:
         """As in artifacts, drift.toml and the record."""
-        return self.name.lower()
+        return _RESPONSES[self]
 
+
+_SEVERITIES: Final[dict[Severity, SeverityWord]] = {
+    Severity.NOTICE: "notice",
+    Severity.WARNING: "warning",
+    Severity.HIGH: "high",
+    Severity.CRITICAL: "critical",
+}
+_RESPONSES: Final[dict[Response, ResponseWord]] = {
+    Response.ALERT: "alert",
+    Response.QUARANTINE: "quarantine",
+    Response.SUSPEND: "suspend",
+    Response.TERMINATE: "terminate",
+}
 
 HOST_FINDINGS: Final = frozenset(
     {

@@ -124,6 +124,11 @@ class Paths:
         return self.config_dir / "drift.toml"
 
     @property
+    def drift_rules(self) -> Path:
+        """What is done about drift, and what is none."""
+        return self.config_dir / "drift.toml"
+
+    @property
     def metrics(self) -> Path:
         """The daemon's metrics, which `egs console serve` serves."""
         return self.run_dir / "metrics.prom"

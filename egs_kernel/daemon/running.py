@@ -184,10 +184,10 @@ class Running:
                 FindingEntry(
                     number=number,
                     finding=finding,
-                    severity=severity_of(finding).word,  # type: ignore[arg-type]  # one of them
+                    severity=severity_of(finding).word,
                     source="egsd",
                     detail=hit.taken.words,
-                    response=response.word,  # type: ignore[arg-type]  # one of them
+                    response=response.word,
                     rule=rule,
                     execution=hit.execution,
                     scope=hit.task.scope,
@@ -196,7 +196,7 @@ class Running:
                 ),
                 ResponseEntry(
                     number=number,
-                    response=response.word,  # type: ignore[arg-type]  # one of them
+                    response=response.word,
                     verified=done.verified,
                     processes=done.processes,
                     microseconds=(time.monotonic_ns() - began) // 1000,

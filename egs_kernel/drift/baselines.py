@@ -6,7 +6,7 @@ a monitor that was killed comes to the same baselines.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -22,6 +22,7 @@ from egs_kernel.audit.entries import (
     Part,
     PostureEntry,
     ResponseEntry,
+    Revocation,
     WatchChange,
 )
 from egs_kernel.audit.parts import envelope_of
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from egs_kernel.audit.entries import Recorded
     from egs_kernel.model import ExecEvent
 
-PROCESS = "process"
-"""`BaselineEntry.of` of an execution."""
+_AUTHORIZING: Final = (ArtifactChange, Revocation, ConfigurationChange)
+"""Entries by which authorizations change."""
 
 
 class Baseline(msgspec.Struct, kw_only=True):
@@ -63,6 +64,7 @@ class Baselines:
         host: facts of the host, by the finding that a difference is.
         artifacts: what each says, by id.
         revoked: ids of artifacts.
+        revoked_keys: ids of keys.
         withdrawn: artifacts that are not in the folder any more, or that another one continues.
         policies: under which each artifact was decided.
         policy: the active one; None: not known.
@@ -82,6 +84,7 @@ class Baselines:
         self.host: dict[Finding, dict[str, str]] = {}
         self.artifacts: dict[str, Authorized] = {}
         self.revoked: set[str] = set()
+        self.revoked_keys: set[str] = set()
         self.withdrawn: set[str] = set()
         self.policies: dict[str, str] = {}
         self.policy: str | None = None
@@ -96,11 +99,23 @@ class Baselines:
         self.last_time = ""
         self._parts: list[Part] = []
         self._of_process: dict[int, int] = {}
+        self._unanswered: dict[int, FindingEntry] = {}
+        self._changed = False
 
-    def take(self, recorded: Recorded) -> None:  # noqa: C901 - one branch a type
+    def unanswered(self) -> list[FindingEntry]:
+        """Findings about something that still runs, to which no response is recorded."""
+        return [entry for entry in self._unanswered.values() if entry.execution in self.executions]
+
+    def take_changed(self) -> bool:
+        """Whether any authorization changed since this was asked last."""
+        changed, self._changed = self._changed, False
+        return changed
+
+    def take(self, recorded: Recorded) -> None:  # noqa: C901, PLR0912 - one branch a type
         """Take one more entry into account."""
         entry = recorded.entry
         self.last_time = recorded.time
+        self._changed = self._changed or isinstance(entry, _AUTHORIZING)
         match entry:
             case Part():
                 self._parts.append(entry)
@@ -113,6 +128,10 @@ class Baselines:
                 self._decision(entry)
             case ArtifactChange():
                 self._artifact(entry)
+            case Revocation(kind="artifact"):
+                self.revoked.add(entry.thing)
+            case Revocation(kind="key"):
+                self.revoked_keys.add(entry.thing)
             case ConfigurationChange() if entry.action == "applied":
                 self.policy = entry.policy_digest
                 self.trusted = frozenset(entry.trusted_keys)
@@ -125,6 +144,8 @@ class Baselines:
                 self._baseline(entry)
             case FindingEntry():
                 self.told.add((entry.finding, entry.execution, entry.pid, entry.detail))
+                if entry.response != "alert":
+                    self._unanswered[entry.number] = entry
                 self._watched(recorded.time)
             case ResponseEntry():
                 self._response(entry)
@@ -165,6 +186,7 @@ class Baselines:
             self.suspended,
             self.quarantined,
             self._of_process,
+            self._unanswered,
         ):
             known.clear()
 
@@ -203,6 +225,9 @@ class Baselines:
         self.told = {found for found in self.told if not found[1] or found[1] in self.executions}
         self.suspended &= self.executions.keys()
         self.quarantined &= self.executions.keys()
+        self._unanswered = {
+            number: entry for number, entry in self._unanswered.items() if entry.execution in self.executions
+        }
         used = {known.artifact_id for known in self.executions.values()}
         for table in (self.artifacts, self.policies):
             for artifact_id in [known for known in table if known not in used and known in self.withdrawn]:
@@ -250,6 +275,7 @@ class Baselines:
             self.host[finding] = facts
 
     def _response(self, entry: ResponseEntry) -> None:
+        self._unanswered.pop(entry.number, None)
         marks = {"suspend": self.suspended, "quarantine": self.quarantined}
         if entry.response in marks and entry.verified:
             marks[entry.response].add(entry.execution)

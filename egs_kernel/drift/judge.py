@@ -63,7 +63,7 @@ def _authorization(known: Baseline, baselines: Baselines, now: float, boot_now: 
         return
     if now >= said.not_after:
         yield Finding.ARTIFACT_EXPIRED, f"{short} has expired"
-    if baselines.trusted is not None and not baselines.trusted & set(said.signers):
+    if baselines.trusted is not None and not (baselines.trusted - baselines.revoked_keys) & set(said.signers):
         yield Finding.KEY_REVOKED, f"no key that signed {short} is trusted any more"
     wall = None if said.resources is None else said.resources.wall_seconds
     if wall is not None and boot_now - known.event.time > wall * _SECOND:

@@ -303,19 +303,24 @@ class Gate:
 
     def governed(self) -> list[GovernedTask]:
         """Every governed process."""
-        return [
-            GovernedTask(
-                pid=key.value,
-                scope=self._names.get(task.scope, f"#{task.scope}"),
-                execution=task.execution,
-                inherited=bool(task.flags & abi.TaskFlag.INHERITED),
-                held=bool(task.flags & abi.TaskFlag.HELD),
-                suspended=bool(task.flags & abi.TaskFlag.SUSPENDED),
-                artifact=task.artifact,
-                born=task.started,
-            )
-            for key, task in self._tasks.items()
-        ]
+        return [self._view(key.value, task) for key, task in self._tasks.items()]
+
+    def governed_task(self, pid: int) -> GovernedTask | None:
+        """A governed process; None: nobody governs it."""
+        task = self._tasks.get(ctypes.c_uint32(pid))
+        return None if task is None else self._view(pid, task)
+
+    def _view(self, pid: int, task: abi.Task) -> GovernedTask:
+        return GovernedTask(
+            pid=pid,
+            scope=self._names.get(task.scope, f"#{task.scope}"),
+            execution=task.execution,
+            inherited=bool(task.flags & abi.TaskFlag.INHERITED),
+            held=bool(task.flags & abi.TaskFlag.HELD),
+            suspended=bool(task.flags & abi.TaskFlag.SUSPENDED),
+            artifact=task.artifact,
+            born=task.started,
+        )
 
     def restrain(self, pid: int, execution: int, how: abi.Restrain, key: int = 0) -> bool:
         """Mark a process of a tree that drifted, or take that back; False: it is not of that execution (any more).

@@ -1,0 +1,68 @@
+"""Asking the daemon: one request, one answer."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from egs_kernel.daemon import protocol
+from egs_kernel.errors import EgsError, ExitCode, Unreachable
+from egs_kernel.model import Reason
+
+if TYPE_CHECKING:
+    from egs_kernel.paths import Paths
+
+ANSWER_SECONDS: Final = 120.0
+"""An artifact whose program is large takes a while to be measured."""
+
+_CHUNK: Final = 64 * 1024
+_A = TypeVar("_A", bound=protocol.Answer)
+
+
+def ask(paths: Paths, request: protocol.Request, expected: type[_A]) -> _A:
+    """Send a request and return the daemon's answer.
+
+    Raises:
+        Unreachable: there is no daemon, or it does not speak this protocol.
+        EgsError: the daemon refused, or failed; with its reason and exit code.
+    """
+    answer = _converse(paths, protocol.encode(request))
+    if isinstance(answer, protocol.Failure):
+        raise refusal(answer)
+    if not isinstance(answer, expected):
+        raise _unreachable(paths, "its answer does not fit the question")
+    return answer
+
+
+def refusal(answer: protocol.Failure) -> EgsError:
+    """The error that the daemon told."""
+    known = {reason.code: reason for reason in Reason}
+    error = EgsError(known.get(answer.reason, Reason.PROTOCOL_ERROR), answer.message, answer.next_step)
+    codes = {int(code): code for code in ExitCode}
+    error.exit_code = codes.get(answer.exit_code, ExitCode.REFUSED)
+    return error
+
+
+def _converse(paths: Paths, request: bytes) -> protocol.Answer:
+    frames = protocol.FrameReader()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
+            daemon.settimeout(ANSWER_SECONDS)
+            daemon.connect(str(paths.socket))
+            daemon.sendall(request)
+            while (content := frames.next_frame()) is None:
+                data = daemon.recv(_CHUNK)
+                if not data:
+                    raise _unreachable(paths, "it closed the connection")
+                frames.feed(data)
+        return protocol.decode_answer(content)
+    except OSError as error:
+        raise _unreachable(paths, error.strerror or str(error)) from error
+
+
+def _unreachable(paths: Paths, why: str) -> Unreachable:
+    return Unreachable(
+        Reason.DAEMON_UNREACHABLE,
+        f"the daemon cannot be reached at {paths.socket}: {why}",
+        "Start it: systemctl start egsd (or: egsd --foreground). Until it runs, the gate refuses everything in scope.",
+    )

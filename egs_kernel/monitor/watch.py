@@ -1,0 +1,362 @@
+"""What the monitor knows and does: entries and observations go in, findings and responses come out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from egs_kernel.audit.entries import (
+    BaselineEntry,
+    ConfigurationChange,
+    Exec,
+    Fact,
+    FindingEntry,
+    ResponseEntry,
+)
+from egs_kernel.drift.compare import Context, Found, compare_process, root_name
+from egs_kernel.drift.judge import compare_authorization, compare_files, judge_event
+from egs_kernel.drift.observations import FileEvent, HostEvent, HostState, Lost, ProcessEvent
+from egs_kernel.drift.rules import decide
+from egs_kernel.findings import HOST_FINDINGS, Finding, Response, severity_of
+from egs_kernel.monitor.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from egs_kernel.audit.entries import Recorded
+    from egs_kernel.drift.authorized import Authorized
+    from egs_kernel.drift.baselines import Baseline, Baselines
+    from egs_kernel.drift.observations import Observation
+    from egs_kernel.drift.states import ProcessState
+    from egs_kernel.gate.pins import Gate
+    from egs_kernel.gate.views import GovernedTask
+    from egs_kernel.model import ExecEvent
+    from egs_kernel.monitor.files import Digests
+    from egs_kernel.monitor.processes import Reader
+    from egs_kernel.monitor.report import Reporter
+    from egs_kernel.monitor.respond import Responder
+
+TOLD: Final = 64
+"""Findings about one execution that are told one by one; what comes then is counted."""
+_FRESH: Final = 5_000_000_000
+"""Nanoseconds since an exec within which what is seen of it is taken as how it began."""
+_BY_EGSD: Final = frozenset({Finding.ARTIFACT_REVOKED, Finding.KEY_REVOKED})
+"""What egsd itself answers at once; the monitor is the second line."""
+
+
+class Watch:
+    """Belongs to one thread.
+
+    Args:
+        gate: whom it governs.
+        baselines: what the record says; up to date when an observation is handed in.
+        context: what is compared with; replaced when the configuration changes.
+        reader: of processes.
+        digests: of files.
+        responder: does what is to be done.
+        reporter: has it recorded.
+
+    Attributes:
+        suppressed: findings that were not told, because there were too many of one execution.
+        started: when it began, CLOCK_BOOTTIME nanoseconds.
+        reconfigured: whether the record has another configuration since this was last set back.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root wires it, once
+        self,
+        *,
+        gate: Gate,
+        baselines: Baselines,
+        context: Context,
+        reader: Reader,
+        digests: Digests,
+        responder: Responder,
+        reporter: Reporter,
+        catch_up: Callable[[], None],
+    ) -> None:
+        self._gate = gate
+        self._baselines = baselines
+        self.context = context
+        self._reader = reader
+        self._digests = digests
+        self._responder = responder
+        self._reporter = reporter
+        self._catch_up = catch_up
+        self._number = 0
+        self._counts: Counter[int] = Counter()
+        self._host: dict[Finding, dict[str, str]] = {}
+        self.suppressed = 0
+        self.started = boot_now()
+        self.reconfigured = False
+
+    # -- the record ------------------------------------------------------------------------------
+
+    def take(self, recorded: Recorded) -> ExecEvent | None:
+        """One more entry. An exec that was just let run is to be looked at, when all entries are taken."""
+        self._baselines.take(recorded)
+        entry = recorded.entry
+        self.reconfigured = self.reconfigured or isinstance(entry, ConfigurationChange)
+        if not isinstance(entry, Exec) or not entry.event.execution:
+            return None
+        return entry.event if boot_now() - entry.event.time < _FRESH else None
+
+    def look_first(self, event: ExecEvent) -> None:
+        """An execution that has just begun: what no entry says of it becomes its baseline."""
+        known = self._baselines.executions.get(event.execution)
+        task = self._gate.governed_task(event.pid)
+        if known is None or task is None or task.execution != event.execution or task.held:
+            return
+        try:
+            with Process(task) as process:
+                state = self._reader.look(process, known, self._baselines.artifact_of(event.execution))
+        except ProcessLookupError:
+            return
+        self._begin(known, state)
+        self._tell_all(compare_process(state, self.context, "exec"))
+
+    def _begin(self, known: Baseline, state: ProcessState) -> None:
+        inherited = self._baselines.facts_of(known.event.parent_execution)
+        facts = facts_of(state)
+        if inherited is not None:
+            before = int(inherited.get("capabilities", "0"), 16)
+            if known.event.euid == 0 or not state.capabilities & ~before:
+                return  # as its parent's
+            facts = inherited | {
+                "capabilities": facts["capabilities"]
+            }  # by the file's capabilities, at its exec
+        elif known.event.time < self.started:
+            return  # nobody saw it begin
+        known.facts = facts
+        listed = tuple(Fact(name, value) for name, value in sorted(facts.items()))
+        self._reporter.put(
+            BaselineEntry(of="process", boot_id=self._baselines.boot_id, execution=known.number, facts=listed)
+        )
+
+    # -- observations ----------------------------------------------------------------------------
+
+    def observe(self, observation: Observation) -> None:
+        """Compare one observation, and do what is to be done."""
+        match observation:
+            case ProcessEvent():
+                self._process_event(observation)
+            case HostEvent():
+                change = (
+                    f": {observation.was} → {observation.now}" if observation.was or observation.now else ""
+                )
+                self._tell_host(observation.suspicion, f"{observation.subject}{change}", observation)
+            case HostState():
+                self._host_state(observation)
+            case FileEvent():
+                self.check_files({observation.path})
+            case Lost():
+                self._tell_host(
+                    Finding.EVENTS_LOST, f"{observation.source}: the sweeps have to find it", observation
+                )
+
+    def _process_event(self, event: ProcessEvent) -> None:
+        task = self._gate.governed_task(event.pid)
+        execution = event.execution or (task.execution if task is not None else 0)
+        if execution not in self._baselines.executions:
+            self._catch_up()
+        event = msgspec.structs.replace(event, execution=execution)
+        found = judge_event(event, self.context)
+        if found is not None:
+            self.tell(found)
+        elif task is not None:
+            self.look_at(task, event.source)
+
+    def look_at(self, task: GovernedTask, source: str, *, closely: bool = False) -> ProcessState | None:
+        """Read a process and compare it; what was read, None: it is gone."""
+        known = self._baselines.executions.get(task.execution)
+        if known is None or task.held:
+            return None
+        try:
+            with Process(task) as process:
+                said = self._baselines.artifacts.get(known.artifact_id)
+                state = self._reader.look(process, known, said, closely=closely)
+        except ProcessLookupError:
+            return None
+        again = self._gate.governed_task(task.pid)
+        if again is None or again.execution != task.execution:
+            return None  # it executed something else while it was read
+        self._tell_all(compare_process(state, self.context, source))
+        return state
+
+    def check_authorizations(self, source: str) -> None:
+        """What became of the authorizations of everything that runs."""
+        now, boot = time.time(), boot_now()
+        live = {task.execution for task in self._gate.governed()}
+        for number in sorted(live & self._baselines.executions.keys()):
+            self._tell_all(
+                compare_authorization(self._baselines.executions[number], self.context, now, boot, source)
+            )
+
+    def next_deadline(self) -> float | None:
+        """When, in seconds since 1970, an artifact of something that runs expires next."""
+        now = time.time()
+        ends = [said.not_after for said in self._running().values() if said.not_after > now]
+        return min(ends, default=None)
+
+    def check_files(self, paths: set[str] | None = None) -> None:
+        """Compare the files that artifacts of running executions name: all of them, or those at these paths."""
+        running = self._running()
+        for artifact_id, said in running.items():
+            named = {path for path, _ in (said.program, *said.files, *said.children)}
+            if paths is not None and not named & paths:
+                continue
+            for finding, detail in compare_files(said, self._digests.of_known):
+                for execution in self._executions_of(artifact_id):
+                    event = self._baselines.executions[execution].event
+                    self.tell(
+                        Found(
+                            finding=finding,
+                            detail=detail,
+                            source="files",
+                            time=boot_now(),
+                            execution=execution,
+                            pid=event.pid,
+                            start_ticks=event.start_ticks,
+                        )
+                    )
+
+    def _running(self) -> dict[str, Authorized]:
+        live = {task.execution for task in self._gate.governed()}
+        known = (self._baselines.executions[number] for number in live & self._baselines.executions.keys())
+        ids = {each.artifact_id for each in known}
+        return {each: self._baselines.artifacts[each] for each in ids & self._baselines.artifacts.keys()}
+
+    def _executions_of(self, artifact_id: str) -> list[int]:
+        live = {task.execution for task in self._gate.governed()}
+        executions = self._baselines.executions
+        return [
+            number for number in live & executions.keys() if executions[number].artifact_id == artifact_id
+        ]
+
+    def _host_state(self, state: HostState) -> None:
+        before = self._host.get(state.suspicion)
+        if before is None:
+            before = self._baselines.host.get(state.suspicion)
+        self._host[state.suspicion] = state.facts
+        if before is None:
+            listed = tuple(Fact(name, value) for name, value in sorted(state.facts.items()))
+            self._reporter.put(
+                BaselineEntry(of=state.suspicion.value, boot_id=self._baselines.boot_id, facts=listed)
+            )
+            return
+        for name in sorted(before.keys() | state.facts.keys()):
+            was, now = before.get(name), state.facts.get(name)
+            if was != now:
+                words = f"{name}: {'none' if was is None else was} → {'none' if now is None else now}"
+                self._tell_host(state.suspicion, words, state)
+
+    # -- findings --------------------------------------------------------------------------------
+
+    def _tell_host(self, finding: Finding, detail: str, observation: Observation) -> None:
+        count = observation.count if isinstance(observation, Lost) else 1
+        self.tell(
+            Found(
+                finding=finding, detail=detail, source=observation.source, time=observation.time, count=count
+            )
+        )
+
+    def _tell_all(self, found: Iterable[Found]) -> None:
+        for each in found:
+            self.tell(each)
+
+    def tell(self, found: Found) -> None:
+        """Have a finding recorded, once, and do what is to be done about it."""
+        if self._is_told(found):
+            return
+        of_host = found.finding in HOST_FINDINGS
+        known = self._baselines.executions.get(found.execution)
+        scope = "" if known is None else known.event.scope
+        said = self._baselines.artifact_of(found.execution)
+        decided = decide(
+            self.context.rules,
+            found.finding,
+            None if said is None else said.drift,
+            self._baselines.mode_of(scope),
+        )
+        number = self._next_number()
+        self._reporter.put(
+            FindingEntry(
+                number=number,
+                finding=found.finding,
+                severity=severity_of(found.finding).word,
+                source=found.source,
+                detail=found.detail,
+                response=decided.response.word,
+                rule=decided.rule,
+                execution=0 if of_host else found.execution,
+                scope=scope,
+                artifact_id=(known and known.artifact_id) or None,
+                pid=0 if of_host else found.pid,
+                start_ticks=found.start_ticks,
+                by=found.by,
+                count=found.count,
+            )
+        )
+        if decided.response is not Response.ALERT and found.execution:
+            self._answer(number, decided.response, found.execution, found.time)
+
+    def answer_again(self, entries: Sequence[FindingEntry]) -> None:
+        """Findings that a monitor before this one told, and did not live to respond to."""
+        for entry in entries:
+            response = Response[entry.response.upper()]
+            if response is not Response.ALERT and entry.execution:
+                self._answer(entry.number, response, entry.execution, boot_now())
+
+    def _answer(self, number: int, response: Response, execution: int, since: int) -> None:
+        known = self._baselines.executions.get(execution)
+        outcome = self._responder.respond(response, execution)
+        self._reporter.put(
+            ResponseEntry(
+                number=number,
+                response=response.word,
+                verified=outcome.verified,
+                processes=outcome.processes,
+                microseconds=max(0, boot_now() - since) // 1000,
+                detail=outcome.detail,
+                execution=execution,
+                scope="" if known is None else known.event.scope,
+                artifact_id=(known and known.artifact_id) or None,
+            )
+        )
+
+    def _is_told(self, found: Found) -> bool:
+        told = self._baselines.told
+        key = (found.finding, found.execution, found.pid, found.detail)
+        if found.finding in _BY_EGSD:
+            if any(each[:2] == key[:2] for each in told):
+                return True
+        elif key in told:
+            return True
+        if found.execution and self._counts[found.execution] >= TOLD:
+            self.suppressed += 1
+            return True
+        if found.finding is not Finding.EVENTS_LOST:
+            told.add(key)
+            self._counts[found.execution] += 1
+        return False
+
+    def _next_number(self) -> int:
+        """Later than every other one of this boot, also of a monitor before this one."""
+        self._number = max(self._number + 1, boot_now() // 1000)
+        return self._number
+
+
+def facts_of(state: ProcessState) -> dict[str, str]:
+    """What a baseline has of a process."""
+    return {
+        **{kind: str(inode) for kind, inode in state.namespaces},
+        "root": root_name(state.root),
+        "capabilities": f"{state.capabilities:x}",
+    }
+
+
+def boot_now() -> int:
+    """CLOCK_BOOTTIME, nanoseconds."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
