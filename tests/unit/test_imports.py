@@ -18,7 +18,7 @@ LAYERS = (
     {"model", "findings"},
     {"errors", "sslib"},
     {"paths", "ownership", "filesystems", "processes", "peers", "config", "durable"},
-    {"artifact", "trust"},
+    {"artifact", "trust", "identity"},
     {"policy"},
     {"checks"},
     {"verify"},
