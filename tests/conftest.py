@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from egs_kernel.gate.pins import Gate
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests' folders lie in one of this session's own, into which other users may go.
+
+    The common one, /tmp/pytest-of-root, is closed to others by each session that starts, in the middle of our tests.
+    """
+    if config.option.basetemp is None:
+        folder = tempfile.TemporaryDirectory(prefix="egs-tests-")
+        config.option.basetemp = f"{folder.name}/t"
+        Path(folder.name).chmod(0o755)
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

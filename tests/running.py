@@ -208,6 +208,12 @@ class Running:
         self.wait_for(Decision, lambda _entry: len(found()) >= count)
         return found()
 
+    def wait_until_standing(self) -> None:
+        """Return when every artifact of the folder stands: the grant follows the decision, which is in the record before."""
+        deadline = time.monotonic() + SECONDS
+        while any(found["state"] != "standing" for found in self.artifacts().values()):
+            assert time.monotonic() < deadline, self.log()
+
     def wait_for_file(self, path: Path) -> None:
         """Return when something is at `path`."""
         self._watcher.add(path.parent, FOLDER, lambda _name: None)

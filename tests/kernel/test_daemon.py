@@ -63,6 +63,7 @@ def test_files_that_come_and_go_in_the_folder(running: Running) -> None:
     placed = running.instance.paths.artifacts / "mine.json"
     shutil.copy(artifact, placed)
     running.wait_for_decisions(Reason.AUTHORIZED)
+    running.wait_until_standing()
     assert running.inside(str(program)) == 0
     placed.unlink()
     running.wait_for(ArtifactChange, lambda entry: entry.action == "removed")
@@ -79,6 +80,7 @@ def test_a_folder_that_another_takes_the_place_of(running: Running) -> None:
     folder.with_name("old").rename(folder)
     running.instance.egs("reload")
     running.wait_for_decisions(Reason.AUTHORIZED, 2)
+    running.wait_until_standing()
     assert running.inside(str(program)) == 0
     (folder / f"{artifact_id}.json").unlink()
     running.wait_for(ArtifactChange, lambda entry: entry.action == "removed")
@@ -108,6 +110,7 @@ def test_a_program_that_is_touched_and_one_that_is_changed(running: Running) -> 
     artifact_id = running.add(running.issue(program))
     program.chmod(0o700)  # another change time, the same content
     running.wait_for_decisions(Reason.AUTHORIZED, 2)
+    running.wait_until_standing()
     assert running.inside(str(program)) == 0
     with program.open("ab") as file:
         file.write(b"\0")
@@ -118,6 +121,7 @@ def test_a_program_that_is_touched_and_one_that_is_changed(running: Running) -> 
     running.wait_for_decisions(Reason.NOT_FOUND)
     running.copy("/bin/true", "program")
     running.wait_for_decisions(Reason.AUTHORIZED, 3)
+    running.wait_until_standing()
     assert running.inside(str(program)) == 0
 
 
@@ -153,6 +157,7 @@ def test_uses_are_not_reset_by_a_new_gate(running: Running) -> None:
     running.start()
     assert json.loads(running.instance.egs("status", "--json").stdout)["healthy"]
     running.wait_for_decisions(Reason.AUTHORIZED, 2)
+    running.wait_until_standing()
     assert [running.inside(str(program)) for _ in range(2)] == [0, KILLED.code]
 
 
