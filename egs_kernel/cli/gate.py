@@ -155,16 +155,22 @@ def _mode(mode: str) -> str:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from egs_kernel.cli.revocations import stale_scopes  # noqa: PLC0415 - as above
     from egs_kernel.gate.seal import seal_word  # noqa: PLC0415 - as above
     from egs_kernel.gate.tiers import diagnose, probe  # noqa: PLC0415 - loads what it tries
 
     pins = Paths.from_environment().pins
     diagnosis = diagnose(os.uname().release, probe(pins))
     seal = seal_word(pins)
+    stale = stale_scopes(Paths.from_environment())
     if options.json:
-        print_json({**msgspec.to_builtins(diagnosis), "seal": seal})
+        print_json({**msgspec.to_builtins(diagnosis), "seal": seal, "stale_revocations": stale})
     else:
         print_lines([*_doctor_lines(diagnosis), "", _seal_line(seal)])
+        print_lines(
+            f"Scope {scope} refuses everything: {problem}. Bring a new list: egs revocations add FILE"
+            for scope, problem in stale.items()
+        )
     return ExitCode.DONE if diagnosis.tier is not None else ExitCode.HOST_LACKS
 
 

@@ -1,9 +1,8 @@
-"""The running system: `egs status|ps|artifacts|revoke|reload|config|version`."""
+"""The running system: `egs status|ps|artifacts|reload|config|version`."""
 
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from egs_kernel.cli.main import Commands
 
 _SHORT_ID = 16
-_ID = re.compile("[0-9a-f]{64}")
 
 
 def add_commands(commands: Commands) -> None:
@@ -35,8 +33,6 @@ def add_commands(commands: Commands) -> None:
     processes = _command(commands, "ps", _processes, "the governed processes, and what authorized each")
     processes.add_argument("--why", action="store_true", help="and what constraints refused each of them")
     _add_artifacts(commands)
-    revoke = _command(commands, "revoke", _revoke, "never again authorize anything by this artifact")
-    revoke.add_argument("artifact", metavar="ID|FILE", help="the whole artifact id, or the artifact")
     _command(
         commands, "reload", _reload, "have the daemon read configuration, trust, policy and artifacts again"
     )
@@ -124,21 +120,6 @@ def _add_artifact(options: argparse.Namespace) -> int:
 
 def _remove_artifact(options: argparse.Namespace) -> int:
     return _do(protocol.RemoveArtifactRequest(id=options.id), options)
-
-
-def _revoke(options: argparse.Namespace) -> int:
-    return _do(protocol.RevokeRequest(id=_artifact_id(options.artifact)), options)
-
-
-def _artifact_id(given: str) -> str:
-    """The id itself, or that of the artifact in a file."""
-    if _ID.fullmatch(given):
-        return given
-    from egs_kernel.artifact.envelope import parse_envelope  # noqa: PLC0415 - securesystemslib, only for a file
-    from egs_kernel.cli.files import read_artifact  # noqa: PLC0415 - as above
-    from egs_kernel.verify import artifact_id  # noqa: PLC0415 - as above
-
-    return artifact_id(parse_envelope(read_artifact(Path(given))))
 
 
 def _reload(options: argparse.Namespace) -> int:

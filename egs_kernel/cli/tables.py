@@ -115,13 +115,18 @@ def _details(status: StatusAnswer) -> list[Table | Text]:
         return []
     parts: list[Table | Text] = [
         Text(
-            f"Host {details.host_id}, policy {details.policy_digest[:_SHORT_ID]}, record {details.record}: "
+            f"Host {details.host_id}, its key {details.host_key[:_SHORT_ID]}, policy {details.policy_digest[:_SHORT_ID]}, record {details.record}: "
             f"{details.record_entries} entries. Memory {details.resident_bytes / 2**20:.1f} MB."
         )
     ]
     if details.witnesses:
         rows = [(one.name, str(one.entries), _since(one.cosigned)) for one in details.witnesses]
         parts.append(_table(("WITNESS", "COSIGNED", "AGO"), rows))
+    if details.revocation_lists:
+        lists = [
+            (one.scope, str(one.number), str(one.count), one.next_update) for one in details.revocation_lists
+        ]
+        parts.append(_table(("REVOCATIONS", "LIST", "THINGS", "NEXT UPDATE"), lists))
     refused = [item for item in details.artifacts if item.state in ("refused", "revoked")]
     if refused:
         files = [(item.file, item.state, item.reason, item.message) for item in refused]

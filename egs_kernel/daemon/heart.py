@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import sdnotify
@@ -17,6 +16,8 @@ import sdnotify
 from egs_kernel.daemon.host import now
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from egs_kernel.daemon.gaps import Gaps
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
@@ -41,7 +42,7 @@ class Heart:
         self._journal = journal
         self._standing = standing
         self._gaps = gaps
-        self._boundary: datetime | None = None
+        self._looked = now()
         self._retry = 0.0
         self._stuck = False
         self._watchdog = sdnotify.SystemdNotifier() if os.environ.get("WATCHDOG_USEC") else None
@@ -49,7 +50,7 @@ class Heart:
     async def run(self) -> None:
         """Beat, for ever."""
         loop = asyncio.get_running_loop()
-        self._boundary = self._next_boundary()
+        self._looked = now()
         self._retry = loop.time() + RETRY_SECONDS
         while True:
             started = loop.time()
@@ -84,10 +85,10 @@ class Heart:
         if self._host.refresh_clock():
             _log.warning("the clock was set: every window is computed again")
             self._standing.examine_all()
-            self._boundary = self._next_boundary()
-        if self._boundary is not None and now() >= self._boundary:
+        moment = now()
+        if (edge := self._next_boundary(self._looked)) is not None and edge <= moment:
             self._standing.examine_all()
-        self._boundary = self._next_boundary()
+        self._looked = moment
 
     def posture_changed(self) -> None:
         """Record the new posture; withdraw everything when integrity is not established any more."""
@@ -99,8 +100,8 @@ class Heart:
             _log.error("nothing is authorized: %s", "; ".join(self._host.posture.problems))
             self._standing.withdraw_all()
 
-    def _next_boundary(self) -> datetime | None:
-        moment = now() - timedelta(seconds=1)
+    def _next_boundary(self, moment: datetime) -> datetime | None:
+        """After the last look: one that passed while nobody could look is seen all the same."""
         edges = [
             edge for edge in (self._standing.next_boundary(moment), self._host.next_boundary(moment)) if edge
         ]
