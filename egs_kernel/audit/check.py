@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from egs_kernel.audit.entries import Header
     from egs_kernel.audit.state import State
 
-_COUNTED = (b'"use_until":"', b'"action":"revoked"', b'"type":"revocation')
+_COUNTED = (b'"use_until":"', b'"action":"revoked"', b'"type":"revocation', b'"type":"policy"')
 """What an entry holds that counts (tally.py)."""
 
 Progress = Callable[[int, int], None]
@@ -248,9 +248,11 @@ class _Walk:
             said, counted = state.tally, self._tally.saved()
             if state.root != self._frontier.root().hex() or state.length != self._length:
                 raise corrupt(STATE, f"it is not of the first {size} entries")
-            if (said.revoked, said.lists) != (
+            if (said.revoked, said.lists, said.policies, said.policy) != (
                 counted.revoked,
                 counted.lists,
+                counted.policies,
+                counted.policy,
             ) or not said.uses.items() <= counted.uses.items():
                 raise corrupt(STATE, f"it does not count what the first {size} entries say")
 

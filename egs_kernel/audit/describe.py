@@ -24,6 +24,7 @@ from egs_kernel.audit.entries import (
     LogKeyChange,
     Outcome,
     Part,
+    PolicyChange,
     PostureEntry,
     Recorded,
     Refusal,
@@ -94,6 +95,8 @@ def _what(entry: EntryType) -> str:  # noqa: C901, PLR0911, PLR0912 - one line a
             return f"{entry.kind} {entry.thing} since {entry.since} {entry.why}"
         case RevocationListChange():
             return _revocation_list(entry)
+        case PolicyChange():
+            return _policy(entry)
         case Gap():
             count = f"{entry.lost} events: " if entry.lost is not None else ""
             kept = f", kept in {entry.kept}" if entry.kept else ""
@@ -178,6 +181,13 @@ def _revocation_list(entry: RevocationListChange) -> str:
         return f"refused {entry.reason.code}: {entry.detail}"
     named = f"number {entry.number} of scope {entry.scope}"
     return f"added: {named} revokes {entry.revokes} things, good until {entry.next_update}"
+
+
+def _policy(entry: PolicyChange) -> str:
+    named = f"{entry.name} version {entry.version} ({entry.digest[:12]})" if entry.name else "a policy set"
+    if entry.action == "refused":
+        return f"refused {entry.reason.code}: {named} ({entry.cause}): {entry.detail}"
+    return f"activated ({entry.cause}): {named} for {', '.join(entry.scopes)}"
 
 
 def _drift(entry: FindingEntry | ResponseEntry | WatchChange | BaselineEntry) -> str:

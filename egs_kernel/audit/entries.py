@@ -226,6 +226,25 @@ class RevocationListChange(Entry, frozen=True, kw_only=True, tag="revocation_lis
     envelope: str | None = None
 
 
+class PolicyChange(Entry, frozen=True, kw_only=True, tag="policy"):
+    """A signed policy set was `activated`: from now on it is the active one; or it was `refused`, and `detail` says why.
+
+    `cause`: who asked, or what brought it. Of one that was refused, what could not be read is not known.
+    """
+
+    action: Literal["activated", "refused"]
+    cause: str
+    name: str = ""
+    version: int = 0
+    digest: str = ""
+    scopes: tuple[str, ...] = ()
+    signers: tuple[str, ...] = ()
+    reason: Reason = Reason.AUTHORIZED
+    detail: str = ""
+    peer: Peer | None = None
+    envelope: str | None = None
+
+
 class Gap(Entry, frozen=True, kw_only=True, tag="gap"):
     """Something is missing: events the gate could not hand over, or a line that a crash cut off.
 
@@ -469,6 +488,7 @@ EntryType = (
     | ArtifactChange
     | Revocation
     | RevocationListChange
+    | PolicyChange
     | Gap
     | LogKeyChange
     | WitnessAlarm

@@ -169,6 +169,16 @@ class Record:
         """The number and the digest of the newest revocation list of each scope."""
         return self._counted.tally.lists
 
+    @property
+    def policies(self) -> dict[str, tuple[int, str]]:
+        """The version and the digest of the newest policy set of each name that was active."""
+        return self._counted.tally.policies
+
+    @property
+    def policy(self) -> str:
+        """The digest of the active policy set; "": there is none."""
+        return self._counted.tally.policy
+
     def append(self, entries: Sequence[Entry]) -> tuple[int, ...]:
         """Append entries, all or none, and return when they are durable.
 

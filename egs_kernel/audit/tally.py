@@ -1,4 +1,4 @@
-"""What must survive a restart, counted from the record: uses spent, what was revoked, the newest revocation lists."""
+"""What must survive a restart, counted from the record: uses, revocations, the newest revocation lists and policy sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from egs_kernel.audit.entries import (
     Decision,
     Entry,
     Exec,
+    PolicyChange,
     Revocation,
     RevocationListChange,
 )
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tally as it is saved. `uses`: artifact id → (uses spent, its notAfter); `lists`: scope → (number, digest)."""
+    """A tally as it is saved. `uses`: artifact id → (uses spent, its notAfter); `lists`: scope → (number, digest).
+
+    `policies`: name → (version, digest) of the newest set that was active; `policy`: the digest of the active one.
+    """
 
     uses: dict[str, tuple[int, str]] = {}
     revoked: Revoked = Revoked()
     lists: dict[str, tuple[int, str]] = {}
+    policies: dict[str, tuple[int, str]] = {}
+    policy: str = ""
 
 
 class Tally:
@@ -39,6 +45,9 @@ class Tally:
         self._uses = dict(saved.uses)
         self._revoked = {kind: dict(getattr(saved.revoked, kind)) for kind in Revoked.__struct_fields__}
         self._lists = dict(saved.lists)
+        self._policies = dict(saved.policies)
+        self.policy = saved.policy
+        """The digest of the active policy set; "": there is none."""
 
     def count(self, entry: Entry) -> None:
         """Take one more entry into account."""
@@ -52,6 +61,10 @@ class Tally:
         elif isinstance(entry, RevocationListChange):
             if entry.action == "added":
                 self._lists[entry.scope] = entry.number, entry.digest
+        elif isinstance(entry, PolicyChange):
+            if entry.action == "activated":
+                self._policies[entry.name] = entry.version, entry.digest
+                self.policy = entry.digest
         elif isinstance(entry, Decision):
             self._spend(entry.artifact_id, entry.use_until)
 
@@ -74,9 +87,20 @@ class Tally:
         """The number and the digest of the newest list of each scope."""
         return dict(self._lists)
 
+    @property
+    def policies(self) -> dict[str, tuple[int, str]]:
+        """The version and the digest of the newest policy set of each name that was active."""
+        return dict(self._policies)
+
     def saved(self) -> Saved:
         """What makes this tally again."""
-        return Saved(uses=dict(self._uses), revoked=self.revoked, lists=dict(self._lists))
+        return Saved(
+            uses=dict(self._uses),
+            revoked=self.revoked,
+            lists=dict(self._lists),
+            policies=dict(self._policies),
+            policy=self.policy,
+        )
 
     def _revoke(self, kind: str, thing: str, since: str) -> None:
         table = self._revoked[kind]
