@@ -300,6 +300,8 @@ class Revoked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the verifier knows of this host when it authorizes. Collected by the daemon, passed in.
 
+    `host_key` is the id of the host's own key.
+
     `uses` is keyed by artifact id. `revoked` is what was taken back for the artifact's scope; `revocations_problem` says
     why that is not known well enough to authorize anything, and `revocations_until` until when it is. `enforceable` names what this host can
     enforce of the constraints (`Constraints.needs`: "syscalls", ...). `boot_offset` is CLOCK_REALTIME minus
@@ -322,6 +324,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     boot_offset: int = 0
     users: dict[str, int] = {}
     group_ids: dict[str, int] = {}
+    host_key: str = ""
 
 
 class TaskIdentity(msgspec.Struct, frozen=True):

@@ -79,6 +79,16 @@ class Paths:
         return self.state_dir / "log-keys"
 
     @property
+    def host_keys(self) -> Path:
+        """The host's own key."""
+        return self.state_dir / "host-keys"
+
+    @property
+    def bundles(self) -> Path:
+        """Trust bundles, one a SPIFFE trust domain."""
+        return self.config_dir / "bundles"
+
+    @property
     def index(self) -> Path:
         """Indexes of the record, which can be deleted. No state: what a sealed gate keeps cannot be written."""
         return self.state_dir.parent.parent / "cache" / self.state_dir.name
@@ -117,11 +127,6 @@ class Paths:
     def revocations(self) -> Path:
         """Revoked artifact ids, one file each."""
         return self.state_dir / "revoked"
-
-    @property
-    def drift_rules(self) -> Path:
-        """What is done about drift, and what is none."""
-        return self.config_dir / "drift.toml"
 
     @property
     def drift_rules(self) -> Path:

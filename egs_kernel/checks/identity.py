@@ -49,11 +49,11 @@ def _identity_mismatch(message: str) -> Refused:
 
 
 def check_host(identity: Identity, host: HostFacts) -> None:
-    """Raise unless this host is one of those named, and carries every label."""
-    if identity.hosts and host.host_id not in identity.hosts:
+    """Raise unless this host, by its id or its key's, is one of those named, and carries every label."""
+    if identity.hosts and not {host.host_id, host.host_key} & set(identity.hosts):
         raise Refused(
             Reason.HOST_MISMATCH,
-            f"it is for other hosts than {host.host_id}",
+            f"it is for other hosts than {host.host_id} (key {host.host_key[:16] or 'none'})",
             f"Have it issued with --host {host.host_id}",
         )
     if missing := set(identity.host_labels) - host.labels:

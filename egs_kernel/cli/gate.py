@@ -155,6 +155,7 @@ def _mode(mode: str) -> str:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from egs_kernel.cli.hostid import describe_host, host_line  # noqa: PLC0415 - cryptography, only here
     from egs_kernel.cli.revocations import stale_scopes  # noqa: PLC0415 - as above
     from egs_kernel.gate.seal import seal_word  # noqa: PLC0415 - as above
     from egs_kernel.gate.tiers import diagnose, probe  # noqa: PLC0415 - loads what it tries
@@ -163,10 +164,12 @@ def _doctor(options: argparse.Namespace) -> int:
     diagnosis = diagnose(os.uname().release, probe(pins))
     seal = seal_word(pins)
     stale = stale_scopes(Paths.from_environment())
+    host = describe_host(Paths.from_environment())
     if options.json:
-        print_json({**msgspec.to_builtins(diagnosis), "seal": seal, "stale_revocations": stale})
+        extra = {"seal": seal, "stale_revocations": stale, "host": host}
+        print_json({**msgspec.to_builtins(diagnosis), **extra})
     else:
-        print_lines([*_doctor_lines(diagnosis), "", _seal_line(seal)])
+        print_lines([*_doctor_lines(diagnosis), "", _seal_line(seal), host_line(host)])
         print_lines(
             f"Scope {scope} refuses everything: {problem}. Bring a new list: egs revocations add FILE"
             for scope, problem in stale.items()

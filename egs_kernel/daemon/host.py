@@ -32,6 +32,7 @@ from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
 from egs_kernel.gate.parts import links_of
 from egs_kernel.gate.seal import boot_now
 from egs_kernel.gate.trees import controllers_of
+from egs_kernel.hostkey import open_host_key
 from egs_kernel.model import HostFacts, Posture, Reason, Tier
 from egs_kernel.ownership import read_private_file
 from egs_kernel.posture import host_id, policy_digest, read_posture
@@ -59,6 +60,7 @@ class Settings:
     trust: TrustStore
     policy_digest: str
     host_id: str
+    host_key: str
     witnesses: tuple[Witness, ...]
 
     @classmethod
@@ -70,12 +72,14 @@ class Settings:
         """
         content = read_config(paths.config)
         config = parse_config(content, str(paths.config))
+        host = host_id(config)
         return cls(
             config=config,
             config_digest=hashlib.sha256(content).hexdigest(),
             trust=TrustStore.load(paths.trust),
             policy_digest=policy_digest(paths.policy),
-            host_id=host_id(config),
+            host_id=host,
+            host_key=open_host_key(paths.host_keys, host),
             witnesses=witnesses_of(config.witnesses),
         )
 
@@ -187,6 +191,7 @@ class Host:
         config = self.settings.config
         return HostFacts(
             host_id=self.settings.host_id,
+            host_key=self.settings.host_key,
             labels=frozenset(config.host_labels),
             scopes=frozenset(scope.name for scope in config.scopes),
             policy_digest=self.settings.policy_digest,

@@ -289,6 +289,7 @@ class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
     policy_digest: str
     host_id: str
+    host_key: str
     record: str
     record_entries: int
     resident_bytes: int

@@ -89,6 +89,7 @@ class Reports:
             problems=self._problems(),
             policy_digest=self._host.settings.policy_digest,
             host_id=self._host.settings.host_id,
+            host_key=self._host.settings.host_key,
             record=str(self._paths.record),
             record_entries=self._journal.size,
             resident_bytes=_resident_bytes(),

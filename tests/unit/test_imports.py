@@ -25,7 +25,7 @@ LAYERS = (
     {"maintenance"},
     {"audit"},
     {"drift"},
-    {"measure", "posture", "constraints"},
+    {"measure", "posture", "hostkey", "constraints"},
     {"gate"},
     {"launch", "apply"},
     {"metrics"},
