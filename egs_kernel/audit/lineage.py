@@ -6,6 +6,7 @@ boot of the kernel, so an execution is a boot and a number.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -119,8 +120,12 @@ class Lineage:
     def __init__(self, finder: Finder) -> None:
         self._finder = finder
 
-    def of(self, wanted: str) -> tuple[Link, ...]:
-        """The executions that somebody means: `EXECUTION`, `PID` (its last), `ARTIFACT` (all of them), or `entry:SEQ`.
+    def of(self, wanted: str, limit: int | None = None) -> tuple[Link, ...]:
+        """The executions that somebody means: `EXECUTION`, `PID` (its last), `ARTIFACT`, or `entry:SEQ`.
+
+        Args:
+            wanted: what they are named by.
+            limit: only the last so many of an artifact, which may have had millions.
 
         Raises:
             EgsError: NOT_FOUND: there is none. USAGE: it is neither of these.
@@ -132,7 +137,7 @@ class Lineage:
         elif wanted.isdecimal():
             found = tuple(self._execs(execution=wanted))
         elif 0 < len(wanted) <= _ID_DIGITS and not set(wanted) - set("0123456789abcdef"):
-            found = tuple(self._of_artifact(wanted))
+            found = tuple(self._of_artifact(wanted, limit))
         else:
             raise EgsError(
                 Reason.USAGE,
@@ -252,15 +257,20 @@ class Lineage:
             end=End("refused", last.seq),
         )
 
-    def _of_artifact(self, beginning: str) -> Iterator[Recorded]:
+    def _of_artifact(self, beginning: str, limit: int | None) -> list[Recorded]:
         """Execs under an artifact; one that was held has it in the decision that let it go."""
-        found = {item.seq: item for item in self._execs(artifact=beginning)}
-        for item in self._finder.find(type="decision", artifact=beginning, verdict="allow"):
+        own = islice(self._execs(artifact=beginning, last=True), limit)
+        held = islice(self._held_under(beginning), limit)
+        found = {item.seq: item for item in (*own, *held)}
+        wanted = sorted(found, reverse=True)[:limit]
+        return [found[seq] for seq in reversed(wanted)]
+
+    def _held_under(self, artifact: str) -> Iterator[Recorded]:
+        """What an artifact let go, the last first."""
+        for item in self._finder.find(type="decision", artifact=artifact, verdict="allow", last=True):
             request = _request_of(item)
             if request is not None and request.isdecimal():
-                boot = self._finder.boot_of(item.seq)
-                found |= {held.seq: held for held in self._execs(execution=request, boot=boot)}
-        return iter(found[seq] for seq in sorted(found))
+                yield from self._execs(execution=request, boot=self._finder.boot_of(item.seq))
 
     def _own(self, execution: int, boot: int) -> list[Recorded]:
         return list(self._finder.find(execution=str(execution), boot=boot)) if execution else []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.text import Text
 from rich.tree import Tree
@@ -18,7 +20,7 @@ from egs_kernel.cli.tables import printable, render
 from egs_kernel.errors import ExitCode
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Iterable, Sequence
 
     from egs_kernel.audit.entries import Recorded
     from egs_kernel.audit.lineage import Link
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from egs_kernel.cli.main import Commands
     from egs_kernel.model import ExecEvent
 
+T = TypeVar("T")
+
+LIMIT = 100
+_MORE = "there are more: --limit N"
 _SHORT = 16
 _DEEPEST = 24
 _STORIES = 3
@@ -48,6 +54,13 @@ def add_commands(commands: Commands) -> None:
         "executions), or entry:SEQ, an entry of the record about an exec or a request, also one that was refused",
     )
     parser.add_argument("--tree", action="store_true", help="everything below it, as a tree from the root")
+    parser.add_argument(
+        "--limit",
+        type=_limit,
+        default=LIMIT,
+        metavar="N",
+        help=f"the last N executions of an artifact, and N of what each executed (default {LIMIT}; 0: all)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_path(parser, "--path")
     parser.set_defaults(run=run_lineage)
@@ -61,27 +74,52 @@ def run_lineage(options: argparse.Namespace) -> int:
     """
     with open_index(options.path, index_place(options.path), options.cold) as (index, log):
         lineage = Lineage(index)
-        links = lineage.of(options.wanted)
+        limit = options.limit or None
+        links, more = _last(lineage.of(options.wanted, limit and limit + 1), limit)
         if options.json:
-            print_json({"executions": [_whole(lineage, log, link, deep=options.tree) for link in links]})
-        elif options.tree:
-            print_lines(render([_tree(lineage, link) for link in links]))
+            found = [_whole(lineage, log, link, limit, deep=options.tree) for link in links]
+            print_json({"executions": found, "more": more})
+            return ExitCode.DONE
+        if more:
+            print_lines([f"the last {len(links)}; there are more: --limit N"])
+        if options.tree:
+            print_lines(render([_tree(lineage, link, limit) for link in links]))
         elif len(links) > _STORIES:
             print_lines(printable(_line(link)) for link in links)
         else:
             for link in links:
-                print_lines(_story(lineage, link))
+                print_lines(_story(lineage, link, limit))
     return ExitCode.DONE
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of executions")
+    return int(text)
+
+
+def _last(found: Sequence[T], limit: int | None) -> tuple[Sequence[T], bool]:
+    """The last of them, and whether there are more."""
+    more = limit is not None and len(found) > limit
+    return (found[-limit:] if more and limit else found), more
+
+
+def _first(found: Iterable[T], limit: int | None) -> tuple[list[T], bool]:
+    """The first of them, and whether there are more."""
+    some = list(islice(found, limit and limit + 1))
+    return some[:limit], limit is not None and len(some) > limit
 
 
 # -- for programs --------------------------------------------------------------------------------
 
 
-def _whole(lineage: Lineage, log: OpenLog, link: Link, *, deep: bool) -> dict[str, Any]:
-    below = lineage.descendants(link) if deep else ((link, child) for child in lineage.children(link))
+def _whole(lineage: Lineage, log: OpenLog, link: Link, limit: int | None, *, deep: bool) -> dict[str, Any]:
+    found = lineage.descendants(link) if deep else ((link, child) for child in lineage.children(link))
+    below, more = _first(found, limit)
     return _object(log, link) | {
         "ancestors": [_object(log, above) for above in lineage.ancestors(link)],
         "descendants" if deep else "children": [_object(log, child) for _, child in below],
+        "more": more,
     }
 
 
@@ -120,16 +158,19 @@ def _entry(log: OpenLog, recorded: Recorded | None) -> dict[str, Any] | None:
 # -- for people ----------------------------------------------------------------------------------
 
 
-def _tree(lineage: Lineage, link: Link) -> Tree:
+def _tree(lineage: Lineage, link: Link, limit: int | None) -> Tree:
     above = lineage.ancestors(link)
     root = Tree(_label(above[0] if above else link, bold=not above))
     branches = [root]
     for item in (*above[1:], link) if above else ():
         branches.append(_below(branches[-1], len(branches), _label(item, bold=item is link)))
     depths = {link.subject.seq: (branches[-1], len(branches))}
-    for parent, child in lineage.descendants(link):
+    below, more = _first(lineage.descendants(link), limit)
+    for parent, child in below:
         branch, depth = depths[parent.subject.seq]
         depths[child.subject.seq] = _below(branch, depth, _label(child)), depth + 1
+    if more:
+        root.add(Text(_MORE))
     return root
 
 
@@ -155,7 +196,7 @@ def _line(link: Link) -> str:
     return f"{_command(link)}  pid {event.pid}  {_end(link)}  {name}{artifact}"
 
 
-def _story(lineage: Lineage, link: Link) -> list[str]:
+def _story(lineage: Lineage, link: Link, limit: int | None) -> list[str]:
     lines = [_line(link), *(f"  {name:9} {what}" for name, what in _facts(link))]
     above = lineage.ancestors(link)
     lines += [
@@ -168,7 +209,8 @@ def _story(lineage: Lineage, link: Link) -> list[str]:
         )
     elif not above:
         lines.append("  parents   none: it was started from outside of every scope")
-    children = [_line(child) for child in lineage.children(link)]
+    executed, more = _first(lineage.children(link), limit)
+    children = [*map(_line, executed), *([_MORE] if more else [])]
     lines += [f"  {'children' if number == 0 else '':9} {line}" for number, line in enumerate(children)]
     return [printable(line) for line in lines]
 

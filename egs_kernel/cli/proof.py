@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _PUBLISHED_WITHIN: Final = 5.0
 """Seconds that a running daemon takes at most to publish what is durable."""
 
+_NAMED = 8
+"""Executions that a message names, when somebody means more than one."""
+
 _MARKS = {
     "passed": "\N{CHECK MARK}",
     "failed": "\N{BALLOT X}",
@@ -113,12 +116,12 @@ def run_export(options: argparse.Namespace) -> int:
     """
     paths = Paths.from_environment()
     with open_index(options.path, index_place(options.path), options.cold) as (index, _log):
-        links = Lineage(index).of(options.wanted)
+        links = Lineage(index).of(options.wanted, limit=_NAMED + 1)
         if len(links) != 1:
             raise UsageError(
                 Reason.USAGE,
-                f"{options.wanted} is {len(links)} executions; a bundle is about one",
-                f"Name one by its entry: {', '.join(f'entry:{link.subject.seq}' for link in links[:8])}",
+                f"{options.wanted} is more than one execution; a bundle is about one",
+                f"Name one by its entry: {', '.join(f'entry:{link.subject.seq}' for link in links[-_NAMED:])}",
             )
         postures = index.find(type="posture", below=links[0].subject.seq + 1, last=True)
         posture = cited_posture(links[0].posture_digest, postures)

@@ -10,6 +10,7 @@ import pytest
 from egs_kernel.audit.index import Index
 from egs_kernel.audit.lineage import Lineage
 from egs_kernel.audit.log import open_log
+from egs_kernel.cli.lineage import LIMIT
 from egs_kernel.cli.main import run
 from egs_kernel.errors import EgsError
 from egs_kernel.model import GrantKind, Reason
@@ -143,8 +144,38 @@ def test_a_chain_that_is_longer_than_pythons_stack(
     ]
     with open_record(tmp_path / "var/lib/egs/record") as record:
         record.append([*chains.boot("b"), *entries])
-    assert len(said(capsys, str(base), "--tree").splitlines()) == count
+    assert len(said(capsys, str(base), "--tree", "--limit", "0").splitlines()) == count
+    deep = json.loads(said(capsys, str(base), "--tree", "--limit", "0", "--json"))["executions"][0]
+    assert (len(deep["descendants"]), deep["more"]) == (count - 1, False)
+    assert len(said(capsys, str(base), "--tree").splitlines()) == LIMIT + 2
+    assert said(capsys, "ab" * 32).splitlines()[0] == f"the last {LIMIT}; there are more: --limit N"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("limit", "seqs", "more"), [("1", [27], True), ("2", [20, 27], True), ("3", [10, 20, 27], False)]
+)
+def test_the_last_executions_of_an_artifact(
+    capsys: pytest.CaptureFixture[str], limit: str, seqs: list[int], *, more: bool
+) -> None:
+    answer = json.loads(said(capsys, chains.STANDING, "--limit", limit, "--json"))
+    assert [found["subject"]["seq"] for found in answer["executions"]] == seqs
+    assert answer["more"] is more
+    assert ("there are more" in said(capsys, chains.STANDING, "--limit", limit).splitlines()[0]) is more
+    assert len(said(capsys, chains.STANDING, "--limit", "0").split("/bin/x [")) > 3
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_first_of_what_was_executed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(said(capsys, "entry:6", "--limit", "1", "--json"))["executions"][0]
+    assert ([child["subject"]["seq"] for child in found["children"]], found["more"]) == ([10], True)
     assert (
-        len(json.loads(said(capsys, str(base), "--tree", "--json"))["executions"][0]["descendants"])
-        == count - 1
+        said(capsys, "entry:6", "--limit", "1").splitlines()[-1].split("there are")[1] == " more: --limit N"
     )
+    assert "there are more" not in said(capsys, "entry:6", "--limit", "2")
+
+
+def test_a_limit_is_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["lineage", "5", "--limit", "-1"])
+    assert "number of executions" in capsys.readouterr().err
