@@ -57,6 +57,11 @@ class Authorized(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkConstraint | None = None
     drift: DriftConstraint | None = None
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Of every file that it names."""
+        return frozenset(path for path, _ in (self.program, *self.files, *self.children))
+
 
 def authorized(envelope: str) -> Authorized:
     """What the envelope of an artifact says, as it stands in the record. Whoever recorded it has verified it.

@@ -33,6 +33,7 @@ from egs_kernel.monitor.report import Reporter
 from egs_kernel.monitor.respond import Responder
 from egs_kernel.monitor.sockets import Sockets
 from egs_kernel.monitor.sources import open_sources
+from egs_kernel.monitor.sources.files import WatchedFiles
 from egs_kernel.monitor.sweep import Sweep
 from egs_kernel.monitor.tail import Tail
 from egs_kernel.monitor.watch import Watch, boot_now
@@ -128,7 +129,7 @@ class Monitor:
             reporter=self._reporter,
             catch_up=self._catch_up,
         )
-        self._sources: list[Source] = open_sources(paths, gate, rules)
+        self._sources: list[Source] = open_sources(paths, rules, self._watch.named_files)
         self._queue = Queue()
         self._sweep = Sweep(
             gate=gate,
@@ -276,6 +277,14 @@ class Monitor:
         fresh, self._fresh = self._fresh, []
         for event in fresh:
             self._watch.look_first(event)
+            self._follow(event.execution)
+
+    def _follow(self, execution: int) -> None:
+        """Watch the files that its artifact names, without waiting for the next sweep."""
+        said = self._baselines.artifact_of(execution)
+        for source in self._sources:
+            if said is not None and isinstance(source, WatchedFiles):
+                source.follow(said.paths)
 
     def _observe(self) -> None:
         for _ in range(_AT_ONCE):

@@ -204,8 +204,7 @@ class Watch:
         """Compare the files that artifacts of running executions name: all of them, or those at these paths."""
         running = self._running()
         for artifact_id, said in running.items():
-            named = {path for path, _ in (said.program, *said.files, *said.children)}
-            if paths is not None and not named & paths:
+            if paths is not None and not said.paths & paths:
                 continue
             for finding, detail in compare_files(said, self._digests.of_known):
                 for execution in self._executions_of(artifact_id):
@@ -221,6 +220,10 @@ class Watch:
                             start_ticks=event.start_ticks,
                         )
                     )
+
+    def named_files(self) -> set[str]:
+        """The paths of every file that artifacts of running executions name."""
+        return {path for said in self._running().values() for path in said.paths}
 
     def _running(self) -> dict[str, Authorized]:
         live = {task.execution for task in self._gate.governed()}
