@@ -1,0 +1,82 @@
+"""The real daemon: keys of the new kinds, a rotation that comes into force by a reload, and whose host it is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.running import Running
+
+pytestmark = pytest.mark.kernel
+
+
+def status(running: Running) -> dict[str, Any]:
+    details: dict[str, Any] = json.loads(running.instance.egs("status", "--json").stdout)["details"]
+    return details
+
+
+def trust(running: Running, name: str, algorithm: str) -> str:
+    """A new key that is trusted as an issuer; its id."""
+    egs, folder = running.instance.egs, running.folder
+    made = egs("keys", "generate", "--name", name, "--out", str(folder), "--algorithm", algorithm, "--json")
+    egs("trust", "add", str(folder / f"{name}.pub"), "--role", "issuer", "--scope", "test")
+    return str(json.loads(made.stdout)["keyid"])
+
+
+def refusal(running: Running, artifact: Path, program: Path) -> str:
+    ended = running.run("--artifact", str(artifact), "--", str(program))
+    return "" if ended.returncode == 0 else ended.stderr
+
+
+def test_what_ml_dsa_and_hybrid_keys_sign_runs(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    for name, algorithm in (("quantum", "ml-dsa-65"), ("hybrid", "ed25519+ml-dsa-65")):
+        trust(running, name, algorithm)
+        artifact = running.issue(program, name=f"{name}.json", key=name)
+        assert "[key_untrusted]" in refusal(running, artifact, program)
+        running.instance.egs("reload")
+        assert refusal(running, artifact, program) == ""
+
+
+def test_a_rotation_in_force_and_an_old_key_at_its_end(running: Running) -> None:
+    egs = running.instance.egs
+    program = running.copy("/bin/true", "program")
+    old = running.issue(program, name="old.json")
+    (known,) = json.loads(egs("trust", "list", "--json").stdout)["keys"]
+    egs(
+        "keys", "generate", "--name", "next", "--out", str(running.folder), "--algorithm", "ed25519+ml-dsa-65"
+    )
+    egs("trust", "rotate", known["keyid"], str(running.folder / "next.pub"), "--overlap", "1h")
+    egs("reload")
+    new = running.issue(program, name="new.json", key="next")
+    assert [refusal(running, artifact, program) for artifact in (old, new)] == ["", ""]
+    # the overlap is over: as if an hour had gone
+    path = running.instance.paths.trust / f"{known['keyid']}.toml"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("not_after")]
+    path.write_text("\n".join(['not_after = "2020-01-01T00:00:00Z"', *lines, ""]))
+    egs("reload")
+    assert "[key_not_valid_now]" in refusal(running, old, program)
+    assert refusal(running, new, program) == ""
+
+
+def test_the_host_has_a_key_and_artifacts_are_bound_by_it(running: Running) -> None:
+    known = status(running)
+    assert json.loads(running.instance.egs("doctor", "--json", check=False).stdout)["host"] == {
+        "id": known["host_id"],
+        "key": known["host_key"],
+        "problem": None,
+    }
+    program = running.copy("/bin/true", "program")
+    for host in (known["host_id"], known["host_key"]):
+        artifact = running.issue(program, "--host", host, name="mine.json")
+        assert refusal(running, artifact, program) == ""
+    other = running.issue(program, "--host", "ab" * 32, name="other.json")
+    assert "[host_mismatch]" in refusal(running, other, program)
+    running.stop()
+    running.start()
+    assert status(running)["host_key"] == known["host_key"]
