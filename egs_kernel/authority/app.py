@@ -104,11 +104,10 @@ class Api:
         key = _idempotency_key(request)
         body = await _body(request, _REQUESTS)
         assert isinstance(body, NewRequest)  # noqa: S101 - for the type checker
-        if asker.is_local:
+        kind = self._measurer.recall(body.intent) if asker.is_local else claimed_kind(body.intent)
+        if kind is None:
             loop = asyncio.get_running_loop()
             kind = await loop.run_in_executor(None, self._measurer.check, body.intent)
-        else:
-            kind = claimed_kind(body.intent)
         return await self._decided(
             self._service.ask(
                 Ask(asker=asker, document=body.intent, kind=kind, asked_at=body.asked_at, key=key)
@@ -138,7 +137,8 @@ class Api:
         return await self._decided(lambda session: Result((), self._status(session)))
 
     async def _decided(self, work: Callable[[Session], Result[Answer]]) -> Answer:
-        return await asyncio.wait_for(asyncio.wrap_future(self._desk.submit(work)), ANSWER_SECONDS)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await self._desk.submit(work)
 
     # -- around them -----------------------------------------------------------------------------
 

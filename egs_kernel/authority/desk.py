@@ -7,12 +7,13 @@ recorded all that a request came to, or nothing of it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -77,7 +78,7 @@ _NOTHING: Final = EgsError(Reason.RECORD_UNAVAILABLE, "it was not decided")
 @dataclass
 class _Job(Generic[T]):
     work: Callable[[Session], Result[T]]
-    future: Future[T]
+    future: asyncio.Future[T]
     done: Result[T] | EgsError = _NOTHING
 
 
@@ -103,8 +104,8 @@ class Desk:
         self._thread = threading.Thread(target=self._serve, name="egs-desk", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Session], Result[T]]) -> Future[T]:
-        """Have a request decided.
+    def submit(self, work: Callable[[Session], Result[T]]) -> asyncio.Future[T]:
+        """Have a request decided; called in the event loop's thread.
 
         Args:
             work: decides; called in the desk's thread, with the state to itself. What it raises as `EgsError` is the
@@ -113,7 +114,7 @@ class Desk:
         Raises:
             Refused: RATE_LIMITED: too many wait already.
         """
-        future: Future[T] = Future()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         try:
             self._jobs.put_nowait(_Job(work, future))  # type: ignore[arg-type] # each job fits its own future
         except queue.Full as error:
@@ -147,18 +148,14 @@ class Desk:
             self._work(jobs)
         except Exception as error:  # noqa: BLE001 - the desk must stand, and what was not recorded was not decided
             self._store.rollback()
-            if len(jobs) == 1:
-                _log.error("a request could not be decided", exc_info=error)
-                jobs[0].future.set_exception(_unavailable(error))
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._decide([job])
                 return
-            for job in jobs:
-                self._decide([job])
-            return
-        for job in jobs:
-            if isinstance(job.done, Result):
-                job.future.set_result(job.done.answer)
-            else:
-                job.future.set_exception(job.done)
+            _log.error("a request could not be decided", exc_info=error)
+            jobs[0].done = _unavailable(error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            jobs[0].future.get_loop().call_soon_threadsafe(_tell, jobs)
 
     def _work(self, jobs: list[_Job[object]]) -> None:
         seconds = self._clock()
@@ -176,18 +173,26 @@ class Desk:
         self._store.commit(self._record.size)
 
     def _try(self, job: _Job[object], session: Session, seconds: float) -> Sequence[Entry]:
-        """Decide one; what it raises ends it alone."""
-        self._store.mark()
+        """Decide one; what it raises ends it alone: it has changed nothing by then."""
         try:
             done = job.work(session)
-            self._store.apply(done.entries, seconds)
         except EgsError as error:
-            self._store.take_back()
             job.done = error
             return ()
-        self._store.keep()
+        self._store.apply(done.entries, seconds)
         job.done = done
         return done.entries
+
+
+def _tell(jobs: list[_Job[object]]) -> None:
+    """Tell what requests came to, in the event loop's thread."""
+    for job in jobs:
+        if job.future.done():
+            continue  # its asker has gone
+        if isinstance(job.done, Result):
+            job.future.set_result(job.done.answer)
+        else:
+            job.future.set_exception(job.done)
 
 
 def _unavailable(error: Exception) -> EgsError:

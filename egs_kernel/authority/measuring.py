@@ -6,7 +6,6 @@ import os
 import stat
 from collections import OrderedDict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.artifact.interpreters import program_kind
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
 MAX_FILE: Final = 512 * 1024 * 1024
 """Larger files are not hashed for whoever asks."""
 _REMEMBERED: Final = 1024
+
+
+class _UnknownError(Exception):
+    """The file was not hashed yet, or was touched since."""
 
 
 class Measurer:
@@ -40,15 +43,29 @@ class Measurer:
         Raises:
             Refused: DIGEST_MISMATCH, NOT_FOUND, NOT_PERMITTED, MEASUREMENT_RACED.
         """
-        kind = self._check(document.program, must_read=True)
+        return self._check_all(document, hashing=True)
+
+    def recall(self, document: IntentDocument) -> ProgramKind | None:
+        """As `check`, when all of it is known already and untouched since; None: something has to be hashed.
+
+        Raises:
+            Refused: as `check`.
+        """
+        try:
+            return self._check_all(document, hashing=False)
+        except _UnknownError:
+            return None
+
+    def _check_all(self, document: IntentDocument, *, hashing: bool) -> ProgramKind:
+        kind = self._check(document.program, must_read=True, hashing=hashing)
         for named in (*document.scripts, *document.libraries, *document.children):
-            self._check(named, must_read=False)
+            self._check(named, must_read=False, hashing=hashing)
         assert kind is not None  # noqa: S101 - for the type checker: must_read raises
         return kind
 
-    def _check(self, named: NamedFile, *, must_read: bool) -> ProgramKind | None:
+    def _check(self, named: NamedFile, *, must_read: bool, hashing: bool) -> ProgramKind | None:
         try:
-            digest, kind = self._measure(Path(named.path))
+            digest, kind = self._measure(named.path, hashing=hashing)
         except PermissionError as error:
             if not must_read:
                 return None
@@ -71,10 +88,10 @@ class Measurer:
             )
         return kind
 
-    def _measure(self, path: Path) -> tuple[str, ProgramKind]:
+    def _measure(self, path: str, *, hashing: bool) -> tuple[str, ProgramKind]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if Path(f"/proc/self/fd/{descriptor}").readlink() != path:
+            if os.readlink(f"/proc/self/fd/{descriptor}") != path:  # noqa: PTH115 - asked for with every request
                 raise Refused(
                     Reason.PATH_UNSAFE,
                     f"{path} goes through a symbolic link",
@@ -89,9 +106,11 @@ class Measurer:
                 )
             key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             known = self._known.get(key)
+            if known is None and not hashing:
+                raise _UnknownError
             if known is None:
-                kind = program_kind(str(path), partial(os.pread, descriptor))
-                known = self._known[key] = (digest_of(descriptor, str(path)), kind)
+                kind = program_kind(path, partial(os.pread, descriptor))
+                known = self._known[key] = (digest_of(descriptor, path), kind)
                 while len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
             return known

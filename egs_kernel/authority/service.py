@@ -6,13 +6,14 @@ the way is an answer that goes into the record as well.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.artifact.envelope import parse_envelope, sign
+from egs_kernel.artifact.envelope import sign
 from egs_kernel.artifact.statement import format_time, parse_time
 from egs_kernel.audit import entries
 from egs_kernel.authority.api import Answer, Issued, Pending, Vote, Waiting, problem_of
@@ -26,7 +27,6 @@ from egs_kernel.authority.known import answer_of, no_request, pending_of, requir
 from egs_kernel.authority.said import Case, approval, denial, evaluation, issue, short, submission, wait
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import ProgramKind, Reason
-from egs_kernel.verify import artifact_id
 
 if TYPE_CHECKING:
     from egs_kernel.audit.entries import Entry
@@ -280,7 +280,7 @@ class Service:
             now=session.now,
         )
         content = sign(payload, [self._signer]).decode()
-        name = artifact_id(parse_envelope(content.encode()))
+        name = hashlib.sha256(payload).hexdigest()  # as verify.artifact_id has it
         entry = issue(case, name, content, session.now)
         said.append(entry)
         return Result(

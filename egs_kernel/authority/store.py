@@ -128,19 +128,6 @@ class Store:
         if self._sql.in_transaction:
             self._sql.execute("ROLLBACK")
 
-    def mark(self) -> None:
-        """Begin a part of a change that can be taken back by itself."""
-        self._sql.execute("SAVEPOINT part")
-
-    def keep(self) -> None:
-        """End that part."""
-        self._sql.execute("RELEASE part")
-
-    def take_back(self) -> None:
-        """End that part, and forget what was applied in it."""
-        self._sql.execute("ROLLBACK TO part")
-        self._sql.execute("RELEASE part")
-
     def apply(self, entries: Iterable[Entry], now: float) -> None:
         """Take entries of the record into account. `now`: Unix seconds at which they were written."""
         for entry in entries:
