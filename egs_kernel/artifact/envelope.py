@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from egs_kernel.artifact import canonical
+from egs_kernel.artifact.strict import misfit
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
 from egs_kernel.sslib import Envelope
@@ -102,13 +103,10 @@ def sign_also(envelope: Envelope, signers: Sequence[Signer], limit: int = MAX_AR
 
 def type_error(error: msgspec.ValidationError) -> Refused:
     """The refusal for JSON that does not fit its type."""
-    problem, at, place = str(error).partition(" - at ")
-    if "matching regex" in problem:
-        problem = "characters or a form that this field cannot have"  # the expression itself helps nobody
-    unknown = problem.startswith(_UNKNOWN_FIELD)
+    unknown = str(error).startswith(_UNKNOWN_FIELD)
     return Refused(
         Reason.ARTIFACT_UNKNOWN_FIELD if unknown else Reason.ARTIFACT_MALFORMED,
-        f"the artifact does not fit its type: {problem}{at}{place}",
+        f"the artifact does not fit its type: {misfit(error)}",
         "Upgrade egs-kernel if a newer version issued it; otherwise have it issued again.",
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from egs_kernel.artifact.strict import PLAIN, Strict
+from egs_kernel.artifact.strict import PATH, Strict
 
 # In its one form: no empty, `.` or `..` part, and no slash at the end.
 RootPath = Annotated[
@@ -14,7 +14,7 @@ RootPath = Annotated[
     Meta(
         min_length=1,
         max_length=4095,
-        pattern=PLAIN + r"(?![\s\S]*//)(?![\s\S]*/\.{1,2}(/|$))(?![\s\S]+/$)/",
+        pattern=PATH,
     ),
 ]
 Port = Annotated[int, Meta(ge=1, le=65535)]

@@ -14,6 +14,7 @@ from egs_kernel.artifact import statement as st
 from egs_kernel.artifact.envelope import parse_envelope, sign, sign_also
 from egs_kernel.artifact.interpreters import SCRIPT_HEAD, script_interpreter
 from egs_kernel.artifact.maintenance import is_maintenance, parse_maintenance
+from egs_kernel.artifact.strict import misfit
 from egs_kernel.checks.subjects import check_bound
 from egs_kernel.cli.files import inspect_program, read_artifact, read_head, replace_file
 from egs_kernel.cli.output import print_json, print_lines
@@ -331,8 +332,9 @@ def _constraints(path: Path | None) -> st.Constraints | None:
             Reason.NOT_FOUND, f"cannot read {path}: {error.strerror}", "Check the path."
         ) from error
     except ValueError as error:
+        problem = misfit(error) if isinstance(error, msgspec.ValidationError) else str(error)
         raise UsageError(
-            Reason.CONFIG_INVALID, f"{path}: {error}", "docs/artifact.md lists the constraints."
+            Reason.CONFIG_INVALID, f"{path}: {problem}", "docs/artifact.md lists the constraints."
         ) from error
 
 

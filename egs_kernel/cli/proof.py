@@ -249,7 +249,7 @@ def _summary(proven: Proven) -> dict[str, Any]:
         "signal": None if outcome is None else outcome.signal,
         "origin": tree.origin,
         "size": tree.size,
-        "root": tree.root.hex(),
+        "root_hash": tree.root.hex(),
         "witnesses": sorted(str(witness) for witness in proven.checkpoint.witnesses),
         "entries": [item.seq for item in proven.bundle.records],
     }
@@ -282,6 +282,6 @@ def _words(proven: Proven) -> list[str]:
     return [
         printable(f"proven    {found['program']} {what}: {found['verdict']} {found['reason']}"),
         f"          {by}",
-        printable(f"          log {found['origin']}, {found['size']} entries, root {found['root']}"),
+        printable(f"          log {found['origin']}, {found['size']} entries, root {found['root_hash']}"),
         *(printable(f"          cosigned by {witness}") for witness in found["witnesses"]),
     ]

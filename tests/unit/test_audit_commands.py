@@ -194,7 +194,7 @@ def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["path"] == str(folder)
     assert answer["unpublished"] == 0
     assert answer["origin"] == log_keys(folder).listed.origin
-    assert answer["root_hash"] == Said(capsys, "verify", "--json").json["root"]
+    assert answer["root_hash"] == Said(capsys, "verify", "--json").json["root_hash"]
     assert answer["verifier_key"] == str(log_keys(folder).listed.current)
     signed = open_checkpoint(
         (folder / "checkpoint").read_bytes(), answer["origin"], log_keys(folder).listed.verifiers
@@ -215,20 +215,20 @@ def test_prove_an_entry(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     TlogProof.parse(text.encode()).verify(Reader(folder).line(6), keys.origin, keys.verifiers)
     answer = Said(capsys, "prove", "6", "--json").json
     hashes = tuple(bytes.fromhex(item) for item in answer["hashes"])
-    verify_inclusion(leaf_hash(Reader(folder).line(6)), 6, 10, hashes, bytes.fromhex(answer["root"]))
+    verify_inclusion(leaf_hash(Reader(folder).line(6)), 6, 10, hashes, bytes.fromhex(answer["root_hash"]))
     missing = Said(capsys, "prove", "10")
     assert missing.code == 1
     assert "[proof_invalid]" in missing.err
 
 
 def test_prove_that_the_log_has_only_grown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = bytes.fromhex(Said(capsys, "verify", "--json").json["root"])
+    before = bytes.fromhex(Said(capsys, "verify", "--json").json["root_hash"])
     with open_record(folder) as opened:
         opened.append([DaemonStopped(cause="later")] * 300)
     answer = Said(capsys, "prove", "--since", "10", "--json").json
     assert bytes.fromhex(answer["since_root"]) == before
     hashes = tuple(bytes.fromhex(item) for item in answer["hashes"])
-    verify_consistency(10, before, 310, bytes.fromhex(answer["root"]), hashes)
+    verify_consistency(10, before, 310, bytes.fromhex(answer["root_hash"]), hashes)
     text = Said(capsys, "prove", "--since", "10").out
     assert text.startswith("old 10\n")
     assert text.count("\n") == 1 + len(hashes) + 1 + answer["checkpoint"].count("\n")

@@ -380,6 +380,16 @@ def test_constraints_that_are_none(constraints: str, code: int, reason: Reason, 
     assert egs.issue_refused("--constraints", path, code=code) == reason.code
 
 
+@pytest.mark.parametrize("path", ["relative", "/a//b", "/a/../b", "/a/"])
+def test_a_path_in_another_spelling_is_explained_in_words(path: str, egs: Egs) -> None:
+    file = egs.folder / "constraints.toml"
+    file.write_text(f'[filesystem]\nread = ["/usr", "{path}"]\n')
+    assert egs.issue_refused("--constraints", file, code=2) == Reason.CONFIG_INVALID.code
+    assert "a path that is not absolute, or has `//`, `.`, `..` or a slash at its end" in egs.stderr
+    assert "$.filesystem.read[1]" in egs.stderr
+    assert "regex" not in egs.stderr
+
+
 def test_what_is_wrong_with_a_constraint_is_named_by_its_field(egs: Egs) -> None:
     path = egs.folder / "constraints.toml"
     for text, code, field in (

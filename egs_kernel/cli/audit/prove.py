@@ -54,7 +54,7 @@ def run_prove(arguments: argparse.Namespace) -> int:
     log = _Published(reader)
     found, text = _entry(log, arguments.seq) if arguments.since is None else _growth(log, arguments.since)
     if arguments.json:
-        head = {"origin": log.head.origin, "size": log.head.size, "root": log.head.root.hex()}
+        head = {"origin": log.head.origin, "size": log.head.size, "root_hash": log.head.root.hex()}
         print_json(found | head | {"checkpoint": log.note.decode()})
     else:
         sys.stdout.write(text)

@@ -56,7 +56,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         "verified": True,
         "path": str(arguments.path),
         "size": found.size,
-        "root": found.root,
+        "root_hash": found.root,
         "published": found.published,
         "signed": found.signed,
         "first_time": found.first_time,
