@@ -200,6 +200,17 @@ def test_anonymous_code(running: Running, seeker: Path) -> None:
     assert refused.event.file is None
 
 
+def test_the_heap_of_another_personality_takes_a_profile(running: Running) -> None:
+    place = folder(running, "heap")
+    alone, both = constraints(running, "refused"), place / "both.toml"
+    program = own(running, place.name, "--constraints", str(alone))
+    assert seek(running, program, "heap") == [GOT]
+    both.write_text(f'{alone.read_text()}[syscalls]\nprofile = "default"\n')
+    artifact = running.issue(program, "--constraints", str(both), name="both.json")
+    done = running.run("--artifact", str(artifact), str(program), "heap")
+    assert (done.returncode, done.stdout) == (0, f"{REFUSED}\n"), done
+
+
 def test_anonymous_code_that_is_allowed(running: Running) -> None:
     place = folder(running, "allowing")
     program = own(running, place.name, "--constraints", str(constraints(running, "allowed")))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import select
 import signal
 import subprocess
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import rfc8785
 
-from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.artifact.envelope import parse_envelope, sign
 from egs_kernel.audit.entries import Refusal
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.gate.trees import PREFIX, controllers_of
 from egs_kernel.model import GrantKind, Reason, Verdict
+from egs_kernel.trust.keys import load_private
 from egs_kernel.verify import artifact_id
 from tests import refusals
 from tests.constraining import Acts, compile_acts
@@ -75,6 +79,50 @@ def test_file_size(acts: Acts, tmp_path: Path) -> None:
 def test_cpu_seconds(acts: Acts) -> None:
     stopped = acts.run("[resources]\ncpuSeconds = 1\ncoreSize = 0\n", "burns")
     assert stopped.returncode == -signal.SIGKILL
+
+
+def test_core_size(acts: Acts, tmp_path: Path) -> None:
+    """Its memory image, where the host puts that into a file: core_pattern may hand it to a program instead."""
+    if set("/|") & set(Path("/proc/sys/kernel/core_pattern").read_text()):
+        pytest.skip("this host does not put memory images into a program's folder")
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    options = {"cwd": tmp_path, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_CORE, unlimited)}
+    for constraints, images in (("[resources]\ncoreSize = 0\n", 0), ("", 1)):
+        assert acts.run(constraints, "aborts", **options).returncode == -signal.SIGABRT
+        assert len(list(tmp_path.glob("core*"))) == images
+
+
+@pytest.mark.parametrize(
+    ("constraints", "field"),
+    [
+        ({"resources": {"openFiles": -1}}, "resources.openFiles"),
+        ({"resources": {"memory": 2**52}}, "resources.memory"),
+        ({"resources": {}}, "resources"),
+        ({"process": {"capabilities": ["fly"]}}, "capabilities[0]"),
+        ({"process": {"umask": "0999"}}, "process.umask"),
+        (
+            {"process": {"capabilities": ["sys_resource"]}, "resources": {"openFiles": 64}},
+            "process.capabilities",
+        ),
+        ({"filesystem": {"read": ["/srv/../etc"]}}, "filesystem.read[0]"),
+        ({"filesystem": {"base": "all"}}, "filesystem.base"),
+        ({"network": {"mode": "none", "connect": [443]}}, "network"),
+        ({"network": {"mode": "ports", "connect": [0]}}, "network.connect[0]"),
+        ({"sandbox": {"mode": "strict"}}, "constraints"),
+    ],
+)
+def test_what_egs_issue_would_not_sign_the_daemon_refuses_again(
+    running: Running, acts: Acts, constraints: dict[str, Any], field: str
+) -> None:
+    """Signed by a trusted key all the same, by a tool that checks nothing."""
+    statement = json.loads(parse_envelope(acts.issue("").read_bytes()).payload)
+    statement["predicate"]["constraints"] = constraints
+    signed = sign(rfc8785.dumps(statement), [load_private(running.folder / "issuer.key")])
+    acts.artifact.write_bytes(signed)
+    done = running.run("--artifact", str(acts.artifact), str(acts.program))
+    assert (done.returncode, done.stdout) == (126, "")
+    assert field in done.stderr
+    assert "[artifact_" in done.stderr, done.stderr
 
 
 def test_capabilities_and_umask(acts: Acts) -> None:

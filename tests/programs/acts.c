@@ -215,6 +215,8 @@ int main(int argc, char **argv)
 		return waits(argv[2]);
 	if (!strcmp(what, "executes"))
 		return executes(argv + 2);
+	if (!strcmp(what, "aborts"))
+		abort();
 	if (!strcmp(what, "starts"))
 		return starts(argv + 2);
 	return shows_itself();
