@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from egs_kernel.drift.rules import Rules
     from egs_kernel.drift.states import ProcessState
 
-MEMORY: Final = ("memfd:", "/memfd:")
+MEMORY: Final = ("/memfd:", "/dev/zero (deleted)", "/SYSV", "/anon_hugepage")
+"""What the kernel calls memory that is shared, and of no file that anybody could find."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,6 +78,10 @@ def compare_files(said: Authorized, digests: Callable[[str], str | None]) -> lis
         digests: a path's SHA-256 now; "": there is no such file; None: it cannot be told now.
     """
     found = []
+    program, signed = said.program
+    digest = digests(program)
+    if digest and digest != signed:
+        found.append((Finding.PROGRAM_REPLACED, f"{program} has the SHA-256 {digest}"))
     for path, signed in (*said.files, *said.children):
         digest = digests(path)
         if digest is not None and digest != signed:
