@@ -348,7 +348,7 @@ def test_a_listed_child_starts_listed_ones(running: Running, acts: Acts) -> None
 
 
 def test_children_end_with_their_artifact(running: Running, acts: Acts) -> None:
-    """Revoked, what runs already starts nothing more."""
+    """Revoked, what runs already ends: it starts nothing more."""
     child = running.copy("/bin/true", "late")
     artifact = acts.issue(LISTED, "--child", str(child))
     with subprocess.Popen(
@@ -365,10 +365,7 @@ def test_children_end_with_their_artifact(running: Running, acts: Acts) -> None:
         process.stdin.flush()
         assert process.stdout.readline() == "status 0\n"
         running.instance.egs("revoke", artifact_id(parse_envelope(artifact.read_bytes())))
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == f"status {WAIT_STATUS}\n"
-        process.stdin.close()
+        assert process.wait(SECONDS) == -signal.SIGKILL
 
 
 def test_a_child_that_is_another_file_by_now(running: Running, acts: Acts) -> None:
