@@ -42,6 +42,7 @@ forbid(principal, action == Action::"execute", resource) when { resource.path li
 """
 # Everything is imported while it may still be read: a checkout can lie where only root may go.
 SERVE: Final = """
+{first}
 import encodings.idna, os, sys
 import anyio._backends._asyncio, egs_kernel.cli.authority, egs_kernel.authority.process, egs_kernel.authority.server
 import egs_kernel.trust.signers, uvicorn.lifespan.off
@@ -73,9 +74,9 @@ class Home:
 
     # -- the process -----------------------------------------------------------------------------
 
-    def start(self, before: str = "", listeners: int = 1) -> None:
-        """Start it, and return when it listens. `before`: Python that it runs first, still as root."""
-        code = SERVE.format(before=before, user=AUTHORITY)
+    def start(self, before: str = "", listeners: int = 1, first: str = "") -> None:
+        """Start it, and return when it listens. `first`, `before`: Python that runs before our modules are imported, and after."""
+        code = SERVE.format(first=first, before=before, user=AUTHORITY)
         with (self.root / "authority.log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code, "serve"],
@@ -86,7 +87,9 @@ class Home:
             )
         assert self.process.stdout is not None
         self.addresses = [self.process.stdout.readline().strip() for _ in range(listeners)]
-        assert all(self.addresses), self.log()
+        if not all(self.addresses):
+            self.stop(signal.SIGKILL)
+            raise AssertionError(self.log())
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it; its exit code."""

@@ -14,7 +14,7 @@ from egs_kernel.artifact.statement import Sha256, Time, format_time, parse_time
 from egs_kernel.artifact.strict import Strict
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
-from egs_kernel.sslib import Envelope, VerificationError
+from egs_kernel.sslib import Envelope, UnverifiedSignatureError
 from egs_kernel.trust.store import Role
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _signer(envelope: Envelope, trust: TrustStore, wanted: Wanted, now: datetime
         raise _invalid(f"{wanted.asker} asked for it, and nobody approves what they asked for themselves")
     try:
         key.key.verify_signature(envelope.signatures[keyid], envelope.pae())
-    except VerificationError as error:
+    except UnverifiedSignatureError as error:
         raise _invalid("its signature is not good") from error
     return key
 

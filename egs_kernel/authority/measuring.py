@@ -93,14 +93,14 @@ class Measurer:
         try:
             if os.readlink(f"/proc/self/fd/{descriptor}") != path:  # noqa: PTH115 - asked for with every request
                 raise Refused(
-                    Reason.PATH_UNSAFE,
+                    Reason.REQUEST_MALFORMED,
                     f"{path} goes through a symbolic link",
                     "Name the file itself: realpath.",
                 )
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
                 raise Refused(
-                    Reason.PATH_UNSAFE,
+                    Reason.REQUEST_MALFORMED,
                     f"{path} is no regular file of at most {MAX_FILE} bytes",
                     "Name a program.",
                 )
