@@ -511,12 +511,13 @@ static __always_inline void look_at(struct told *told, u32 action, struct argume
 			told->kind = EGS_DRIFT_CODE_ANONYMOUS;
 		break;
 	case EGS_CALL_SHMAT:
+		told->address = result;
 		if (a->third & EGS_SHM_EXEC)
-			became_code(told, result, 0);
+			told->kind = EGS_DRIFT_CODE_ANONYMOUS;
 		break;
-	case EGS_CALL_IPC:
+	case EGS_CALL_IPC: /* where it is, is in the caller's memory */
 		if ((a->first & 0xffff) == EGS_IPC_SHMAT && (a->third & EGS_SHM_EXEC))
-			became_code(told, 0, 0); /* where, is in the caller's memory */
+			told->kind = EGS_DRIFT_CODE_ANONYMOUS;
 		break;
 	case EGS_CALL_CREDENTIALS:
 		told->kind = EGS_DRIFT_CREDENTIALS;

@@ -29,7 +29,7 @@ enum egs_drift_kind {
 	EGS_DRIFT_NAMESPACE = 4,      /* `number`: CLONE_NEW* flags; 0: setns(2) with a descriptor of any kind */
 	EGS_DRIFT_ROOT = 5,           /* chroot(2), pivot_root(2) */
 	EGS_DRIFT_CODE_MAPPED = 6,    /* executable memory of `file`, at `address` */
-	EGS_DRIFT_CODE_ANONYMOUS = 7, /* executable memory of no file, at `address`; 0: all that it maps from now on */
+	EGS_DRIFT_CODE_ANONYMOUS = 7, /* executable memory of no file, at `address`; 0: anywhere, and maybe all from now on */
 	EGS_DRIFT_CODE_PROTECTED = 8, /* `number` bytes at `address` became executable, of a file or of none */
 	EGS_DRIFT_CREDENTIALS = 9,    /* it changed its user, groups or capabilities: they are as the event says */
 	EGS_DRIFT_CGROUP = 10,        /* it is in cgroup `number` now, of the path `name` */

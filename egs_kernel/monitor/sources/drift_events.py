@@ -167,7 +167,7 @@ class DriftEvents:
 
     def _of_credentials(self, event: Event) -> Iterator[Observation]:
         """What a user's own process may not become. Whoever has it from the beginning, the baseline knows."""
-        if 0 in (event.uid, event.euid, event.egid):
+        if 0 in (event.uid, event.euid) or (event.egid == 0 and event.gid != 0):
             ids = f"user {event.uid}, effective {event.euid}, group {event.egid}"
             yield self._of(event, Finding.CREDENTIALS_RAISED, ids, event.euid)
         if event.permitted and event.euid != 0:
@@ -220,7 +220,9 @@ def _simple(kind: Kind, event: Event) -> tuple[Finding, str]:
         Kind.CODE_MAPPED: (Finding.CODE_MAPPED, _text(event.name)),
         Kind.CODE_ANONYMOUS: (
             Finding.ANONYMOUS_CODE,
-            f"{event.address:#x}" if event.address else "all it may read (personality)",
+            f"{event.address:#x}"
+            if event.address
+            else "all that it may read (personality), or shared memory",
         ),
         Kind.CGROUP: (Finding.CGROUP_LEFT, _text(event.name)),
     }[kind]
