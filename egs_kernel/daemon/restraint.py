@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SECONDS: Final = 5.0
 """How long it is tried: a process that is in the kernel and cannot be interrupted ends later."""
 _LOOK_SECONDS: Final = 0.001
+_EMPTY_LOOKS: Final = 3
+"""How often nobody must be found: who forks and exits may be where a walk through the table has been already."""
 _QUARANTINE_KEY: Final = 1
 """The key of an artifact that no grant has: the first bytes of a SHA-256 are not that, but by a miracle."""
 
@@ -103,7 +105,10 @@ class Restraint:
         tree = self._trees.of(execution)
         if tree is not None and is_populated(tree.folder):
             kill_tree(tree.folder)
-        while members := self._members(execution):
+        empty = 0
+        while empty < _EMPTY_LOOKS:
+            members = self._members(execution)
+            empty = 0 if members else empty + 1
             with self._descriptors(members) as targets:
                 for _, fd in targets:
                     with contextlib.suppress(ProcessLookupError):
@@ -111,7 +116,7 @@ class Restraint:
                 await asyncio.gather(*(wait_readable(fd) for _, fd in targets))
                 ended += len(targets)
             if not targets:
-                await asyncio.sleep(_LOOK_SECONDS)  # the gate has not forgotten them yet
+                await asyncio.sleep(_LOOK_SECONDS)  # the gate has not forgotten them yet, or nobody is left
         return Done(verified=True, processes=ended)
 
     async def _suspend(self, execution: int) -> Done:

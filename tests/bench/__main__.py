@@ -30,6 +30,7 @@ from tests.bench import (
     log,
     machine,
     report,
+    revocation,
     verifying,
 )
 from tests.bench.results import DaemonFigures, Results
@@ -208,5 +209,7 @@ if __name__ == "__main__":
         guards.main(sys.argv[2:])
     elif sys.argv[1:2] == ["constraints"]:
         constraints.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["revocation"]:
+        revocation.main(sys.argv[2:])
     else:
         main()

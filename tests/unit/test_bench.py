@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import constraints, guards, log, machine, report, subject
+from tests.bench import constraints, guards, log, machine, report, revocation, subject
 from tests.bench.__main__ import DOCUMENT
 from tests.bench.stats import compare, median, median_ranks, quantile, rotated, summarize
 
@@ -151,3 +151,10 @@ def test_the_figures_of_launches_under_constraints_are_those_of_the_results() ->
     assert constraints.render(results) in DOCUMENT.read_text()
     with pytest.raises(ValueError, match="markers"):
         constraints.replaced("nothing", "x")
+
+
+def test_the_figures_of_revocation_are_those_of_the_results() -> None:
+    results = msgspec.json.decode(revocation.LATEST.read_bytes(), type=revocation.Revocation)
+    assert revocation.render(results) in DOCUMENT.read_text()
+    with pytest.raises(ValueError, match="markers"):
+        revocation.replaced("nothing", "x")
