@@ -249,7 +249,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody asks to execute. `argv` None: a standing artifact, asked for before any exec.
 
     `program_kind` defaults to the kind with the strictest rules. `measured` are the (path, SHA-256)
-    pairs of the scripts and libraries that the artifact names.
+    pairs of the scripts and libraries that the artifact names. `spiffe_id` was proven; `unit` is the systemd unit of the
+    process that asks.
     """
 
     program: str
@@ -263,6 +264,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     program_kind: ProgramKind = ProgramKind.INTERPRETER
     measured: tuple[tuple[str, str], ...] = ()
     spiffe_id: str | None = None
+    unit: str | None = None
 
 
 class Posture(msgspec.Struct, frozen=True, kw_only=True):

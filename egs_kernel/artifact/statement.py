@@ -47,6 +47,14 @@ AccountId = Annotated[int, Meta(ge=0, le=2**32 - 2)]
 SpiffeId = Annotated[
     str, Meta(max_length=2048, pattern=r"^(?![\s\S]*[^A-Za-z0-9._/:-])spiffe://[a-z0-9._-]+(/|$)")
 ]
+UnitName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=r"^(?![\s\S]*[^A-Za-z0-9:_.\\@-])[\s\S]+\.(service|scope|socket|mount|swap)(?![\s\S])",
+    ),
+]
 VariableName = Annotated[
     str, Meta(min_length=1, max_length=256, pattern=r"^(?![\s\S]*[^A-Za-z0-9_])[A-Za-z_]")
 ]
@@ -98,6 +106,7 @@ class Identity(Strict, frozen=True):
     hosts: Annotated[tuple[Label, ...], Meta(max_length=256)] = ()
     host_labels: Annotated[tuple[Label, ...], Meta(max_length=64)] = ()
     cgroup: AbsolutePath | None = None
+    unit: UnitName | None = None
 
 
 class Scope(Strict, frozen=True):

@@ -17,8 +17,8 @@ def check_identity(identity: Identity, intent: Intent, host: HostFacts) -> int |
     required = _required_uid(identity, host)
     standing = intent.argv is None
     if standing:
-        if identity.groups or identity.spiffe_id is not None:
-            raise launch_required("groups and SPIFFE ids are checked at a launch")
+        if identity.groups or identity.spiffe_id is not None or identity.unit is not None:
+            raise launch_required("groups, units and SPIFFE ids are checked at a launch")
         return required
     if required is not None and intent.uid != required:
         raise _identity_mismatch(f"it is for uid {required}, asked for by uid {intent.uid}")
@@ -28,6 +28,8 @@ def check_identity(identity: Identity, intent: Intent, host: HostFacts) -> int |
             raise _identity_mismatch(f"it is for members of group {group}")
     if identity.spiffe_id is not None and identity.spiffe_id != intent.spiffe_id:
         raise _identity_mismatch(f"it is for {identity.spiffe_id}")
+    if identity.unit is not None and identity.unit != intent.unit:
+        raise _identity_mismatch(f"it is for the unit {identity.unit}, asked for in {intent.unit or 'none'}")
     return intent.uid if required is None else required
 
 

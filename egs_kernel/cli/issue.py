@@ -107,7 +107,12 @@ def _add_who(group: argparse._ArgumentGroup) -> None:
         "--group", action="append", default=[], metavar="G", help="a group the user must be in: name or id"
     )
     group.add_argument("--spiffe-id", metavar="ID", help="SPIFFE id of the workload")
-    group.add_argument("--host", action="append", default=[], metavar="ID", help="a host's id (egs status)")
+    group.add_argument(
+        "--unit", metavar="NAME", help="the systemd unit in which it is launched, like backup.service"
+    )
+    group.add_argument(
+        "--host", action="append", default=[], metavar="ID", help="a host's id, or its key's (egs status)"
+    )
     group.add_argument(
         "--host-label", action="append", default=[], metavar="L", help="a label the host must have"
     )
@@ -293,6 +298,7 @@ def _identity(options: argparse.Namespace) -> st.Identity:
         hosts=tuple(options.host),
         host_labels=tuple(options.host_label),
         cgroup=options.cgroup,
+        unit=options.unit,
     )
 
 

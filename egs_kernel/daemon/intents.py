@@ -9,7 +9,9 @@ import msgspec
 
 from egs_kernel.constraints.proc import parse_environment
 from egs_kernel.errors import Refused
+from egs_kernel.identity.units import unit_of
 from egs_kernel.model import Intent, Reason
+from egs_kernel.processes import cgroup_of
 
 if TYPE_CHECKING:
     from egs_kernel import verify
@@ -45,6 +47,7 @@ def declared_intent(peer: Peer, request: LaunchRequest) -> Intent:
         environment=_environment(peer),
         uid=peer.uid,
         groups=peer.groups,
+        unit=_unit(peer),
     )
 
 
@@ -87,6 +90,13 @@ def _environment(peer: Peer) -> tuple[tuple[str, str], ...]:
     try:
         return parse_environment(Path(f"/proc/{peer.task.pid}/environ").read_bytes())
     except OSError as error:
+        raise _gone() from error
+
+
+def _unit(peer: Peer) -> str | None:
+    try:
+        return unit_of(cgroup_of(peer.task.pid))
+    except ProcessLookupError as error:
         raise _gone() from error
 
 
