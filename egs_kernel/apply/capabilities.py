@@ -7,10 +7,11 @@ from egs_kernel.apply.libc import Word, byref, prctl, system_call
 
 _VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 _CAPGET, _CAPSET = (125, 126) if posix.uname().machine == "x86_64" else (90, 91)
-_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
+_PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _SETPCAP = 8
 _EINVAL = 22
+_MOST = 64
 
 
 class _Header(_ctypes.Structure):
@@ -47,18 +48,11 @@ def apply(step: dict[str, int]) -> None:
 
 
 def _narrow_bounding(kept: int) -> None:
-    number = 0
-    while (present := _in_bounding(number)) is not None:
-        if present and not kept >> number & 1:
-            prctl(_PR_CAPBSET_DROP, number)
-        number += 1
-
-
-def _in_bounding(number: int) -> bool | None:
-    """Whether it is in the bounding set; None: there is none of this number."""
-    try:
-        return prctl(_PR_CAPBSET_READ, number) == 1
-    except OSError as error:
-        if error.errno != _EINVAL:
-            raise
-        return None
+    for number in range(_MOST):
+        if not kept >> number & 1:
+            try:
+                prctl(_PR_CAPBSET_DROP, number)
+            except OSError as error:
+                if error.errno != _EINVAL:
+                    raise
+                return  # this kernel has none of this number, and none above it
