@@ -30,6 +30,7 @@ _MODULES: Final = {
     "egs_kernel.cli.gate": ("gate", "doctor"),
     "egs_kernel.cli.audit": ("audit",),
     "egs_kernel.cli.lineage": ("lineage",),
+    "egs_kernel.cli.drift": ("drift",),
     "egs_kernel.cli.proof": ("proof",),
     "egs_kernel.cli.system": ("status", "ps", "artifacts", "reload", "config", "version"),
     "egs_kernel.cli.revocations": ("revoke", "revocations"),

@@ -48,6 +48,14 @@ class Tail:
         if self._file is not None:
             self._file.close()
 
+    def skip(self) -> None:
+        """Begin with what comes from now on.
+
+        Raises:
+            EgsError: the record cannot be read.
+        """
+        self.seq = self._reader.size
+
     def read(self) -> Iterator[Recorded]:
         """The entries that have come since.
 
