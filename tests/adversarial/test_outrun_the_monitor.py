@@ -1,0 +1,182 @@
+"""What drifts tries to get away: it forks faster than it can be ended, is let go on, executes something else, floods."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from egs_kernel.audit.entries import Exec, FindingEntry
+from egs_kernel.findings import Finding
+from egs_kernel.gate.cgroups import processes_below
+from tests.monitoring import Monitor, Obedient
+from tests.running import SECONDS, Running, running_on_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from egs_kernel.audit.entries import ResponseEntry
+
+pytestmark = pytest.mark.kernel
+
+DRIFT: Final = "kept.append(mmap.mmap(-1,4096,prot=7))"
+STORM: Final = """
+exec("def storm():\\n while True:\\n  if os.fork(): os._exit(0)\\n")
+""".strip()
+"""Each process makes the next one and ends: whoever goes through a list of them finds nobody."""
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Running]:
+    """One for all of these."""
+    with running_on_disk() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def monitor(system: Running) -> Iterator[Monitor]:
+    """Its monitor."""
+    started = Monitor(system)
+    started.start()
+    yield started
+    started.stop()
+
+
+def drifted(
+    system: Running, monitor: Monitor, response: str, before: str = "pass"
+) -> tuple[Obedient, ResponseEntry]:
+    """A program that has drifted, and what was done about it."""
+    name = f"to-{response}-{len(before)}"
+    program = Obedient(system, name, constraints=f'[drift.on]\nanonymous_code = "{response}"\n')
+    pid = program.start()
+    monitor.begun(pid)
+    program.tell(before)
+    program.say(DRIFT)
+    return program, monitor.response(monitor.finding(Finding.ANONYMOUS_CODE, pid))
+
+
+def exit_of(program: Obedient) -> int:
+    assert program.process is not None
+    return program.process.wait(SECONDS)
+
+
+def test_it_is_ended_with_everything_that_it_started(system: Running, monitor: Monitor) -> None:
+    program, done = drifted(
+        system,
+        monitor,
+        "terminate",
+        "[os.fork() or time.sleep(600) for _ in range(20)] if os.fork()==0 else 0",
+    )
+    assert done.verified
+    assert done.processes >= 22
+    assert exit_of(program) == -signal.SIGKILL
+    assert list(processes_below(system.instance.cgroup.folder)) == []
+    program.stop()
+
+
+def test_a_storm_of_forks_is_ended(system: Running, monitor: Monitor) -> None:
+    """Three chains of processes, none of which lives long enough to be found by its number."""
+    program, done = drifted(system, monitor, "terminate", f"{STORM};[os.fork() or storm() for _ in range(3)]")
+    assert done.verified, done
+    assert exit_of(program) == -signal.SIGKILL
+    assert list(processes_below(system.instance.cgroup.folder)) == []
+    assert done.detail == ""
+    program.stop()
+
+
+def test_what_is_suspended_is_nobodys_to_continue(system: Running, monitor: Monitor) -> None:
+    """It stands; who sends it SIGCONT ends it, as it dies on its way to its first instruction."""
+    program, done = drifted(system, monitor, "suspend")
+    assert program.process is not None
+    assert done.verified
+    stat = Path(f"/proc/{program.process.pid}/stat").read_text()
+    assert stat.rpartition(")")[2].split()[0] == "T"
+    os.kill(program.process.pid, signal.SIGCONT)
+    assert exit_of(program) == -signal.SIGKILL
+    program.stop()
+
+
+def test_what_is_suspended_goes_on_when_root_says_so(system: Running, monitor: Monitor) -> None:
+    program, done = drifted(system, monitor, "suspend", "0")
+    assert done.verified
+    system.instance.egs("drift", "resume", str(done.execution))
+    program._expect("done")
+    program.tell("pass")
+    program.stop()
+
+
+def test_what_is_quarantined_executes_nothing(system: Running, monitor: Monitor) -> None:
+    """It goes on, and what it executes is refused, though it is authorized; so for what it forks."""
+    true = system.copy("/bin/true", "true-for-all")
+    system.add(system.issue(true, name="true.json"))
+    run = (
+        f"assert os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn({str(true)!r},['true'],{{}}),0)[1])==%d"
+    )
+    program, done = drifted(system, monitor, "quarantine", run % 0)
+    assert done.verified
+    program._expect("done")
+    program.tell(run % -9)
+    refused = system.wait_for(
+        Exec, lambda entry: entry.event.filename == str(true) and entry.event.verdict.name != "ALLOW"
+    )
+    assert refused.event.reason.code == "child_refused"
+    assert system.inside(str(true)) == 0, "others are not hit"
+    program.stop()
+
+
+def test_a_number_that_became_another_process_is_not_hit(system: Running, monitor: Monitor) -> None:
+    """It drifts and ends at once; another program of the scope takes its number, as nearly as that can be had."""
+    bystander = Obedient(system, "bystander")
+    pid = bystander.start()
+    monitor.begun(pid)
+    program = Obedient(system, "ends-at-once", constraints='[drift.on]\nanonymous_code = "terminate"\n')
+    for _ in range(5):
+        program.start()
+        program.say(f"{DRIFT};os._exit(3)")
+        assert exit_of(program) in {3, -signal.SIGKILL}
+        program.stop()
+    bystander.tell("pass")
+    bystander.stop()
+
+
+def test_a_flood_is_counted_and_hits_nobody_else(system: Running, monitor: Monitor) -> None:
+    """Hundreds of distinct findings about one execution: some are told, the rest is counted; another program goes on."""
+    bystander = Obedient(system, "stands-by", constraints='[drift.on]\nanonymous_code = "terminate"\n')
+    other = bystander.start()
+    monitor.begun(other)
+    program = Obedient(system, "floods")
+    pid = program.start()
+    monitor.begun(pid)
+    folder = system.folder / "many"
+    folder.mkdir()
+    program.tell(
+        f"[(open('{folder}/%d'%n,'wb').write(bytes(4096)),"
+        f"kept.append(mmap.mmap(os.open('{folder}/%d'%n,os.O_RDONLY),4096,flags=2,prot=5))) for n in range(300)]"
+    )
+    monitor.finding(Finding.CODE_MAPPED, pid)
+    told = [entry for entry in system.entries(FindingEntry) if entry.pid == pid]
+    assert 0 < len(told) <= 64
+    bystander.tell("pass")
+    bystander.stop()
+    program.stop()
+
+
+def test_a_monitor_that_is_killed_before_it_responds_is_followed_by_one_that_does(
+    system: Running, monitor: Monitor
+) -> None:
+    """It is stopped (and killed) as the finding is made; the next one compares with the record, and responds."""
+    program = Obedient(system, "waits-for-it", constraints='[drift.on]\nanonymous_code = "terminate"\n')
+    pid = program.start()
+    monitor.begun(pid)
+    os.kill(monitor.pid, signal.SIGSTOP)
+    program.tell(DRIFT)
+    monitor.stop(signal.SIGKILL)
+    assert program.process is not None
+    assert program.process.poll() is None
+    monitor.start()
+    assert monitor.response(monitor.finding(Finding.ANONYMOUS_CODE, pid)).verified
+    assert exit_of(program) == -signal.SIGKILL
+    program.stop()
