@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     Authorize = Callable[[str, list[str]], bytes | None]
 
 USAGE = """\
-usage: egs run [--artifact FILE] [--argv0 NAME] [--] CMD [ARG ...]
+usage: egs run [--artifact FILE] [--argv0 NAME] [--svid FILE] [--] CMD [ARG ...]
 
 Ask the daemon to authorize CMD with these arguments, and become it.
 
   --artifact FILE   the authorization artifact; without it the daemon looks among its standing ones, and if none
                     fits, this host's authority is asked for one
   --argv0 NAME      what CMD is told that it is called (default: CMD)
+  --svid FILE       a JWT-SVID of this workload, for an artifact that names its SPIFFE id
 
 Exit codes: the program's own; 126 refused, 127 no such program, 4 daemon unreachable, 2 wrong usage.
 """
@@ -38,6 +39,7 @@ EXIT_USAGE, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_NOT_FOUND = 2, 4, 126, 127
 
 MAX_ARTIFACT = 64 * 1024
 MAX_FRAME = 1024 * 1024
+MAX_SVID = 16 * 1024
 ANSWER_SECONDS = 120  # hashing a very large program takes a while
 
 _EPERM = 1
@@ -64,12 +66,13 @@ class Stop(Exception):
 class Command:
     """What was asked for on the command line."""
 
-    __slots__ = ("argv", "artifact", "name")
+    __slots__ = ("argv", "artifact", "name", "svid")
 
-    def __init__(self, name: str, argv: list[str], artifact: str | None) -> None:
+    def __init__(self, name: str, argv: list[str], artifact: str | None, svid: str | None = None) -> None:
         self.name = name
         self.argv = argv
         self.artifact = artifact
+        self.svid = svid
 
 
 def main(arguments: list[str], authorize: "Authorize | None" = None) -> int:
@@ -105,7 +108,7 @@ def parse(arguments: list[str]) -> Command | None:
         if word in ("-h", "--help"):
             return None
         name, equals, value = word.partition("=")
-        if name not in ("--artifact", "--argv0"):
+        if name not in ("--artifact", "--argv0", "--svid"):
             raise Stop(EXIT_USAGE, f"unknown option {word}\n{USAGE}")
         if not equals:
             if not rest:
@@ -114,7 +117,8 @@ def parse(arguments: list[str]) -> Command | None:
         options[name] = value
     if not rest:
         raise Stop(EXIT_USAGE, f"no command was given\n{USAGE}")
-    return Command(rest[0], [options.get("--argv0", rest[0]), *rest[1:]], options.get("--artifact"))
+    argv = [options.get("--argv0", rest[0]), *rest[1:]]
+    return Command(rest[0], argv, options.get("--artifact"), options.get("--svid"))
 
 
 def find_program(name: str, search: str) -> str:
@@ -142,7 +146,7 @@ def quote(text: str) -> str:
     return f'"{text.translate(_ESCAPES)}"'
 
 
-def request(program: str, argv: list[str], artifact: bytes | None) -> bytes:
+def request(program: str, argv: list[str], artifact: bytes | None, svid: str | None = None) -> bytes:
     """The launch request as a frame.
 
     Raises:
@@ -157,6 +161,8 @@ def request(program: str, argv: list[str], artifact: bytes | None) -> bytes:
         import binascii
 
         fields.append(f'"artifact":"{binascii.b2a_base64(artifact, newline=False).decode()}"')
+    if svid is not None:
+        fields.append(f'"svid":{quote(svid)}')
     try:
         content = f"{{{','.join(fields)}}}".encode()
     except UnicodeEncodeError as error:
@@ -201,12 +207,13 @@ def _default_interrupt() -> None:
 def _launch(command: Command, authorize: "Authorize | None") -> "NoReturn":
     program = find_program(command.name, _decoded(posix.environ.get(b"PATH", _SEARCH)))
     artifact = None if command.artifact is None else _read_artifact(command.artifact)
-    daemon, answer = _ask(program, command.argv, artifact)
+    svid = None if command.svid is None else _read_svid(command.svid)
+    daemon, answer = _ask(program, command.argv, artifact, svid)
     if authorize is not None and artifact is None and _NO_GRANT in answer:
         artifact = authorize(program, command.argv)
         if artifact is not None:
             daemon.close()
-            daemon, answer = _ask(program, command.argv, artifact)
+            daemon, answer = _ask(program, command.argv, artifact, svid)
     _restore_signals()
     if answer != _GO:
         _constrain(answer)
@@ -220,10 +227,12 @@ def _launch(command: Command, authorize: "Authorize | None") -> "NoReturn":
         raise _refused_by_the_gate(daemon.fileno()) or Stop(EXIT_REFUSED, f"{program}: {error}") from error
 
 
-def _ask(program: str, argv: list[str], artifact: bytes | None) -> tuple[_socket.socket, bytes]:
+def _ask(
+    program: str, argv: list[str], artifact: bytes | None, svid: str | None
+) -> tuple[_socket.socket, bytes]:
     """Ask the daemon; the connection and its first answer."""
     descriptor = _open_program(program)
-    message = request(program, argv, artifact)
+    message = request(program, argv, artifact, svid)
     daemon = _connect(socket_path(posix.environ))
     _send(daemon, message, descriptor)
     _restore_environment()
@@ -252,6 +261,17 @@ def _read_artifact(path: str) -> bytes:
     if len(content) > MAX_ARTIFACT:
         raise Stop(EXIT_REFUSED, f"refused: {path} is larger than {MAX_ARTIFACT} bytes [artifact_too_large]")
     return content
+
+
+def _read_svid(path: str) -> str:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = file.read(MAX_SVID + 1) or b""
+    except OSError as error:
+        raise Stop(EXIT_USAGE, f"cannot read the SVID {path}: {error.strerror}") from error
+    if len(content) > MAX_SVID or not content.isascii():
+        raise Stop(EXIT_REFUSED, f"refused: {path} is no JWT-SVID [svid_invalid]")
+    return content.decode().strip()
 
 
 def _connect(path: str) -> _socket.socket:

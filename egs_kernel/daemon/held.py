@@ -13,7 +13,9 @@ from egs_kernel.daemon import protocol
 from egs_kernel.daemon.intents import MAX_ARGUMENTS
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.gate.events import split_argv
+from egs_kernel.identity.units import unit_of
 from egs_kernel.model import ARGV_MAX, Intent, Reason, TaskIdentity
+from egs_kernel.processes import cgroup_of
 
 if TYPE_CHECKING:
     from egs_kernel.artifact.statement import Constraints
@@ -81,6 +83,7 @@ def held_intent(event: ExecEvent) -> Intent:
         environment = _read(process / "environ", MAX_ENVIRONMENT)
         folder = str((process / "cwd").readlink())
         groups = _groups((process / "status").read_text(), event.gid)
+        unit = unit_of(cgroup_of(event.pid))
     except OSError as error:
         raise gone(event) from error
     seen = arguments[: ARGV_MAX if event.argv_truncated else event.argv_bytes]
@@ -105,6 +108,7 @@ def held_intent(event: ExecEvent) -> Intent:
         environment=parse_environment(environment),
         uid=event.uid,
         groups=groups,
+        unit=unit,
     )
 
 

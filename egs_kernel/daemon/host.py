@@ -27,6 +27,7 @@ from egs_kernel.constraints.namespaces import may_isolate
 from egs_kernel.constraints.reach import enforceable
 from egs_kernel.constraints.rulesets import kernel_abi
 from egs_kernel.daemon.known import Known
+from egs_kernel.daemon.workloads import Workloads
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
 from egs_kernel.gate.parts import links_of
@@ -128,6 +129,7 @@ class Host:
         self._pinned = _inode(paths.pins)
         self._expected = expected_programs(paths.gate_manifest)
         self.settings = settings
+        self.workloads = Workloads(paths.bundles, settings.host_id)
         self.clock_offset = clock_offset()
         self.enforceable, self.lacks = _enforceable(gate.tier)
         self.unseen = ""

@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from egs_kernel.audit.entries import Entry, Peer, Request
 from egs_kernel.constraints.attest import Before, Plan
 from egs_kernel.constraints.confinement import Confinement
@@ -23,6 +25,7 @@ from egs_kernel.constraints.plan import plan as plan_of
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.arming import Arming
 from egs_kernel.daemon.decided import Decided
+from egs_kernel.daemon.host import now
 from egs_kernel.daemon.intents import (
     declared_intent,
     interpreted_intent,
@@ -111,8 +114,12 @@ class Launches:
         number = os.urandom(8).hex()
         settings = self._host.settings
         intent = declared_intent(peer, request)
+        svid = request.svid
         trial, program, plan, own = Trial(), None, Plan(), None
         try:
+            if svid is not None:
+                workload = await asyncio.to_thread(self._host.workloads.identify, svid, now())
+                intent = msgspec.structs.replace(intent, spiffe_id=workload)
             program = await self._judge.measure(descriptor, peer.uid)
             if program.kind is ProgramKind.SCRIPT:
                 program, words = await self._judge.measure_interpreter(descriptor, peer.uid)

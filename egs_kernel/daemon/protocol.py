@@ -37,12 +37,13 @@ class LaunchRequest(_Request, frozen=True, kw_only=True, tag="launch"):
     """Authorize the next exec of the asking process. The program's O_PATH descriptor comes with the frame.
 
     `program` is the path as the launcher resolved it, `argv` the whole argv. `artifact` is an envelope
-    (base64 in JSON); None lets the daemon look for one among those in its folder.
+    (base64 in JSON); None lets the daemon look for one among those in its folder. `svid` is a JWT-SVID.
     """
 
     program: str
     argv: tuple[str, ...]
     artifact: bytes | None = None
+    svid: str | None = None
 
 
 class ReadyRequest(_Request, frozen=True, kw_only=True, tag="ready"):

@@ -1,0 +1,39 @@
+"""Which SPIFFE workload launches: by the JWT-SVID that comes with the request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from egs_kernel.identity.bundles import Bundles
+
+
+def audience_of(host_id: str) -> str:
+    """What an SVID for this host's daemon names as its audience: it is of no use on another host."""
+    return f"egs-kernel/{host_id}"
+
+
+class Workloads:
+    """Verifies SVIDs against the host's trust bundles. What that takes is imported with the first one: 5 MB."""
+
+    def __init__(self, folder: Path, host_id: str) -> None:
+        self._folder = folder
+        self._audience = audience_of(host_id)
+        self._bundles: Bundles | None = None
+
+    def identify(self, token: str, now: datetime) -> str:
+        """The SPIFFE id that a JWT-SVID proves. Blocks: it may read a bundle.
+
+        Raises:
+            Refused: SVID_INVALID, SVID_EXPIRED or BUNDLE_UNTRUSTED.
+            UsageError: the bundle of its trust domain is malformed or unsafe.
+        """
+        from egs_kernel.identity.bundles import Bundles  # noqa: PLC0415 - of no use to a daemon without SVIDs
+        from egs_kernel.identity.jwt_svid import verify_jwt_svid  # noqa: PLC0415 - as above
+
+        if self._bundles is None:
+            self._bundles = Bundles(self._folder)
+        return str(verify_jwt_svid(token, self._audience, self._bundles, now).spiffe_id)
