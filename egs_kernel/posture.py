@@ -6,16 +6,12 @@ import ctypes
 import hashlib
 import hmac
 import os
-import stat
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import rfc8785
-
-from egs_kernel.errors import HostLacks, UnsafePath
+from egs_kernel.errors import HostLacks
 from egs_kernel.model import Posture, Reason, Tier
-from egs_kernel.ownership import read_private_file, require_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,9 +20,8 @@ if TYPE_CHECKING:
 
 UNAVAILABLE: Final = "unavailable"
 """`lockdown` where securityfs is not mounted, or the kernel has no lockdown."""
-POLICY_FILE_LIMIT: Final = 16 * 1024 * 1024
 EMPTY_POLICY: Final = hashlib.sha256(b"[]").hexdigest()
-"""The digest of a policy folder without files, and of none."""
+"""In the place of a policy set's digest, where none ever was active."""
 _APPLICATION: Final = uuid.UUID("208287b5-7e7f-4ef1-9922-0fd1ab0cfde2")
 """Ours, for `systemd-id128 machine-id --app-specific=…`, which yields the same host id."""
 _STA_UNSYNC: Final = 0x40
@@ -79,7 +74,7 @@ def read_posture(  # noqa: PLR0913 - the facts that make a posture, each from it
         tier: how this host stops an exec.
         gate_programs: what is pinned now, program name → the kernel's tag of its instructions.
         expected_programs: the same from the manifest that `egs gate load` wrote.
-        policy_digest: `policy_digest` of the active policy folder.
+        policy_digest: of the active policy set.
         proc: where procfs is mounted.
         securityfs: where securityfs is mounted, if it is. Nothing is mounted here.
         synchronized: asks the kernel about its clock.
@@ -121,31 +116,6 @@ def compare_programs(found: Mapping[str, str], expected: Mapping[str, str]) -> l
         if found[name] != expected[name]
     ]
     return problems
-
-
-def policy_digest(folder: Path) -> str:
-    """The SHA-256 (hex) of a policy folder: of the canonical list of its files' paths and SHA-256.
-
-    A folder without files, and a missing one, have `EMPTY_POLICY`.
-
-    Raises:
-        UnsafePath: others could change it, or it holds something else than files and folders.
-    """
-    if not os.path.lexists(folder):
-        return EMPTY_POLICY
-    require_private_folder(folder)
-    try:
-        listing = [
-            {"path": name, "sha256": hashlib.sha256(read_private_file(path, POLICY_FILE_LIMIT)).hexdigest()}
-            for name, path in sorted(_files(folder))
-        ]
-        return hashlib.sha256(rfc8785.dumps(listing)).hexdigest()
-    except OSError as error:
-        raise UnsafePath(
-            Reason.PATH_UNSAFE,
-            f"the policy folder {folder} cannot be read: {error.strerror}",
-            "Do not change the policy folder while it is read; check its files with ls -l.",
-        ) from error
 
 
 def host_id(config: Config, machine_id: Path = Path("/etc/machine-id")) -> str:
@@ -198,30 +168,3 @@ def _lockdown(path: Path, problems: list[str]) -> str:
         problems.append(f"{path} says {' '.join(words)!r}")
         return UNAVAILABLE
     return chosen[0]
-
-
-def _files(folder: Path, prefix: str = "") -> list[tuple[str, Path]]:
-    """Every file below a folder, as (path with slashes, place)."""
-    found: list[tuple[str, Path]] = []
-    for entry in folder.iterdir():
-        name = prefix + entry.name
-        mode = entry.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            found += _files(entry, f"{name}/")
-        elif stat.S_ISREG(mode) and _is_utf8(name):
-            found.append((name, entry))
-        else:
-            raise UnsafePath(
-                Reason.PATH_UNSAFE,
-                f"{entry!r} is no plain file or folder with a UTF-8 name",
-                "A policy folder holds plain files and folders only: remove it.",
-            )
-    return found
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -27,6 +27,7 @@ _MODULES: Final = {
     "egs_kernel.cli.issue": ("issue", "sign"),
     "egs_kernel.cli.verify": ("verify", "show"),
     "egs_kernel.cli.profile": ("profile",),
+    "egs_kernel.cli.policy": ("policy",),
     "egs_kernel.cli.gate": ("gate", "doctor"),
     "egs_kernel.cli.audit": ("audit",),
     "egs_kernel.cli.lineage": ("lineage",),

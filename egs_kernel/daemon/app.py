@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import sdnotify
@@ -19,6 +20,7 @@ from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.record import Record
 from egs_kernel.checks.revocation import merged
 from egs_kernel.constraints.kernel_messages import KernelMessages, open_messages
+from egs_kernel.daemon.activating import Activating
 from egs_kernel.daemon.control import Control
 from egs_kernel.daemon.drift import Drift
 from egs_kernel.daemon.events import Events
@@ -30,6 +32,7 @@ from egs_kernel.daemon.journal import Journal
 from egs_kernel.daemon.judging import Judge
 from egs_kernel.daemon.launches import Launches
 from egs_kernel.daemon.memory import give_back
+from egs_kernel.daemon.policy import Policy
 from egs_kernel.daemon.programs import Surveyor
 from egs_kernel.daemon.refusals import FIRST_PAUSE, Refusals
 from egs_kernel.daemon.reports import Reports
@@ -50,6 +53,7 @@ from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.seal import claim
 from egs_kernel.model import Reason, Verdict
 from egs_kernel.ownership import require_private_folder
+from egs_kernel.posture import EMPTY_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -88,7 +92,10 @@ async def serve(paths: Paths) -> None:
         stack.push_async_callback(journal.close)
         known = known_of(paths.revocations, merged([revoked, record.revoked]), record.lists)
         messages = await asyncio.to_thread(_listen)
-        daemon = _Daemon(paths, gate, journal, settings, known, keys, messages)
+        policy = Policy(record.policies, record.policy or EMPTY_POLICY)
+        stack.callback(policy.close)
+        settings = replace(settings, policy_digest=policy.digest)
+        daemon = _Daemon(paths, gate, journal, settings, known, policy, keys, messages)
         await daemon.start()
         await daemon.run()
 
@@ -127,6 +134,7 @@ class _Daemon:
         journal: Journal,
         settings: Settings,
         known: Known,
+        policy: Policy,
         keys: LogKeys,
         messages: KernelMessages | HostLacks,
     ) -> None:
@@ -135,7 +143,7 @@ class _Daemon:
         self._paths = paths
         self._gate = gate
         self._journal = journal
-        self._host = Host(paths, gate, settings, known)
+        self._host = Host(paths, gate, settings, known, policy)
         self._events = Events(gate, journal, self._find)
         self._surveyor = Surveyor(
             gate.identify, gate.openings.last, lambda: self._host.settings.config.trusted_filesystems
@@ -213,6 +221,7 @@ class _Daemon:
         self._heart = Heart(
             gate=gate, host=self._host, journal=journal, standing=self._standing, gaps=self._gaps
         )
+        self._activating = Activating(paths, host=self._host, journal=journal, changed=self._policy_changed)
         control = Control(
             paths,
             host=self._host,
@@ -233,6 +242,7 @@ class _Daemon:
                 launches=self._launches,
                 running=self._running,
             ),
+            activating=self._activating,
             reload=self.reload,
         )
         self._server = Server(paths.socket, control.serve)
@@ -241,6 +251,7 @@ class _Daemon:
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading: asyncio.Task[None] | None = None
         self._recalling: asyncio.Task[None] | None = None
+        self._recalled: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Pick up where the last daemon was. Until the first beat the gate refuses, or lives on its grace."""
@@ -251,6 +262,7 @@ class _Daemon:
             posture=self._host.posture_digest,
         )
         await self._journal.append(self._host.posture_entry(), started, self._host.settings.entry("start"))
+        await self._activating.follow("start")
         self._standing.open()
         self._disarm_leftovers()
         live = {task.execution for task in self._gate.governed()}
@@ -326,7 +338,7 @@ class _Daemon:
             EgsError: with what is wrong.
         """
         try:
-            settings = await asyncio.to_thread(Settings.load, self._paths)
+            settings = await asyncio.to_thread(Settings.load, self._paths, self._host.policy.digest)
             apply_library_roots(self._gate, settings.config.library_roots)
             apply_scopes(self._gate, settings.config)
         except EgsError as error:
@@ -340,7 +352,17 @@ class _Daemon:
             self._heart.posture_changed()
         self._standing.rescan()
         await asyncio.shield(durable)
+        await self._activating.follow(cause, peer)
         _log.info("configuration, trust, policy and artifacts were read again")
+
+    def _policy_changed(self) -> None:
+        """What was authorized under another policy set is authorized no more."""
+        if self._host.refresh_posture():
+            self._heart.posture_changed()
+        self._standing.rescan()
+        self._recalled = asyncio.get_running_loop().create_task(
+            self._launches.take_back("another policy set was activated")
+        )
 
     def _find(self, artifact_id: str) -> Artifact | None:
         return self._standing.find(artifact_id)

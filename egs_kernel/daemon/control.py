@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from egs_kernel.audit.logkeys import LogKeys
+    from egs_kernel.daemon.activating import Activating
     from egs_kernel.daemon.drift import Drift
     from egs_kernel.daemon.holds import Holds
     from egs_kernel.daemon.host import Host
@@ -61,6 +62,7 @@ class Control:
         witnesses: Witnesses,
         drift: Drift,
         revoking: Revoking,
+        activating: Activating,
         reload: Callable[[str, Peer], Awaitable[None]],
     ) -> None:
         self._paths = paths
@@ -75,6 +77,7 @@ class Control:
         self._witnesses = witnesses
         self._drift = drift
         self._revoking = revoking
+        self._activating = activating
         self._reload = reload
 
     async def serve(self, connection: Connection) -> None:
@@ -112,9 +115,11 @@ class Control:
                 return await self._drift.take(request)
             case protocol.RevocationsRequest():
                 return self._reports.revocations()
+            case protocol.PolicyRequest():
+                return self._policy()
         return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
 
-    async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: C901, PLR0911 - one a request
+    async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: C901, PLR0911, PLR0912 - one a request
         match request:
             case protocol.AddArtifactRequest(artifact=content):
                 return await self._add(content)
@@ -124,6 +129,8 @@ class Control:
                 return await self._revoking.revoke(kind, thing, why, peer)
             case protocol.AddRevocationsRequest(content=content):
                 return await self._revoking.add(content, peer)
+            case protocol.ActivatePolicyRequest(content=content):
+                return await self._activating.activate(content, peer)
             case protocol.ApproveHoldRequest(id=hold_id, artifact=content):
                 return await self._holds.approve(hold_id, content, peer)
             case protocol.DenyHoldRequest(id=hold_id, why=why):
@@ -143,6 +150,17 @@ class Control:
                 return await self._witnesses.take(request)
             case _:
                 raise protocol.protocol_error("this message answers nothing that was said")
+
+    def _policy(self) -> protocol.PolicyAnswer:
+        policy = self._host.policy
+        return protocol.PolicyAnswer(
+            digest=policy.digest,
+            name=policy.name,
+            version=policy.version,
+            scopes=tuple(sorted(policy.scopes)),
+            problem=policy.problem,
+            pid=policy.pid,
+        )
 
     async def _add(self, content: bytes) -> protocol.Done:
         """Take an artifact into the folder. One that authenticates but does not stand is kept, and refused."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import grp
 import hashlib
+import os
 import pwd
 import time
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from egs_kernel.constraints.namespaces import may_isolate
 from egs_kernel.constraints.reach import enforceable
 from egs_kernel.constraints.rulesets import kernel_abi
 from egs_kernel.daemon.known import Known
+from egs_kernel.daemon.policy import Policy
 from egs_kernel.daemon.workloads import Workloads
 from egs_kernel.errors import GateError, HostLacks
 from egs_kernel.gate.cgroups import cgroup_id, cgroup_mount
@@ -35,8 +37,8 @@ from egs_kernel.gate.seal import boot_now
 from egs_kernel.gate.trees import controllers_of
 from egs_kernel.hostkey import open_host_key
 from egs_kernel.model import HostFacts, Posture, Reason, Tier
-from egs_kernel.ownership import read_private_file
-from egs_kernel.posture import host_id, policy_digest, read_posture
+from egs_kernel.ownership import read_private_file, require_private_folder
+from egs_kernel.posture import EMPTY_POLICY, host_id, read_posture
 from egs_kernel.trust.store import TrustStore
 
 if TYPE_CHECKING:
@@ -65,12 +67,18 @@ class Settings:
     witnesses: tuple[Witness, ...]
 
     @classmethod
-    def load(cls, paths: Paths) -> Settings:
-        """Read configuration, trust store and policy.
+    def load(cls, paths: Paths, policy_digest: str = EMPTY_POLICY) -> Settings:
+        """Read configuration and trust store.
+
+        Args:
+            paths: where they are.
+            policy_digest: of the active policy set; its file is read by activating.py.
 
         Raises:
             UsageError: one of them is missing, unsafe or wrong.
         """
+        if os.path.lexists(paths.policy):
+            require_private_folder(paths.policy)
         content = read_config(paths.config)
         config = parse_config(content, str(paths.config))
         host = host_id(config)
@@ -78,7 +86,7 @@ class Settings:
             config=config,
             config_digest=hashlib.sha256(content).hexdigest(),
             trust=TrustStore.load(paths.trust),
-            policy_digest=policy_digest(paths.policy),
+            policy_digest=policy_digest,
             host_id=host,
             host_key=open_host_key(paths.host_keys, host),
             witnesses=witnesses_of(config.witnesses),
@@ -122,8 +130,16 @@ def expected_programs(manifest: Path) -> dict[str, str]:
 class Host:
     """Settings in force and what is observed: the daemon's single source of `HostFacts`."""
 
-    def __init__(self, paths: Paths, gate: Gate, settings: Settings, known: Known | None = None) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        gate: Gate,
+        settings: Settings,
+        known: Known | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self._gate = gate
+        self.policy = policy or Policy()
         self.known = known or Known()
         self._pins = paths.pins
         self._pinned = _inode(paths.pins)
@@ -197,6 +213,8 @@ class Host:
             labels=frozenset(config.host_labels),
             scopes=frozenset(scope.name for scope in config.scopes),
             policy_digest=self.settings.policy_digest,
+            policy_required=self.policy.governs(scope),
+            policy_problem=self.policy.problem if self.policy.governs(scope) else "",
             posture=self.posture,
             revoked=self.known.of(scope),
             revocations_problem=knowledge.problem,

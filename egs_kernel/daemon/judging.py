@@ -11,6 +11,7 @@ import msgspec
 
 from egs_kernel.audit.entries import ArtifactChange
 from egs_kernel.daemon.host import now
+from egs_kernel.daemon.permits import permit
 from egs_kernel.daemon.programs import digests_of
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
@@ -145,4 +146,5 @@ class Judge:
             self._authorize(trial, artifact, intent)
 
     def _authorize(self, trial: Trial, artifact: verify.Artifact, intent: Intent) -> None:
-        trial.authorize(intent, self._host.facts(artifact, uses=self._journal.uses()), now())
+        facts = self._host.facts(artifact, uses=self._journal.uses())
+        trial.authorize(intent, facts, now(), partial(permit, self._host))

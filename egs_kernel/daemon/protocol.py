@@ -92,6 +92,16 @@ class RevocationsRequest(_Request, frozen=True, kw_only=True, tag="revocations")
     """What is revoked, and by which lists? Root only."""
 
 
+class ActivatePolicyRequest(_Request, frozen=True, kw_only=True, tag="policy_activate"):
+    """Have this signed policy set be the active one. Root only."""
+
+    content: bytes
+
+
+class PolicyRequest(_Request, frozen=True, kw_only=True, tag="policy"):
+    """Which policy set is active, and can it be asked? Root only."""
+
+
 class SealRequest(_Request, frozen=True, kw_only=True, tag="seal"):
     """Seal the gate: nobody but the daemon changes anything from then on. Root only."""
 
@@ -162,6 +172,8 @@ Request = (
     | RevokeRequest
     | AddRevocationsRequest
     | RevocationsRequest
+    | ActivatePolicyRequest
+    | PolicyRequest
     | SealRequest
     | UnsealRequest
     | ReloadRequest
@@ -198,6 +210,17 @@ class Done(_Answer, frozen=True, kw_only=True, tag="done"):
 
     message: str
     id: str = ""
+
+
+class PolicyAnswer(_Answer, frozen=True, kw_only=True, tag="policy"):
+    """The active policy set. `name` "": it was not read; `problem` says why it cannot be asked; `pid` is the evaluator."""
+
+    digest: str
+    name: str
+    version: int
+    scopes: tuple[str, ...]
+    problem: str
+    pid: int | None
 
 
 class ScopeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -403,6 +426,7 @@ Answer = (
     | ArtifactsAnswer
     | HoldsAnswer
     | RevocationsAnswer
+    | PolicyAnswer
 )
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -19,6 +19,7 @@ from egs_kernel.audit.entries import ArtifactChange
 from egs_kernel.checks.revocation import revocation_of
 from egs_kernel.daemon.candidate import Candidate
 from egs_kernel.daemon.host import cgroup_number, now
+from egs_kernel.daemon.permits import permit
 from egs_kernel.daemon.programs import digests_of
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.daemon.watch import FOLDER
@@ -341,7 +342,7 @@ class Standing:
             measured=digests_of(measured),
         )
         facts = self._host.facts(artifact, uses=self._journal.uses())
-        trial.authorize(intent, facts, now())
+        trial.authorize(intent, facts, now(), partial(permit, self._host))
 
     def _require_first(self, candidate: Candidate, artifact: verify.Artifact) -> None:
         first = min(other.file for other in self._with_id(artifact.id))

@@ -45,15 +45,15 @@ class Trial:
         except EgsError as error:
             self.error = error
 
-    def authorize(self, intent: Intent, facts: HostFacts, now: datetime) -> None:
-        """Steps 5 to 15, when the others were passed."""
+    def authorize(self, intent: Intent, facts: HostFacts, now: datetime, permit: verify.Permit) -> None:
+        """Steps 5 to 15, when the others were passed. `permit` asks policy."""
         if self.artifact is None:
             return
         self.intent = intent
         self._reached = [step for step in self._reached if step <= verify.Step.KEYS]
         try:
             self.authorization = verify.authorize(
-                self.artifact, intent, facts, now, reached=self._reached.append
+                self.artifact, intent, facts, now, reached=self._reached.append, permit=permit
             )
         except EgsError as error:
             self.error = error

@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from egs_kernel.policy.evaluate import Effect, answer
+from egs_kernel.policy.evaluate import answer
+from egs_kernel.policy.evaluation import Effect
 from egs_kernel.policy.sets import PolicySet
 from egs_kernel.policy.source import Case
 

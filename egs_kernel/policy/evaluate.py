@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from enum import Enum
 from typing import Any, Final
 
 import msgspec
 from cedarpy import AuthzResult, Decision, Entities, is_authorized
 
+from egs_kernel.policy.evaluation import Effect, Evaluation
 from egs_kernel.policy.questions import Question
 from egs_kernel.policy.requests import Request, requests_for
 from egs_kernel.policy.sets import PolicySet
@@ -21,43 +21,6 @@ from egs_kernel.policy.sets import PolicySet
 MOST_APPROVALS: Final = 16
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
-
-
-class Effect(Enum):
-    """What policy says."""
-
-    PERMIT = "permit"
-    DENY = "deny"
-
-
-class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a set says, and by which policies.
-
-    Attributes:
-        effect: permit or deny.
-        determining: ids of the policies that decided, sorted; none when nothing permits.
-        advice: what those policies tell whoever asks (`@advice`), in the order of their ids.
-        errors: what failed while it was evaluated; then it is denied.
-        policy_digest: the set's.
-        request_digest: the SHA-256 (hex) of the canonical request, or of those that were asked together.
-    """
-
-    effect: Effect
-    determining: tuple[str, ...]
-    advice: tuple[str, ...]
-    errors: tuple[str, ...]
-    policy_digest: str
-    request_digest: str
-
-    @property
-    def permitted(self) -> bool:
-        """Whether it is permitted."""
-        return self.effect is Effect.PERMIT
-
-    @property
-    def canonical(self) -> bytes:
-        """The same bytes for the same evaluation."""
-        return _ENCODER.encode(self)
 
 
 def evaluate(policy_set: PolicySet, request: Request) -> Evaluation:

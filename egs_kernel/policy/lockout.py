@@ -10,13 +10,13 @@ from typing import Final
 
 from cedarpy import Decision, PartialAuthzResult, is_authorized_partial
 
-from egs_kernel.policy.evaluate import Effect
+from egs_kernel.policy.evaluation import Effect
 from egs_kernel.policy.requests import EXECUTE
 from egs_kernel.policy.sets import PolicySet
 from egs_kernel.policy.source import Case
 
 REMEDY: Final = (
-    "What stays possible when nobody may execute anything: docs/policy.md, When a set locks everyone out."
+    "Break-glass, and what else stays possible then: docs/policy.md, When a set locks everyone out."
 )
 
 

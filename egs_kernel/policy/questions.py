@@ -11,20 +11,20 @@ from egs_kernel.artifact.statement import (
     AbsolutePath,
     AccountId,
     AccountName,
-    Argument,
     Label,
     ScopeName,
     Sha256,
     SpiffeId,
     Text,
     Time,
-    VariableName,
     parse_time,
 )
 from egs_kernel.model import ProgramKind
 
 Risk = Literal["low", "medium", "high", "critical"]
 Count = Annotated[int, Meta(ge=0, le=2**32)]
+Word = Annotated[str, Meta(max_length=128 * 1024)]
+"""An argument, or the name of a variable: any text, as what is left free is compared with nothing."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -123,10 +123,10 @@ class Question(_Part, frozen=True, kw_only=True):
     scripts: Annotated[tuple[File, ...], Meta(max_length=256)] = ()
     libraries: Annotated[tuple[File, ...], Meta(max_length=256)] = ()
     children: Annotated[tuple[Program, ...], Meta(max_length=256)] = ()
-    argv: Annotated[tuple[Argument, ...], Meta(min_length=1, max_length=1024)] | None = None
+    argv: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=64 * 1024)] | None = None
     standing: bool = False
     cwd: AbsolutePath | None = None
-    variables: Annotated[tuple[VariableName, ...], Meta(max_length=1024)] | None = None
+    variables: Annotated[tuple[Word, ...], Meta(max_length=64 * 1024)] | None = None
     purpose: Text | None = None
     ticket: Label | None = None
     risk: Risk | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from egs_kernel.policy.evaluate import Evaluation, answer, approvals_needed
+from egs_kernel.policy.evaluate import answer, approvals_needed
+from egs_kernel.policy.evaluation import Evaluation
 from egs_kernel.policy.sets import PolicySet
 from egs_kernel.policy.source import Case
 

@@ -185,27 +185,31 @@ def test_the_cgroup_of_a_process_and_of_a_scope() -> None:
     assert target_cgroup(config, "b", "/x") is None, "nobody is moved for a scope of users"
 
 
+def unasked(_artifact: Artifact, _intent: Intent) -> None:
+    """No policy set is active."""
+
+
 def test_a_trial_tells_how_far_it_came() -> None:
     trial = Trial()
     trial.authenticate(signed(statement(), ISSUER), store(), NOW)
-    trial.authorize(intent(), host(), NOW)
+    trial.authorize(intent(), host(), NOW, unasked)
     assert trial.error is None
     assert [step.passed for step in trial.steps] == [True] * 15
     assert trial.verification("r").passed
     again = trial.progress
-    trial.authorize(intent(), host(), NOW)
+    trial.authorize(intent(), host(), NOW, unasked)
     assert trial.progress == again, "judged twice, recorded once"
 
     expired = Trial()
     expired.authenticate(signed(statement(), ISSUER), store(), NOW.replace(year=2027))
-    expired.authorize(intent(), host(), NOW.replace(year=2027))
+    expired.authorize(intent(), host(), NOW.replace(year=2027), unasked)
     assert expired.reason is Reason.EXPIRED
     assert expired.steps[-1].name == "window"
     assert not expired.steps[-1].passed
 
     garbage = Trial()
     garbage.authenticate(b"{", store(), NOW)
-    garbage.authorize(intent(), host(), NOW)
+    garbage.authorize(intent(), host(), NOW, unasked)
     assert garbage.artifact_id is None
     assert [step.name for step in garbage.steps] == ["envelope"]
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from egs_kernel.policy.catalog import Agent, Catalog, Files
-from egs_kernel.policy.evaluate import Effect, answer, approvals_needed, evaluate_all
+from egs_kernel.policy.evaluate import answer, approvals_needed, evaluate_all
+from egs_kernel.policy.evaluation import Effect
 from egs_kernel.policy.manifest import TYPE, Manifest
 from egs_kernel.policy.questions import File, Host, Program, Question, Who
 from egs_kernel.policy.requests import requests_for

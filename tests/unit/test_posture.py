@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import rfc8785
 
 from egs_kernel import posture
 from egs_kernel.config import Config
-from egs_kernel.errors import HostLacks, UnsafePath
+from egs_kernel.errors import HostLacks
 from egs_kernel.model import Posture, Tier
 
 PROGRAMS = {"exec": "00112233", "fork": "44556677"}
@@ -154,74 +151,6 @@ def test_the_clock_is_asked_in_the_kernels_words(tmp_path: Path) -> None:
     assert posture._Timex.status.offset == offset
     assert ctypes.sizeof(posture._Timex) >= size
     assert posture.clock_synchronized() == bool(synchronized)
-
-
-# --- policy digest -------------------------------------------------------------------------------
-
-
-def test_an_empty_and_a_missing_policy_folder_have_the_defined_digest(tmp_path: Path) -> None:
-    (tmp_path / "policy/sub").mkdir(parents=True)
-    assert hashlib.sha256(b"[]").hexdigest() == posture.EMPTY_POLICY
-    assert posture.policy_digest(tmp_path / "policy") == posture.EMPTY_POLICY
-    assert posture.policy_digest(tmp_path / "missing") == posture.EMPTY_POLICY
-
-
-def test_the_digest_is_of_the_canonical_listing(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/x.cedar").write_text("permit")
-    (tmp_path / "a.cedar").write_text("forbid")
-    listing: list[Any] = [
-        {"path": "a.cedar", "sha256": hashlib.sha256(b"forbid").hexdigest()},
-        {"path": "b/x.cedar", "sha256": hashlib.sha256(b"permit").hexdigest()},
-    ]
-    expected = hashlib.sha256(rfc8785.dumps(listing)).hexdigest()
-    assert posture.policy_digest(tmp_path) == expected
-
-
-def test_content_name_and_place_change_the_digest(tmp_path: Path) -> None:
-    seen = {posture.policy_digest(tmp_path)}
-    (tmp_path / "a").write_text("1")
-    seen.add(posture.policy_digest(tmp_path))
-    (tmp_path / "a").write_text("2")
-    seen.add(posture.policy_digest(tmp_path))
-    (tmp_path / "a").rename(tmp_path / "b")
-    seen.add(posture.policy_digest(tmp_path))
-    (tmp_path / "c").mkdir()
-    (tmp_path / "b").rename(tmp_path / "c/b")
-    seen.add(posture.policy_digest(tmp_path))
-    assert len(seen) == 5
-
-
-def test_unsafe_policy_folders_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "policy"
-    folder.mkdir()
-    folder.chmod(0o777)
-    with pytest.raises(UnsafePath):
-        posture.policy_digest(folder)
-    folder.chmod(0o755)
-    (folder / "ok").write_text("x")
-    (tmp_path / "link").symlink_to(folder)
-    with pytest.raises(UnsafePath):
-        posture.policy_digest(tmp_path / "link")
-    folder.chmod(0o777)
-    with pytest.raises(UnsafePath):
-        posture.policy_digest(folder)
-    folder.chmod(0o755)
-    (folder / "ok").chmod(0o666)
-    with pytest.raises(UnsafePath):
-        posture.policy_digest(folder)
-    (folder / "ok").chmod(0o644)
-    (folder / "inner").symlink_to("/etc")
-    with pytest.raises(UnsafePath):
-        posture.policy_digest(folder)
-    (folder / "inner").unlink()
-    os.mkfifo(folder / "fifo")
-    with pytest.raises(UnsafePath):
-        posture.policy_digest(folder)
-    (folder / "fifo").unlink()
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xff")).write_text("x")
-    with pytest.raises(UnsafePath):
-        posture.policy_digest(folder)
 
 
 # --- host id -------------------------------------------------------------------------------------

@@ -1,0 +1,188 @@
+"""Policy on the node: activated by a signed set, followed after a restart, asked again at every examination."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.audit.entries import PolicyChange
+from egs_kernel.verify import artifact_id as id_of
+from tests.running import SECONDS, Running
+
+pytestmark = pytest.mark.kernel
+
+PERMIT = '@id("all") permit(principal, action, resource);\n'
+
+
+def write_set(
+    system: Running, text: str, *, version: int = 1, scope: str = "test", key: str = "policy"
+) -> Path:
+    """A signed set with these policies."""
+    folder = system.folder / f"set-{version}"
+    folder.mkdir(exist_ok=True)
+    (folder / "policy.toml").write_text(f'name = "tests"\nversion = {version}\nscopes = ["{scope}"]\n')
+    (folder / "a.cedar").write_text(text)
+    out = system.folder / f"set-{version}-{len(text)}.json"
+    system.instance.egs(
+        "policy", "sign", str(folder), "--key", str(system.folder / f"{key}.key"), "--out", str(out)
+    )
+    return out
+
+
+def trust_policy_key(system: Running) -> None:
+    system.instance.egs("keys", "generate", "--name", "policy", "--out", str(system.folder))
+    system.instance.egs(
+        "trust", "add", str(system.folder / "policy.pub"), "--role", "policy", "--scope", "test"
+    )
+    system.instance.egs("reload")
+
+
+def activate(system: Running, path: Path) -> Any:
+    return json.loads(system.instance.egs("policy", "activate", "--anyway", "--json", str(path)).stdout)
+
+
+def refused(system: Running, path: Path) -> str:
+    done = system.instance.egs("policy", "activate", "--anyway", "--json", str(path), check=False)
+    assert done.returncode == 1, done.stderr
+    return str(json.loads(done.stdout)["error"]["reason"])
+
+
+def shown(system: Running) -> Any:
+    return json.loads(system.instance.egs("policy", "show", "--json").stdout)
+
+
+def state_of(system: Running, artifact_id: str) -> tuple[str, str]:
+    found = system.artifacts()[artifact_id]
+    return found["state"], found["reason"]
+
+
+def wait_for_state(system: Running, artifact_id: str, *wanted: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while state_of(system, artifact_id) != wanted:
+        assert time.monotonic() < deadline, (state_of(system, artifact_id), system.log())
+
+
+def artifact_id(path: Path) -> str:
+    return id_of(parse_envelope(path.read_bytes()))
+
+
+def not_added(system: Running, artifact: Path) -> str:
+    done = system.instance.egs("artifacts", "add", "--json", str(artifact), check=False)
+    assert done.returncode == 1, done.stdout
+    return str(json.loads(done.stdout)["error"]["reason"])
+
+
+def test_a_set_is_activated_recorded_and_followed(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    before = running.add(running.issue(program, "--user", "root"))
+    assert running.inside(str(program)) == 0
+    trust_policy_key(running)
+    first = write_set(running, PERMIT)
+    assert refused(running, write_set(running, PERMIT, version=9, key="issuer")) == "key_role_mismatch"
+    digest = activate(running, first)["digest"]
+
+    # What was issued under no set is denied from now on, standing or not.
+    wait_for_state(running, before, "refused", "policy_mismatch")
+    assert running.inside(str(program)) != 0
+    launched = running.run("--artifact", str(running.issue(program, name="old.json")), "--", str(program))
+    assert (launched.returncode, "policy_mismatch" in launched.stderr) == (126, True)
+
+    # What is issued under it runs.
+    under = running.add(running.issue(program, "--user", "root", "--policy-digest", digest, name="new.json"))
+    assert state_of(running, under) == ("standing", "")
+    assert running.inside(str(program)) == 0
+
+    # A policy for everybody cannot be asked about what stands for everybody.
+    assert (
+        not_added(running, running.issue(program, "--policy-digest", digest, name="all.json"))
+        == "policy_denied"
+    )
+
+    # A restart follows the record, and an older or another set of the same version is refused.
+    second = write_set(running, PERMIT + '@id("more") permit(principal, action, resource);\n', version=2)
+    newer = activate(running, second)["digest"]
+    assert refused(running, first) == "policy_outdated"
+    assert refused(running, write_set(running, PERMIT + "// another\n", version=2)) == "policy_outdated"
+    running.stop()
+    running.start()
+    assert (shown(running)["daemon"]["digest"], shown(running)["daemon"]["problem"]) == (newer, "")
+    assert refused(running, first) == "policy_outdated"
+
+    # Put in the place of the file, an older one changes nothing, and says so after a restart: nothing runs then.
+    running.stop()
+    running.instance.paths.policy_set.write_bytes(first.read_bytes())
+    running.start()
+    assert "version 2" in shown(running)["daemon"]["problem"]
+    last = running.issue(program, "--user", "root", "--policy-digest", newer, name="last.json")
+    assert not_added(running, last) == "policy_unavailable"
+    assert running.inside(str(program)) != 0
+    assert activate(running, second)["digest"] == newer
+    wait_for_state(running, artifact_id(last), "standing", "")
+    assert running.inside(str(program)) == 0
+
+    entries = [(entry.action, entry.reason.code, entry.version) for entry in running.entries(PolicyChange)]
+    assert entries[:2] == [("refused", "key_role_mismatch", 0), ("activated", "authorized", 1)]
+    assert ("refused", "policy_outdated", 1) in entries
+    assert entries[-1] == ("activated", "authorized", 2)
+
+
+def test_the_node_asks_again_with_what_it_knows(running: Running) -> None:
+    """The authority may not know the host's state; the node does."""
+    program = running.copy("/bin/true", "program")
+    trust_policy_key(running)
+    text = PERMIT + (
+        '@id("sealed") @advice("Seal the host.") forbid(principal, action, resource)\n'
+        'when { context has posture && context.posture.seal != "sealed" && context has ticket };\n'
+        '@id("words") forbid(principal == User::"root", action, resource)\n'
+        'when { context has argv && context.argv.contains("--no") };\n'
+    )
+    digest = activate(running, write_set(running, text))["digest"]
+    free = running.issue(program, "--policy-digest", digest)
+    assert running.run("--artifact", str(free), "--", str(program), "--yes").returncode == 0
+    launched = running.run("--artifact", str(free), "--", str(program), "--no")
+    assert (launched.returncode, "words forbids it" in launched.stderr) == (126, True), launched.stderr
+    other = running.issue(program, "--policy-digest", digest, "--ticket", "T-1", name="ticket.json")
+    launched = running.run("--artifact", str(other), "--", str(program))
+    assert (launched.returncode, "sealed forbids it" in launched.stderr) == (126, True)
+    assert "Seal the host." in launched.stderr
+
+
+def test_an_evaluator_that_dies_refuses_until_there_is_another(running: Running) -> None:
+    program = running.copy("/bin/true", "program")
+    trust_policy_key(running)
+    digest = activate(running, write_set(running, PERMIT))["digest"]
+    artifact = running.issue(program, "--policy-digest", digest)
+    pid = shown(running)["daemon"]["evaluator"]
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "Uid:\t65534\t65534\t65534\t65534" in status
+    assert "CapEff:\t0000000000000000" in status
+    os.kill(pid, signal.SIGKILL)
+    launched = running.run("--artifact", str(artifact), "--", str(program))
+    assert (launched.returncode, "policy_unavailable" in launched.stderr) == (126, True), launched.stderr
+    while running.run("--artifact", str(artifact), "--", str(program)).returncode != 0:
+        assert running.daemon is not None
+        assert running.daemon.poll() is None
+    assert shown(running)["daemon"]["evaluator"] != pid
+
+
+def test_a_set_that_locks_everyone_out_is_told_before(running: Running) -> None:
+    trust_policy_key(running)
+    shut = write_set(running, PERMIT + '@id("shut") forbid(principal, action, resource);\n')
+    done = running.instance.egs("policy", "activate", str(shut), check=False)
+    assert (
+        done.returncode,
+        "locks everyone out" in done.stderr,
+        "Break-glass" in done.stdout + done.stderr,
+    ) == (
+        1,
+        True,
+        True,
+    )
+    assert running.entries(PolicyChange) == []
