@@ -11,6 +11,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from egs_kernel.gate.drift_abi import OBJECT_NAME, Object, ObjectKey, ObjectKind
 from egs_kernel.gate.parts import GUARDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from egs_kernel.gate.drift import DriftGate
 
@@ -30,6 +31,7 @@ CONSTANT: Final = frozenset({"code_variables", "drift_calls", "drift_configs"})
 _COMES_AND_GOES: Final = frozenset(f"link_{name}" for name in GUARDS)
 """Links that the daemon attaches while a scope holds."""
 
+_PROGRAM: Final = re.compile(r"program (\d+),")
 _LIST: Final = f"{FOLDER}/drift_objects"
 
 
@@ -48,18 +50,18 @@ def note_objects(pins: Path, drift: DriftGate) -> None:
         drift.objects.put(ObjectKey(kind=kind, id=number), Object(name=name.encode()[: OBJECT_NAME - 1]))
 
 
-def foreign_users(pins: Path) -> dict[str, str]:
+def foreign_users(pins: Path, noted: Mapping[str, str]) -> dict[str, str]:
     """Programs that are not the gate's and have a map of it: number and name → the maps.
+
+    Args:
+        pins: the gate's folder.
+        noted: its inventory at the load.
 
     Raises:
         OSError: the kernel does not say.
     """
-    maps, programs = {}, set()
-    for name, kind, number in _objects(pins, ""):
-        if kind is ObjectKind.MAP:
-            maps[number] = name
-        elif kind is ObjectKind.PROGRAM:
-            programs.add(number)
+    maps = {number: name for name, kind, number in _objects(pins, "") if kind is ObjectKind.MAP}
+    programs = {int(found[1]) for fact in noted.values() if (found := _PROGRAM.match(fact))}
     found = {}
     for number in libbpf.program_numbers():
         if number in programs:

@@ -94,7 +94,7 @@ class GateIntegrity:
             return {"manifest": ("", error.message)} | self._lost_links()
         try:
             differences = compare_objects(noted, take_inventory(self._paths.pins))
-            users = foreign_users(self._paths.pins)
+            users = foreign_users(self._paths.pins, noted)
         except OSError as error:
             return {"pins": ("", f"cannot be looked at: {error}")} | self._lost_links()
         return differences | {name: ("", f"uses {maps} of the gate") for name, maps in users.items()}
