@@ -238,10 +238,11 @@ def disk_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def running_on_disk() -> Iterator[Running]:
-    """A running system in such a folder."""
+def running_on_disk(*, drift: str = "off") -> Iterator[Running]:
+    """A running system in such a folder. `drift`: whether the gate tells of drift events."""
     with disk_folder() as folder:
         instance = Instance.create(folder / "egs")
+        instance.configure(drift=drift)
         try:
             work = folder / "work"
             work.mkdir(mode=0o755)

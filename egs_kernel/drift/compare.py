@@ -135,10 +135,7 @@ def _code(state: ProcessState, known: Baseline, said: Authorized | None, context
             yield Finding.MEMORY_WRITTEN, f"code of {mapping.path} in memory is not the file's"
         if not mapping.path or mapping.path.startswith(MEMORY):
             if not context.expects_code(known.event.filename, said):
-                yield (
-                    Finding.ANONYMOUS_CODE,
-                    f"executable memory of no file{mapping.path and ': ' + mapping.path}",
-                )
+                yield Finding.ANONYMOUS_CODE, "executable memory of no file"
             continue
         path = mapping.path.removesuffix(" (deleted)")
         ours = state.executable is not None and mapping.inode == state.executable.inode

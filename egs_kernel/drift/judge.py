@@ -152,6 +152,9 @@ def _event_detail(event: ProcessEvent) -> str:
         Finding.CGROUP_LEFT: "it was moved out of its scope's cgroup",
     }
     said = words.get(event.suspicion, event.suspicion.value.replace("_", " "))
-    named = f": {event.name}" if event.name else ""
+    addressed = (
+        event.suspicion is Finding.ANONYMOUS_CODE
+    )  # one finding, however often and wherever it makes some
+    named = f": {event.name}" if event.name and not addressed else ""
     by = f" by process {event.by}" if event.by and event.suspicion is not Finding.TRACED else ""
     return f"{said}{named}{by}"

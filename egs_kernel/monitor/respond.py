@@ -35,7 +35,9 @@ QUARANTINED: Final = 1
 _ROUNDS: Final = 4
 """Before the cgroup is frozen."""
 _SECONDS: Final = 5.0
-_PAUSE: Final = 0.001
+_PAUSE: Final = 0.0005
+_WAIT: Final = 5
+"""Milliseconds for the next one that was killed to be gone."""
 _STOPPED: Final = frozenset({"T", "t", "Z", "X"})
 
 
@@ -105,7 +107,8 @@ class Responder:
                     if pidfd is not None and _signal(pidfd, signal.SIGKILL) and task.pid not in touched:
                         touched.add(task.pid)
                         waiting.register(pidfd, select.POLLIN)
-                waiting.poll(1)
+                for pidfd, _ in waiting.poll(_WAIT):
+                    waiting.unregister(pidfd)
         return Outcome(verified=False, processes=len(touched), detail="it forks faster than it ends")
 
     def _suspend(self, execution: int) -> Outcome:
@@ -165,7 +168,7 @@ class Responder:
                     members = self._members(execution)
                 yield members
                 number += 1
-                time.sleep(_PAUSE)
+                time.sleep(_PAUSE * (number > 1))
 
     def _own_cgroups(self, members: Iterable[GovernedTask]) -> list[Path]:
         """Cgroups that hold an execution and nothing else."""

@@ -43,6 +43,8 @@ TOLD: Final = 64
 """Findings about one execution that are told one by one; what comes then is counted."""
 _FRESH: Final = 5_000_000_000
 """Nanoseconds since an exec within which what is seen of it is taken as how it began."""
+_LOOKS: Final = frozenset({"sweep", "exec"})
+"""Sources that see what an event has told, in other words."""
 _BY_EGSD: Final = frozenset({Finding.ARTIFACT_REVOKED, Finding.KEY_REVOKED})
 """What egsd itself answers at once; the monitor is the second line."""
 
@@ -87,6 +89,7 @@ class Watch:
         self._catch_up = catch_up
         self._number = 0
         self._counts: Counter[int] = Counter()
+        self._by_event: set[tuple[Finding, int, int]] = set()
         self._host: dict[Finding, dict[str, str]] = {}
         self.suppressed = 0
         self.started = boot_now()
@@ -165,6 +168,7 @@ class Watch:
         found = judge_event(event, self.context)
         if found is not None:
             self.tell(found)
+            self._by_event.add((found.finding, found.execution, found.pid))
         elif task is not None:
             self.look_at(task, event.source)
 
@@ -193,6 +197,12 @@ class Watch:
             self._tell_all(
                 compare_authorization(self._baselines.executions[number], self.context, now, boot, source)
             )
+
+    def forget(self) -> None:
+        """What is known of executions that nobody is of any more."""
+        live = self._baselines.executions.keys()
+        self._by_event = {each for each in self._by_event if each[1] in live}
+        self._counts = Counter({number: count for number, count in self._counts.items() if number in live})
 
     def next_deadline(self) -> float | None:
         """When, in seconds since 1970, an artifact of something that runs expires next."""
@@ -335,7 +345,7 @@ class Watch:
         if found.finding in _BY_EGSD:
             if any(each[:2] == key[:2] for each in told):
                 return True
-        elif key in told:
+        elif key in told or (key[:3] in self._by_event and found.source in _LOOKS):
             return True
         if found.execution and self._counts[found.execution] >= TOLD:
             self.suppressed += 1
