@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 from egs_kernel import __version__
 from egs_kernel.daemon.app import serve
+from egs_kernel.daemon.memory import keep_small
 from egs_kernel.errors import EgsError
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
-
-_M_MMAP_THRESHOLD: Final = -3
-_M_ARENA_MAX: Final = -8
-_LARGE: Final = 128 * 1024
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -37,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     logging.basicConfig(format="egsd: %(message)s", level=level, stream=sys.stderr)
     try:
         _require_root()
-        _keep_memory_small()
+        keep_small()
         asyncio.run(serve(Paths.from_environment()))
     except EgsError as error:
         sys.stderr.write(f"egsd: {error}\n")
@@ -50,15 +45,3 @@ def run(arguments: Sequence[str]) -> int:
 def _require_root() -> None:
     if os.geteuid() != 0:
         raise EgsError(Reason.NOT_PERMITTED, "egsd must be root", "Run it as root, or: systemctl start egsd")
-
-
-def _keep_memory_small() -> None:
-    """One heap for all threads, large blocks outside of it: 2.5 MB less after some thousand executions.
-
-    glibc gives each thread a heap of its own, so that threads need not wait for each other; ours wait for the
-    interpreter's lock anyway. Other C libraries have no such heaps, and no mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)

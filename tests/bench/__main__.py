@@ -40,6 +40,8 @@ from tests.harness import REPOSITORY, Instance, compile_program
 
 DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
 LATEST: Final = Path(__file__).parent / "results/latest.json"
+PARTS: Final = {part.name: part for part in (constraints.PART, guards.PART, log.PART, revocation.PART)}
+"""Each with a part of the document of its own: scripts/bench NAME."""
 GOVERNED_EXECS: Final = 10_000
 IDLE_SECONDS: Final = METRICS_SECONDS + 1
 """After this the daemon has done once whatever it does again and again."""
@@ -85,8 +87,9 @@ QUICK: Final = Plan(
 
 def main() -> None:
     """Measure, print, and write results and document."""
-    if sys.argv[1:2] == ["log"]:
-        log.main(sys.argv[2:])
+    part = PARTS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if part is not None:
+        part.run(sys.argv[2:])
         return
     if os.geteuid() != 0:
         sys.exit("bench: it loads the gate, and must be root")
@@ -96,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description=__doc__,
-        epilog="scripts/bench hooks --help: what each hook costs",
+        epilog=f"scripts/bench NAME --help says more of one benchmark: hooks, {', '.join(sorted(PARTS))}",
         allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="a minute instead of eight; writes nothing")
@@ -205,11 +208,4 @@ def _cpu() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["guards"]:
-        guards.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["constraints"]:
-        constraints.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["revocation"]:
-        revocation.main(sys.argv[2:])
-    else:
-        main()
+    main()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
 import shutil
-import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,18 +15,12 @@ from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.constraints.seccomp import compile_filter
 from tests.bench import machine
 from tests.bench.launches import PROGRAM, Contender, Launch, measure_launches
+from tests.bench.part import Part
 from tests.bench.report import table
 from tests.bench.stats import Ratio
 from tests.bench.subject import Daemon
-from tests.bench.timers import say
-from tests.harness import BIN, REPOSITORY, Instance, compile_program
+from tests.harness import BIN, Instance, compile_program
 
-MARKERS: Final = (
-    "<!-- written by scripts/bench constraints: begin -->",
-    "<!-- written by scripts/bench constraints: end -->",
-)
-DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
-LATEST: Final = Path(__file__).parent / "results/constraints.json"
 ALL: Final = "egs run, all constraints"
 FIREJAIL: Final = "firejail"
 GOAL_RATIO: Final = 1.0
@@ -55,25 +45,6 @@ class Constraints(msgspec.Struct, frozen=True):
     disturbances: tuple[str, ...]
     lacking: tuple[str, ...]
     launches: tuple[Launch, ...]
-
-
-def main(arguments: list[str]) -> None:
-    """Measure, print, and write results and document."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench constraints", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--quick", action="store_true", help="a smoke test: writes nothing")
-    quick = parser.parse_args(arguments).quick
-    if os.geteuid() != 0:
-        sys.exit("bench: it loads the gate, and must be root")
-    with tempfile.TemporaryDirectory(prefix="egs-bench-", dir="/var/tmp") as folder:
-        measured = measure(Path(folder), _QUICK if quick else _FULL)
-    text = render(measured)
-    sys.stdout.write(f"{text}\n")
-    if not quick:
-        LATEST.write_bytes(msgspec.json.format(msgspec.json.encode(measured)) + b"\n")
-        DOCUMENT.write_text(replaced(DOCUMENT.read_text(), text))
-        say(f"wrote {LATEST.relative_to(REPOSITORY)} and {DOCUMENT.relative_to(REPOSITORY)}")
 
 
 def measure(folder: Path, rounds: int) -> Constraints:
@@ -174,22 +145,18 @@ def render(measured: Constraints) -> str:
     return f"{head}\n\n{held}\n\n{beside_others}"
 
 
-def replaced(document: str, text: str) -> str:
-    """`document` with `text` between this benchmark's markers.
-
-    Raises:
-        ValueError: it does not have each marker once.
-    """
-    begin, end = MARKERS
-    if document.count(begin) != 1 or document.count(end) != 1:
-        raise ValueError("docs/benchmarks.md needs the markers of scripts/bench constraints, once each")
-    head, rest = document.split(begin)
-    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-
-
 def _ratio(ratio: Ratio | None) -> str:
     return "" if ratio is None else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
 
 
 def _ms(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e6:.1f} ms"
+
+
+PART: Final = Part(
+    name="constraints",
+    description=__doc__,
+    kind=Constraints,
+    measure=lambda folder, quick: measure(folder, _QUICK if quick else _FULL),
+    render=render,
+)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import os
-import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,20 +17,15 @@ from egs_kernel.gate import libbpf
 from egs_kernel.gate.parts import GUARDS
 from egs_kernel.gate.pins import Gate
 from tests.bench import machine
+from tests.bench.part import Part
 from tests.bench.report import table
 from tests.bench.stats import Ratio, Summary, compare, median, rotated, summarize
 from tests.bench.timers import Timer, say
-from tests.harness import REPOSITORY, Instance, compile_program
+from tests.harness import Instance, compile_program
 
-MARKERS: Final = (
-    "<!-- written by scripts/bench guards: begin -->",
-    "<!-- written by scripts/bench guards: end -->",
-)
 WORKS: Final = {"faults": (1024, "page fault"), "switches": (500, "switch to another process and back")}
 """Units of each kind of work that are timed together, and what one is."""
 
-DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
-LATEST: Final = Path(__file__).parent / "results/guards.json"
 _FULL, _QUICK = 100, 6
 """Rounds: each measures every state once, in another order."""
 _CALM: Final = 1.0
@@ -67,23 +59,6 @@ class Guards(msgspec.Struct, frozen=True):
     machine: machine.Machine
     disturbances: tuple[str, ...]
     works: tuple[Work, ...]
-
-
-def main(arguments: list[str]) -> None:
-    """Measure, print, and write results and document."""
-    parser = argparse.ArgumentParser(prog="scripts/bench guards", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="a smoke test: writes nothing")
-    quick = parser.parse_args(arguments).quick
-    if os.geteuid() != 0:
-        sys.exit("bench: it loads the gate, and must be root")
-    with tempfile.TemporaryDirectory(prefix="egs-bench-", dir="/var/tmp") as folder:
-        measured = measure(Path(folder), _QUICK if quick else _FULL)
-    text = render(measured)
-    sys.stdout.write(f"{text}\n")
-    if not quick:
-        LATEST.write_bytes(msgspec.json.format(msgspec.json.encode(measured)) + b"\n")
-        DOCUMENT.write_text(replaced(DOCUMENT.read_text(), text))
-        say(f"wrote {LATEST.relative_to(REPOSITORY)} and {DOCUMENT.relative_to(REPOSITORY)}")
 
 
 def measure(folder: Path, rounds: int) -> Guards:
@@ -172,19 +147,6 @@ def render(guards: Guards) -> str:
     )
 
 
-def replaced(document: str, text: str) -> str:
-    """`document` with `text` between this benchmark's markers.
-
-    Raises:
-        ValueError: it does not have each marker once.
-    """
-    begin, end = MARKERS
-    if document.count(begin) != 1 or document.count(end) != 1:
-        raise ValueError("docs/benchmarks.md needs the markers of scripts/bench guards, once each")
-    head, rest = document.split(begin)
-    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-
-
 def _ratio(ratio: Ratio) -> str:
     return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
 
@@ -193,3 +155,12 @@ def _beside(load: float, gates: list[str]) -> tuple[str, ...]:
     """What went on beside: CPU time does not count it, but caches do."""
     work = (f"other work ran (load {load:.1f} at the start)",) if load > _CALM else ()
     return (*work, "gates of other instances were attached") if gates else work
+
+
+PART: Final = Part(
+    name="guards",
+    description=__doc__,
+    kind=Guards,
+    measure=lambda folder, quick: measure(folder, _QUICK if quick else _FULL),
+    render=render,
+)

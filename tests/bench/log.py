@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import gc
 import hashlib
 import os
 import random
 import sqlite3
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -29,39 +28,43 @@ from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.merkle import Frontier, inclusion_proof, root, verify_inclusion
 from egs_kernel.audit.record import Record
 from egs_kernel.audit.tiles import HEIGHT, nodes_of
-from egs_kernel.model import ExecEvent, FileIdentity, GrantKind, Reason, Tier, Verdict
+from egs_kernel.model import FileIdentity, GrantKind
 from tests.bench import machine
-from tests.bench.report import replaced, table
+from tests.bench.log_memory import memory_while_appending
+from tests.bench.part import Part
+from tests.bench.report import table
 from tests.bench.stats import Ratio, Summary, compare, summarize
-from tests.bench.subject import Memory, parse_smaps
+from tests.bench.subject import Memory
 from tests.bench.timers import say
-from tests.harness import REPOSITORY
+from tests.samples import exec_event
 
-MARKERS: Final = (
-    "<!-- written by scripts/bench log: begin -->",
-    "<!-- written by scripts/bench log: end -->",
-)
-DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
-LATEST: Final = Path(__file__).parent / "results/log.json"
 BATCH: Final = 1000
 """Entries of one append."""
+APPENDERS: Final = 2
+"""Threads that append: one makes its entries while those of the other are synced."""
 LEAVES: Final = 10_000_000
 """Of the tree that inclusion proofs are out of."""
-_MIB: Final = 1024 * 1024
+FLAT_MIB: Final = 16
+"""What nine million entries more may add: two bytes each. What waits to be published comes and goes, and leaves holes."""
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How much of everything. `block`: entries of a round; `singles`: appends of one entry; `leaves`: of the proofs' tree."""
+    """How much of everything.
+
+    `block`: entries of a round; `singles`: appends of one entry; `leaves`: of the proofs' tree; `memory`: entries that are
+    appended by the process whose memory is looked at.
+    """
 
     rounds: int
     block: int
     singles: int
     leaves: int
     proofs: int
+    memory: int
 
 
-FULL: Final = Plan(rounds=20, block=50_000, singles=1000, leaves=LEAVES, proofs=2000)
-QUICK: Final = Plan(rounds=4, block=5_000, singles=100, leaves=100_000, proofs=100)
+FULL: Final = Plan(rounds=20, block=50_000, singles=1000, leaves=LEAVES, proofs=2000, memory=LEAVES)
+QUICK: Final = Plan(rounds=4, block=5_000, singles=100, leaves=100_000, proofs=100, memory=100_000)
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -91,23 +94,8 @@ class Log(msgspec.Struct, frozen=True):
     proof: Summary
     verify_seconds: float
     verify_cpu_seconds: float
-    memory_first: Memory
-    memory_last: Memory
-
-
-def main(arguments: list[str]) -> None:
-    """Measure, print, and write results and document."""
-    parser = argparse.ArgumentParser(prog="scripts/bench log", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="a smoke test: prints, writes nothing")
-    quick = parser.parse_args(arguments).quick
-    with tempfile.TemporaryDirectory(prefix="egs-bench-", dir="/var/tmp") as folder:
-        measured = measure(Path(folder), QUICK if quick else FULL)
-    text = render(measured)
-    sys.stdout.write(f"{text}\n")
-    if not quick:
-        LATEST.write_bytes(msgspec.json.format(msgspec.json.encode(measured)) + b"\n")
-        DOCUMENT.write_text(replaced(DOCUMENT.read_text(), text, MARKERS))
-        say(f"wrote {LATEST.relative_to(REPOSITORY)} and {DOCUMENT.relative_to(REPOSITORY)}")
+    appended: int
+    memory: tuple[Memory, ...]
 
 
 def measure(folder: Path, plan: Plan) -> Log:
@@ -115,12 +103,13 @@ def measure(folder: Path, plan: Plan) -> Log:
     load = machine.load()
     keys = LogKeys.open(folder / "log-keys", "egs-kernel/bench/record", time.time)
     blocks: dict[str, list[tuple[float, float]]] = {"record": [], "sqlite": []}
-    memory = []
     with Record.open(folder / "record", keys) as record, _sqlite(folder / "sqlite.db") as database:
         say("appending")
         for number in range(plan.rounds):
             start = number * plan.block
             entries = [_entry(each) for each in range(start, start + plan.block)]
+            gc.collect()
+            gc.freeze()  # they are not what is measured
             for name in ("record", "sqlite") if number % 2 else ("sqlite", "record"):
                 since = time.perf_counter(), time.process_time()
                 if name == "record":
@@ -128,7 +117,7 @@ def measure(folder: Path, plan: Plan) -> Log:
                 else:
                     _insert(database, entries, start)
                 blocks[name].append((time.perf_counter() - since[0], time.process_time() - since[1]))
-            memory.append(parse_smaps(Path("/proc/self/smaps_rollup").read_text()))
+            gc.unfreeze()
         size = record.size
     say("verifying")
     since = time.perf_counter(), time.process_time()
@@ -139,6 +128,8 @@ def measure(folder: Path, plan: Plan) -> Log:
         syncs, singles = _singles(record, bare.fileno(), plan.singles)
     say(f"a tree of {plan.leaves:,} leaves")
     proofs = _proofs(folder / "tree", plan)
+    say(f"the memory of a process that appends {plan.memory:,} entries")
+    memory = memory_while_appending(folder / "alone", plan.memory)
     walls = {name: [wall for wall, _cpu in found] for name, found in blocks.items()}
     cpus = {name: [cpu for _wall, cpu in found] for name, found in blocks.items()}
     return Log(
@@ -159,19 +150,14 @@ def measure(folder: Path, plan: Plan) -> Log:
         proof=summarize(proofs),
         verify_seconds=verified[0],
         verify_cpu_seconds=verified[1],
-        memory_first=memory[0],
-        memory_last=memory[-1],
+        appended=plan.memory,
+        memory=tuple(memory),
     )
 
 
 def _entry(number: int) -> Exec:
     """An exec as the gate tells of it."""
-    event = ExecEvent(
-        verdict=Verdict.ALLOW,
-        reason=Reason.AUTHORIZED,
-        enforced=True,
-        scope="agents",
-        tier=Tier.TRACEPOINT,
+    event = exec_event(
         time=9_123_456_789_012 + number,
         execution=2**63 + number,
         parent_execution=2**63,
@@ -181,9 +167,6 @@ def _entry(number: int) -> Exec:
         file=FileIdentity(265289728, 1443058, 2874190035, 44016, 1754321000, 120000000),
         pid=4243,
         parent_pid=4242,
-        uid=1000,
-        euid=1000,
-        gid=1000,
         cgroup_id=5301,
         start_ticks=91301 + number,
         no_new_privs=True,
@@ -193,8 +176,6 @@ def _entry(number: int) -> Exec:
         filename="/usr/bin/python3",
         argv=("python3", "-m", "agent.worker", "--task", str(number)),
         argv_bytes=40,
-        argv_truncated=False,
-        kill_error=0,
     )
     return Exec(event=event)
 
@@ -205,8 +186,10 @@ def _line(number: int) -> bytes:
 
 def _append(record: Record, entries: Sequence[Exec]) -> None:
     """Append entries, and publish them."""
-    for first in range(0, len(entries), BATCH):
-        record.append(entries[first : first + BATCH])
+    batches = [entries[first : first + BATCH] for first in range(0, len(entries), BATCH)]
+    with ThreadPoolExecutor(APPENDERS) as appenders:
+        for _seqs in appenders.map(record.append, batches):
+            pass
     record.publish()
 
 
@@ -282,7 +265,7 @@ def render(log: Log) -> str:
     host = log.machine
     beside = f" **Disturbed**: {'; '.join(log.disturbances)}." if log.disturbances else ""
     rate, single, proof = log.record.wall, log.single_ratio.median, log.proof.median / 1000
-    growth = log.memory_last.uss - log.memory_first.uss
+    growth = log.memory[-1].uss - log.memory[0].uss
     goals = [
         ("durable entries per second, sustained", "≥ 100,000", f"{rate:,.0f}", _mark(met=rate >= 100_000)),
         ("one entry / one fdatasync, median", "≤ 1.5", _ratio(log.single_ratio), _mark(met=single <= 1.5)),
@@ -299,10 +282,10 @@ def render(log: Log) -> str:
             _mark(met=log.verify_seconds * 1e6 / log.entries <= 10),
         ),
         (
-            f"memory of the process, SQLite's and the prepared entries included: after {log.entries:,} entries more than after a block",
+            f"memory of a process that appends, after {log.appended:,} entries more than after {log.appended // len(log.memory):,}",
             "flat",
-            f"{growth:+.1f} MiB",
-            _mark(met=growth < 16),
+            f"{growth:+.1f} MiB (of {log.memory[0].uss:.0f})",
+            _mark(met=growth < FLAT_MIB),
         ),
     ]
     rows = [
@@ -323,7 +306,7 @@ def render(log: Log) -> str:
         f"Measured on {log.date} with egs-kernel {log.version} on a {'virtual ' * host.virtual}machine: "
         f"{host.cpu}, {host.cores} cores; Linux {host.kernel}, Python {host.python}; {host.record_on}.{beside}\n\n"
         f"{table(('figure', 'goal', 'measured', ''), goals)}\n\n"
-        f"Entries of {log.entry_bytes} bytes, {BATCH:,} to an append:\n\n"
+        f"Entries of {log.entry_bytes} bytes, {BATCH:,} to an append; the record from {APPENDERS} threads, SQLite from one:\n\n"
         f"{table(('', 'entries per second', 'CPU time of each', 'record / this'), rows)}\n\n"
         f"{table(('', 'median', 'p99'), times)}"
     )
@@ -335,3 +318,13 @@ def _ratio(ratio: Ratio) -> str:
 
 def _mark(*, met: bool) -> str:
     return "met" if met else "**missed**"
+
+
+PART: Final = Part(
+    name="log",
+    description=__doc__,
+    kind=Log,
+    measure=lambda folder, quick: measure(folder, QUICK if quick else FULL),
+    render=render,
+    root=False,
+)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import struct
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,18 +26,13 @@ from egs_kernel.trust.passphrases import Passphrases
 from egs_kernel.trust.signers import open_signer
 from egs_kernel.verify import artifact_id
 from tests.bench import machine
+from tests.bench.part import Part
 from tests.bench.report import table
 from tests.bench.stats import Ratio, Summary, compare, summarize
 from tests.bench.subject import Daemon
 from tests.bench.timers import say
-from tests.harness import BIN, REPOSITORY, Instance, compile_program
+from tests.harness import BIN, Instance, compile_program
 
-MARKERS: Final = (
-    "<!-- written by scripts/bench revocation: begin -->",
-    "<!-- written by scripts/bench revocation: end -->",
-)
-DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
-LATEST: Final = Path(__file__).parent / "results/revocation.json"
 DENIED_MS: Final = 10.0
 ENDED_MS: Final = 50.0
 _FULL, _QUICK = 200, 10
@@ -74,23 +66,6 @@ class Revocation(msgspec.Struct, frozen=True):
     command: Summary
     killed: Summary
     ratio: Ratio
-
-
-def main(arguments: list[str]) -> None:
-    """Measure, print, and write results and document."""
-    parser = argparse.ArgumentParser(prog="scripts/bench revocation", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="a smoke test: writes nothing")
-    quick = parser.parse_args(arguments).quick
-    if os.geteuid() != 0:
-        sys.exit("bench: it loads the gate, and must be root")
-    with tempfile.TemporaryDirectory(prefix="egs-bench-", dir="/var/tmp") as folder:
-        measured = measure(Path(folder), _QUICK if quick else _FULL)
-    text = render(measured)
-    sys.stdout.write(f"{text}\n")
-    if not quick:
-        LATEST.write_bytes(msgspec.json.format(msgspec.json.encode(measured)) + b"\n")
-        DOCUMENT.write_text(replaced(DOCUMENT.read_text(), text))
-        say(f"wrote {LATEST.relative_to(REPOSITORY)} and {DOCUMENT.relative_to(REPOSITORY)}")
 
 
 @dataclass
@@ -295,19 +270,6 @@ def render(revocation: Revocation) -> str:
     )
 
 
-def replaced(document: str, text: str) -> str:
-    """`document` with `text` between this benchmark's markers.
-
-    Raises:
-        ValueError: it does not have each marker once.
-    """
-    begin, end = MARKERS
-    if document.count(begin) != 1 or document.count(end) != 1:
-        raise ValueError("docs/benchmarks.md needs the markers of scripts/bench revocation, once each")
-    head, rest = document.split(begin)
-    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-
-
 def _met(summary: Summary, goal: float) -> str:
     return f"≤ {goal:g} ms: {'met' if summary.p99 <= goal else 'missed'}"
 
@@ -315,3 +277,12 @@ def _met(summary: Summary, goal: float) -> str:
 def _beside(load: float, gates: list[str]) -> tuple[str, ...]:
     work = (f"other work ran (load {load:.1f} at the start)",) if load > _CALM else ()
     return (*work, "gates of other instances were attached") if gates else work
+
+
+PART: Final = Part(
+    name="revocation",
+    description=__doc__,
+    kind=Revocation,
+    measure=lambda folder, quick: measure(folder, _QUICK if quick else _FULL),
+    render=render,
+)

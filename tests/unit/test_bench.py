@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,33 +127,30 @@ def test_a_processor_without_a_name_is_called_by_its_architecture() -> None:
 
 
 def test_the_guards_report_goes_between_its_own_markers() -> None:
-    text = guards.replaced(DOCUMENT.read_text(), "| new |")
-    begin, end = guards.MARKERS
+    text = report.replaced(DOCUMENT.read_text(), "| new |", guards.PART.markers)
+    begin, end = guards.PART.markers
     assert f"{begin}\n| new |\n{end}" in text
     assert report.BEGIN in text
     with pytest.raises(ValueError, match="markers"):
-        guards.replaced("nothing", "x")
+        report.replaced("nothing", "x", guards.PART.markers)
 
 
 def test_the_guards_figures_in_the_document_are_those_of_the_results() -> None:
-    results = msgspec.json.decode(guards.LATEST.read_bytes(), type=guards.Guards)
+    results = guards.PART.read()
     assert guards.render(results) in DOCUMENT.read_text()
 
 
 def test_the_figures_of_the_record_are_those_of_the_results() -> None:
-    results = msgspec.json.decode(log.LATEST.read_bytes(), type=log.Log)
+    results = log.PART.read()
     assert log.render(results) in DOCUMENT.read_text()
 
 
 def test_the_figures_of_launches_under_constraints_are_those_of_the_results() -> None:
-    results = msgspec.json.decode(constraints.LATEST.read_bytes(), type=constraints.Constraints)
+    results = constraints.PART.read()
     assert constraints.render(results) in DOCUMENT.read_text()
     with pytest.raises(ValueError, match="markers"):
-        constraints.replaced("nothing", "x")
+        report.replaced("nothing", "x", constraints.PART.markers)
 
 
 def test_the_figures_of_revocation_are_those_of_the_results() -> None:
-    results = msgspec.json.decode(revocation.LATEST.read_bytes(), type=revocation.Revocation)
-    assert revocation.render(results) in DOCUMENT.read_text()
-    with pytest.raises(ValueError, match="markers"):
-        revocation.replaced("nothing", "x")
+    assert revocation.PART.render(revocation.PART.read()) in DOCUMENT.read_text()
