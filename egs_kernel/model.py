@@ -180,6 +180,7 @@ class Reason(IntEnum):
     REVOCATION_LIST_ROLLED_BACK = 116  # its number is not higher than that of the list in force
     REVOCATION_LIST_EARLY = 117  # issued in the future: it, or this host's clock, is wrong
     REVOCATION_LIST_STALE = 118  # the scope demands a list that is new enough, and there is none
+    PROPOSAL_INVALID = 119  # not a proposal of artifacts, or something that cannot be proposed
 
     @property
     def code(self) -> str:
