@@ -11,11 +11,15 @@ import msgspec
 
 from egs_kernel.cli.output import columns, print_json, print_lines
 from egs_kernel.config import load_config
-from egs_kernel.errors import ExitCode
+from egs_kernel.errors import ExitCode, GateError
+from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from egs_kernel.cli.main import Commands
+    from egs_kernel.gate.manifest import DriftManifest
     from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.tiers import Diagnosis, Finding
 
@@ -73,9 +77,17 @@ def _load(options: argparse.Namespace) -> int:
             [
                 f"Gate loaded in {seconds:.1f} s, {len(loaded.checks)} self-test checks passed. Scopes: {scopes}.",
                 "Until egsd runs, everything in an enforced scope is refused.",
+                *_drift_missing(loaded.manifest.drift),
             ]
         )
     return ExitCode.DONE
+
+
+def _drift_missing(drift: DriftManifest | None) -> list[str]:
+    """What to say when drift programs were wanted and there are none."""
+    if drift is None or not drift.missing:
+        return []
+    return [f"No drift events: {drift.missing}. The monitor has its sweeps alone."]
 
 
 def _unload(options: argparse.Namespace) -> int:
@@ -92,9 +104,10 @@ def _unload(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from egs_kernel.gate.pins import Gate  # noqa: PLC0415 - needs libbpf
 
-    gate = Gate.open(Paths.from_environment().pins)
+    pins = Paths.from_environment().pins
+    gate = Gate.open(pins)
     try:
-        answer = _describe(gate)
+        answer = _describe(gate) | {"drift": _describe_drift(pins)}
     finally:
         gate.close()
     if options.json:
@@ -125,6 +138,30 @@ def _describe(gate: Gate) -> dict[str, Any]:
     }
 
 
+def _describe_drift(pins: Path) -> dict[str, Any] | None:
+    """What the drift programs told and what they could not; None: the gate was loaded without them."""
+    from egs_kernel.gate.drift import DriftGate  # noqa: PLC0415 - needs libbpf
+
+    try:
+        drift = DriftGate.open(pins)
+    except GateError as error:
+        if error.reason is Reason.GATE_NOT_LOADED:
+            return None
+        raise
+    try:
+        return dict(msgspec.to_builtins(drift.counters()))
+    finally:
+        drift.close()
+
+
+def _drift_line(drift: dict[str, Any] | None) -> str:
+    if drift is None:
+        return "Drift events: none; see drift.events in egs.toml"
+    told, untold = sum(drift["told"].values()), sum(drift["untold"].values()) + drift["missed"]
+    failures = {name: count for name, count in drift["failures"].items() if count}
+    return f"Drift events: {told} told, {untold} not{f', failures {failures}' if failures else ''}"
+
+
 def _status_lines(answer: dict[str, Any]) -> list[str]:
     age = answer["heartbeat_age"]
     lines = [
@@ -132,6 +169,7 @@ def _status_lines(answer: dict[str, Any]) -> list[str]:
         f"Daemon heartbeat: {'none: everything in scope is refused' if age is None else f'{age:.1f} s ago'}",
         f"Governed processes: {answer['governed']}",
         f"Grants: {answer['standing_grants']} standing, {answer['armed_grants']} armed",
+        _drift_line(answer["drift"]),
         "",
         *columns(
             ("SCOPE", "MODE", "CGROUP"),

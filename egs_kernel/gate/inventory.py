@@ -61,8 +61,8 @@ def foreign_users(pins: Path, noted: Mapping[str, str]) -> dict[str, str]:
         OSError: the kernel does not say.
     """
     maps = {number: name for name, kind, number in _objects(pins, "") if kind is ObjectKind.MAP}
-    programs = {int(found[1]) for fact in noted.values() if (found := _PROGRAM.match(fact))}
-    found = {}
+    programs = {int(match[1]) for fact in noted.values() if (match := _PROGRAM.match(fact))}
+    found: dict[str, str] = {}
     for number in libbpf.program_numbers():
         if number in programs:
             continue

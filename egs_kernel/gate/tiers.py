@@ -23,6 +23,7 @@ from egs_kernel.constraints.kernel_messages import open_messages, require_landlo
 from egs_kernel.errors import EgsError
 from egs_kernel.gate import btf
 from egs_kernel.gate.cgroups import cgroup_mount
+from egs_kernel.gate.drift import TRACEPOINTS as DRIFT_TRACEPOINTS
 from egs_kernel.gate.holds import given_up
 from egs_kernel.gate.libbpf import (
     attach_lsm,
@@ -160,7 +161,8 @@ def _kernel_types() -> list[Finding]:
     except EgsError as error:
         return [Finding(name="kernel types (BTF)", present=False, detail=error.message, cure=error.next_step)]
     try:
-        return [Finding(name="kernel types (BTF)", present=True), _fields(types), _tracepoints(types)]
+        present = Finding(name="kernel types (BTF)", present=True)
+        return [present, _fields(types), _tracepoints(types), _drift(types)]
     finally:
         types.close()
 
@@ -181,6 +183,21 @@ def _tracepoints(types: btf.KernelTypes) -> Finding:
         detail=f"missing: {', '.join(missing)}" if missing else "",
         cure="Boot a kernel with CONFIG_CGROUPS=y and CONFIG_TRACEPOINTS=y.",
     )
+
+
+def _drift(types: btf.KernelTypes) -> Finding:
+    """Whether the kernel has what the drift programs are attached to, and read. They are no part of a tier."""
+    cure = "Boot an x86 kernel with CONFIG_FTRACE_SYSCALLS=y; without it drift is found by sweeps alone."
+    missing = [name for name in DRIFT_TRACEPOINTS.values() if not types.has_tracepoint(name)]
+    if missing:
+        return Finding(
+            name="drift events", present=False, detail=f"no tracepoint {', '.join(missing)}", cure=cure
+        )
+    try:
+        btf.drift_offsets(types)
+    except EgsError as error:
+        return Finding(name="drift events", present=False, detail=error.message, cure=cure)
+    return Finding(name="drift events", present=True)
 
 
 def _programs() -> list[Finding]:
