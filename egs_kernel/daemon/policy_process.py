@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from egs_kernel.errors import EgsError
+from egs_kernel.packages import Packages
 from egs_kernel.policy.evaluate import answer
 from egs_kernel.policy.evaluation import Evaluation
 from egs_kernel.policy.manifest import parse_manifest
@@ -45,13 +46,15 @@ def main() -> None:
             _send(channel, Answer(problem=error.message))
             return
         _send(channel, Answer())
+        packages = Packages(policy_set.packages)
         while (question := _receive(channel)) is not None:
-            _send(channel, _answer(policy_set, question))
+            _send(channel, _answer(policy_set, packages, question))
 
 
-def _answer(policy_set: PolicySet, content: bytes) -> Answer:
+def _answer(policy_set: PolicySet, packages: Packages, content: bytes) -> Answer:
     try:
-        return Answer(evaluation=answer(policy_set, msgspec.json.decode(content, type=Question)))
+        question = packages.filled(msgspec.json.decode(content, type=Question))
+        return Answer(evaluation=answer(policy_set, question))
     except (msgspec.DecodeError, ValueError) as error:
         return Answer(problem=f"policy cannot be asked that: {error}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from cedarpy import Schema
 
@@ -63,6 +65,22 @@ class PolicySet:
         """Agents, workloads, tools and labels."""
         return self.manifest.catalog
 
+    @cached_property
+    def packages(self) -> frozenset[str]:
+        """The packages that its catalog or its policies name."""
+        named = {name for entry in (*self.catalog.tool, *self.catalog.label) for name in entry.packages}
+        return frozenset(named.union(*(_packages(policy.json) for policy in self.policies.values())))
+
     def governs(self, scope: str) -> bool:
         """Whether executions in this scope need what it permits."""
         return self.manifest.governs(scope)
+
+
+def _packages(value: Any) -> set[str]:
+    """The ids of the packages that occur in a policy's JSON form."""
+    if isinstance(value, list):
+        return set().union(*(_packages(item) for item in value))
+    if not isinstance(value, dict):
+        return set()
+    own = {value["id"]} if value.get("type") == "Package" and isinstance(value.get("id"), str) else set()
+    return own.union(*(_packages(item) for item in value.values()))

@@ -25,7 +25,7 @@ LAYERS = (
     {"maintenance"},
     {"audit"},
     {"drift"},
-    {"measure", "posture", "hostkey", "constraints"},
+    {"measure", "posture", "hostkey", "packages", "constraints"},
     {"gate"},
     {"launch", "apply"},
     {"metrics"},
