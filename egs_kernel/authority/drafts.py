@@ -196,4 +196,4 @@ def _present(value: _T) -> _T | None:
 
 
 def _refused(message: str, next_step: str) -> Refused:
-    return Refused(Reason.REQUEST_MALFORMED, message, next_step)
+    return Refused(Reason.ARTIFACT_MALFORMED, message, next_step)

@@ -110,7 +110,7 @@ def parse_body(content: bytes, decoder: msgspec.json.Decoder[msgspec.Struct]) ->
     """The body of a request.
 
     Raises:
-        Refused: REQUEST_TOO_LARGE, REQUEST_MALFORMED.
+        Refused: REQUEST_TOO_LARGE, REQUEST_MALFORMED, ARTIFACT_MALFORMED.
     """
     if len(content) > MAX_REQUEST:
         raise Refused(
@@ -121,6 +121,12 @@ def parse_body(content: bytes, decoder: msgspec.json.Decoder[msgspec.Struct]) ->
     try:
         return decoder.decode(content)
     except msgspec.ValidationError as error:
+        if error.__cause__ is not None:  # it fits its type, and contradicts itself
+            raise Refused(
+                Reason.ARTIFACT_MALFORMED,
+                f"no artifact can say this: {_plain(str(error))}",
+                "docs/artifact.md says what an artifact can say.",
+            ) from error
         raise _malformed(f"the request does not fit its type: {_plain(str(error))}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(f"the request is no JSON: {error}") from error

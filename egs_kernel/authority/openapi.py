@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ from egs_kernel.authority.approvals import ApprovalDocument
 from egs_kernel.authority.intent import NewRequest, Renewal
 
 _TYPES: Final = (NewRequest, Renewal, ApprovalDocument, Issued, Pending, Waiting, Problem, Status)
+
+_FORBIDS = re.compile(r"\^\(\?!\[\\s\\S\]\*\[(\^?)((?:[^\]\\]|\\.)*)\]\)")
+"""How our patterns begin that forbid characters anywhere (artifact/strict.py)."""
 
 _PROBLEMS: Final = {
     "400": "The request is malformed.",
@@ -44,8 +48,28 @@ def _document() -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": _paths(),
-        "components": {"schemas": components},
+        "components": {"schemas": _plain(components)},
     }
+
+
+def _plain(value: Any) -> Any:
+    """Schemas whose patterns every tool understands: without looking ahead, and the same."""
+    if isinstance(value, dict):
+        return {
+            name: _straight(item) if name == "pattern" and isinstance(item, str) else _plain(item)
+            for name, item in value.items()
+        }
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _straight(pattern: str) -> str:
+    """`^(?![\\s\\S]*[FORBIDDEN])BEGINNING` → `^BEGINNING[^FORBIDDEN]*$`."""
+    found = _FORBIDS.match(pattern)
+    if found is None or pattern.endswith("$)"):
+        return pattern
+    negated, characters = found.groups()
+    beginning = pattern[found.end() :]
+    return f"^{beginning}[{characters if negated else f'^{characters}'}]*$"
 
 
 def _paths() -> dict[str, Any]:

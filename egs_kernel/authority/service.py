@@ -368,7 +368,7 @@ def _require_same_time(session: Session, asked_at: str) -> None:
     try:
         apart = parse_time(asked_at) - session.now
     except ValueError as error:
-        raise Refused(Reason.REQUEST_MALFORMED, f"askedAt: {error}", "Send the time now.") from error
+        raise Refused(Reason.CLOCK_WRONG, f"askedAt: {error}", "Send the time now.") from error
     if abs(apart) > timedelta(seconds=session.book.now().settings.clock_tolerance):
         raise Refused(
             Reason.CLOCK_WRONG,

@@ -232,10 +232,10 @@ def test_what_is_no_request(authority: Home, content: bytes, status: int, reason
     [
         ({"surprise": 1}, 400, "unknown field `surprise`"),
         ({"argv": []}, 400, "argv"),
-        ({"argv": ["/bin/true", "*"]}, 400, "stands for any"),
-        ({"argv": ["/bin/true", "x" * 3000, "y" * 2000]}, 400, "4096 bytes"),
+        ({"argv": ["/bin/true", "*"]}, 403, "stands for any"),
+        ({"argv": ["/bin/true", "x" * 3000, "y" * 2000]}, 403, "4096 bytes"),
         ({"scope": "Not A Scope"}, 400, "scope"),
-        ({"validFor": 3601}, 400, "longer than"),
+        ({"validFor": 3601}, 403, "longer than"),
         ({"purpose": "a\u202eb"}, 400, "characters"),
         ({"program": {"path": "/bin/true", "sha256": "0" * 64}}, 400, "symbolic link"),
         ({"program": {"path": "/usr/bin/true", "sha256": "0" * 64}}, 403, "SHA-256"),
