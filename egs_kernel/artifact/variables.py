@@ -49,11 +49,10 @@ CODE_VARIABLES: Final = (
 )
 """Names; a `*` at the end stands for any rest."""
 
+_NAMES: Final = frozenset(name for name in CODE_VARIABLES if not name.endswith("*"))
+_BEGINNINGS: Final = tuple(name[:-1] for name in CODE_VARIABLES if name.endswith("*"))
+
 
 def loads_code(variable: str) -> bool:
     """Whether an environment variable can make a program load code that nobody authorized."""
-    return any(_matches(variable, known) for known in CODE_VARIABLES)
-
-
-def _matches(variable: str, known: str) -> bool:
-    return variable.startswith(known[:-1]) if known.endswith("*") else variable == known
+    return variable in _NAMES or variable.startswith(_BEGINNINGS)

@@ -156,7 +156,7 @@ def inspect(pid: int, plan: Plan, before: Before) -> TaskIdentity:
     found = Stopped(pid, Status(pid), before)
     require_single(found)
     if plan.steps:
-        _require_filters(_restrictions(pid), plan.filters, before.filters)
+        _require_filters(_restrictions(pid, found.status), plan.filters, before.filters)
     for part in plan.parts:
         if part.installed is not None:
             part.installed(found)
@@ -194,7 +194,7 @@ def restrictions(pid: int) -> Restrictions:
     Raises:
         Refused: it is gone, somebody traces it already, it does not stop, or the kernel does not let us look.
     """
-    return while_stopped(pid, lambda: _restrictions(pid))
+    return while_stopped(pid, lambda: _restrictions(pid, Status(pid)))
 
 
 def installed_filters(pid: int) -> list[bytes]:
@@ -229,8 +229,7 @@ def require_attestation() -> None:
             )
 
 
-def _restrictions(pid: int) -> Restrictions:
-    status = Status(pid)
+def _restrictions(pid: int, status: Status) -> Restrictions:
     count = status.number("Seccomp_filters")
     return Restrictions(
         filters=read_filters(pid, count),

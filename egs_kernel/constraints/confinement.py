@@ -131,7 +131,7 @@ class Confinement:
             os.close(root)
 
     def _isolate(self) -> None:
-        self._require_itself()
+        self._require_itself(Status(self._pid))
         with injected(self._pid) as process:
             isolate(process)
         self._network = network_of(self._pid)
@@ -139,7 +139,7 @@ class Confinement:
     def _impose(self, process: Stopped) -> None:
         if self._ruleset is None:
             raise not_attested(self._pid, "was sent no ruleset")
-        self._require_itself()
+        self._require_itself(process.status)
         with injected(process.pid) as called:
             impose(called, self._ruleset, kernel_abi())
         self._require_view(process.pid)
@@ -152,11 +152,10 @@ class Confinement:
         if self._reach.no_sockets:
             require_no_network(process.pid)
 
-    def _require_itself(self) -> None:
-        """While it is held: it is who asked, and has what an exec without privileges gives."""
+    def _require_itself(self, status: Status) -> None:
+        """While it is held, since which `status` was read: it is who asked, and has what an exec without privileges gives."""
         if task_identity(self._pid) != self._task:
             raise Refused(Reason.LAUNCHER_LOST, "the launcher has gone, and another process bears its pid")
-        status = Status(self._pid)
         permitted, ambient = status.number("CapPrm", base=16), status.number("CapAmb", base=16)
         own_namespace = self._network is not None  # where it has all capabilities, until its exec
         gained = self._uid != 0 and permitted != ambient and not own_namespace

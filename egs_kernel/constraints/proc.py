@@ -24,9 +24,13 @@ class Status:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         try:
-            self._lines = Path(f"/proc/{pid}/status").read_bytes().split(b"\n")
+            content = Path(f"/proc/{pid}/status").read_bytes()
         except OSError as error:
             raise not_attested(pid, f"is gone: {error.strerror}") from error
+        self._values: dict[bytes, list[bytes]] = {}
+        for line in content.split(b"\n"):
+            name, _, value = line.partition(b":")
+            self._values.setdefault(name, []).append(value)
 
     def number(self, field: str, base: int = 10) -> int:
         """The number of one field.
@@ -53,8 +57,7 @@ class Status:
             raise not_attested(self._pid, f"has an unreadable {field}: {value!r}") from error
 
     def _value(self, field: str) -> bytes:
-        wanted = field.encode()
-        values = [rest for name, _, rest in (line.partition(b":") for line in self._lines) if name == wanted]
+        values = self._values.get(field.encode(), [])
         if len(values) != 1:
             raise not_attested(
                 self._pid,
