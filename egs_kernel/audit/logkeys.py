@@ -6,7 +6,9 @@ for root. While a key takes over, the one before it signs as well, so that verif
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -101,6 +103,7 @@ class LogKeys:
         self._clock = clock
         self._listed = listed
         self._signing: tuple[tuple[Signer, int | None], ...] = ()
+        self._lock = threading.Lock()  # which private keys there are
         self._adopt(listed)
 
     @classmethod
@@ -145,11 +148,22 @@ class LogKeys:
         return self._listed
 
     def signers(self) -> tuple[Signer, ...]:
-        """Who signs a checkpoint now: the current key first, and the one before it while it is being replaced."""
-        if len(self._signing) == 1:
-            return (self._signing[0][0],)
-        now = self._clock()
-        return tuple(signer for signer, until in self._signing if until is None or now < until)
+        """Who signs a checkpoint now: the current key first, and the one before it while it is being replaced.
+
+        A key whose time is over is destroyed by then.
+        """
+        if len(self._signing) > 1:
+            now = self._clock()
+            if any(until is not None and until <= now for _signer, until in self._signing):
+                self._retire(now)
+        return tuple(signer for signer, _until in self._signing)
+
+    def _retire(self, now: float) -> None:
+        with self._lock:
+            self._signing = tuple(item for item in self._signing if item[1] is None or now < item[1])
+            # What cannot be removed signs nothing all the same; the next start tries again, and says why it cannot.
+            with contextlib.suppress(EgsError):
+                self._forget()
 
     def rotate(self, size: int, overlap: int) -> VerifierKey:
         """Let a new key take over; durable when this returns.
@@ -164,7 +178,10 @@ class LogKeys:
         Raises:
             EgsError: RECORD_UNAVAILABLE: it cannot be made; the current one stays.
         """
-        until = int(self._clock()) + overlap
+        with self._lock:
+            return self._rotate(size, int(self._clock()) + overlap)
+
+    def _rotate(self, size: int, until: int) -> VerifierKey:
         before = tuple(
             msgspec.structs.replace(key, until=until) if key.until is None else key
             for key in self._listed.keys
@@ -186,10 +203,11 @@ class LogKeys:
             if key.until is None or now < key.until
         )
         self._listed, self._signing = listed, signing  # whole: `signers` may be asked by another thread
-        self._forget({_file_name(signer.key) for signer, _ in signing})
+        self._forget()
 
-    def _forget(self, wanted: set[str]) -> None:
+    def _forget(self) -> None:
         """Remove private keys that sign nothing any more: what is gone cannot be stolen."""
+        wanted = {_file_name(signer.key) for signer, _until in self._signing}
         try:
             for path in list(self._folder.iterdir()):
                 if _PRIVATE_NAME.fullmatch(path.name) and path.name not in wanted:

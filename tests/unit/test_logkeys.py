@@ -75,11 +75,26 @@ def test_while_a_key_takes_over_both_sign(folder: Path) -> None:
     assert [s.key for s in LogKeys.open(folder, ORIGIN, clock).signers()] == [new, old.key]
 
     clock.now += DAY
-    assert [s.key for s in keys.signers()] == [new]
     assert len(private_files(folder)) == 2
-    LogKeys.open(folder, ORIGIN, clock)  # the next start forgets the private key that signs nothing any more
+    assert [s.key for s in keys.signers()] == [new]  # whoever signs next destroys what signs nothing any more
     assert [path.name for path in private_files(folder)] == [f"{new.key_id.hex()}.key"]
     assert read_keys(folder).verifiers == (old.key, new)
+
+
+def test_a_replaced_key_that_cannot_be_destroyed_signs_nothing_and_is_named_by_the_next_start(
+    folder: Path,
+) -> None:
+    clock = Clock()
+    keys = LogKeys.open(folder, ORIGIN, clock)
+    (old,) = private_files(folder)
+    new = keys.rotate(7, DAY)
+    old.unlink()
+    old.mkdir()
+    clock.now += DAY
+    assert [s.key for s in keys.signers()] == [new]
+    with pytest.raises(EgsError) as caught:
+        LogKeys.open(folder, ORIGIN, clock)
+    assert caught.value.reason is Reason.RECORD_UNAVAILABLE
 
 
 def test_a_key_can_be_replaced_at_once_and_again(folder: Path) -> None:
