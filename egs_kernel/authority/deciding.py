@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from egs_kernel.authority.drafts import Draft
     from egs_kernel.authority.intent import NamedFile
+    from egs_kernel.packages import Packages
     from egs_kernel.policy.evaluation import Evaluation
     from egs_kernel.policy.sets import PolicySet
 
@@ -40,6 +41,7 @@ def rule(  # noqa: PLR0913 - what a decision depends on, by name
     approvals: int,
     labels: tuple[str, ...],
     now: datetime,
+    packages: Packages | None = None,
 ) -> Ruling:
     """Ask the policy set.
 
@@ -51,8 +53,11 @@ def rule(  # noqa: PLR0913 - what a decision depends on, by name
         approvals: how many people approved it by now.
         labels: of the host that it is to run on, as far as they are known.
         now: the authority's clock.
+        packages: of the files' host; None: not known here.
     """
     question = question_of(draft, request=request, renews=renews, approvals=approvals, labels=labels, now=now)
+    if packages is not None:
+        question = packages.filled(question)
     evaluation = answer(policy_set, question)
     if evaluation.permitted:
         return Ruling(evaluation, approvals)
@@ -82,13 +87,15 @@ def question_of(  # noqa: PLR0913 - as above
         children=tuple(Program(path=file.path, digest=file.sha256) for file in intent.children),
         argv=intent.argv,
         cwd=intent.cwd,
-        variables=() if environment is None else tuple(sorted({*environment.allow, *environment.set})),
+        variables=None if environment is None else tuple(sorted({*environment.allow, *environment.set})),
         purpose=intent.purpose,
         ticket=intent.ticket,
         risk=intent.risk,
         valid_seconds=draft.seconds,
         uses=intent.uses,
-        constraints=() if intent.constraints is None else intent.constraints.needs,
+        constraints=()
+        if intent.constraints is None
+        else tuple(sorted({*intent.constraints.words, *intent.constraints.needs})),
         approvals=approvals,
         lineage=Lineage(parent_artifact=renews, parent_execution=intent.parent_execution, request_id=request),
     )

@@ -6,9 +6,11 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.errors import EgsError
+from egs_kernel.packages import Packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +33,11 @@ class Rules:
     policy: PolicySet
     host_id: str
     labels: tuple[str, ...]
+
+    @cached_property
+    def packages(self) -> Packages:
+        """Which files of this host are of a package that the policy set names."""
+        return Packages(self.policy.packages)
 
 
 class RuleBook:

@@ -235,6 +235,7 @@ class Service:
             approvals=len(case.approvers),
             labels=rules.labels if case.draft.asker.is_local else (),
             now=session.now,
+            packages=rules.packages if case.draft.asker.is_local else None,
         )
         said.append(evaluation(case, ruling, rules.policy.name))
         if ruling.permitted:
