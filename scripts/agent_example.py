@@ -145,7 +145,7 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(1))
     print(f"An agent under egs-kernel, in {root} and {demo.cgroup}\n")
     try:
-        prepare(demo)
+        prepare(demo, grace=30)
         show_it_free(demo)
         show_what_is_known(demo, show_it_governed(demo))
     finally:

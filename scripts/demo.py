@@ -173,11 +173,11 @@ class Demo:
         shutil.rmtree(self.root)
 
 
-def prepare(demo: Demo) -> None:
+def prepare(demo: Demo, grace: int = GRACE_SECONDS) -> None:
     """Keys, trust, configuration, the gate, the daemon."""
     for folder in (demo.paths.trust, demo.paths.artifacts, demo.paths.run_dir, demo.paths.state_dir):
         folder.mkdir(parents=True)
-    demo.paths.config.write_text(CONFIG.format(grace=GRACE_SECONDS, cgroup=demo.cgroup.name))
+    demo.paths.config.write_text(CONFIG.format(grace=grace, cgroup=demo.cgroup.name))
     demo.cgroup.mkdir()
     for name in ("issuer", "stranger"):
         _must(demo.egs("keys", "generate", "--name", name, "--out", demo.root))
