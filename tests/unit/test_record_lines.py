@@ -32,7 +32,8 @@ from egs_kernel.audit.merkle import leaf_hash
 from egs_kernel.audit.shapes import WIDE, shape_of
 from egs_kernel.audit.tiles import MAX_ENTRY
 from egs_kernel.errors import RecordError
-from egs_kernel.model import ExecEvent, FileIdentity, Intent, Posture, Reason, Tier, Verdict
+from egs_kernel.model import ARGV_MAX, ExecEvent, FileIdentity, Intent, Posture, Reason, Tier, Verdict
+from tests.samples import exec_event
 
 SAFE = st.integers(-(2**53) + 1, 2**53 - 1)
 TEXTS = st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
@@ -154,6 +155,30 @@ def test_what_has_no_form_is_refused(entry: Any) -> None:
         line_of(entry)
     assert caught.value.reason is Reason.RECORD_UNAVAILABLE
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize("word", ["\x01", "\udcff", '"', "é", "x"])
+@pytest.mark.parametrize("length", [1, 2, 1000, 4094])
+def test_the_longest_event_of_the_gate_fits_into_an_entry(word: str, length: int) -> None:
+    """An exec that cannot be recorded would end every daemon that finds it in the gate's buffer."""
+    size = len(word.encode("utf-8", "surrogateescape"))
+    argv = (word * (length // size),) * (ARGV_MAX // (length // size * size + 1)) if length >= size else ()
+    number = 2**64 - 1
+    wide = dict.fromkeys(WIDE & set(ExecEvent.__struct_fields__), number)
+    file = FileIdentity(2**32 - 1, number, 2**32 - 1, number, number, 10**9)
+    name = (word * 255)[: 255 // size]
+    event = exec_event(
+        **wide,
+        file=file,
+        script=file,
+        argv=argv,
+        filename=name,
+        comm=name[:15],
+        artifact_id="f" * 64,
+        scope="s" * 32,
+    )
+    line = line_of(Exec(event=event, use_until="9999-12-31T23:59:59Z"))
+    assert lines.decode(line).entry == Exec(event=event, use_until="9999-12-31T23:59:59Z")
 
 
 def altered(**fields: Any) -> bytes:
