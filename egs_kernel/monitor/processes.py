@@ -32,9 +32,8 @@ _PAGE: Final = resource.getpagesize()
 _CODE: Final = re.compile(
     rb"^[0-9a-f]+-[0-9a-f]+ ..x. [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ ([0-9]+) *(.*)$", re.MULTILINE
 )
-_WRITTEN: Final = re.compile(
-    rb"^[0-9a-f]+-[0-9a-f]+ r-x[ps] [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ [1-9][0-9]* +(/.*)\n(?:[A-Z].*\n)*?Anonymous: +([0-9]+) kB$",
-    re.MULTILINE,
+_FIXED_CODE: Final = re.compile(
+    rb"^[0-9a-f]+-[0-9a-f]+ r-x[ps] [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ [1-9][0-9]* +(/.*)$", re.MULTILINE
 )
 _OF_THE_KERNEL: Final = (b"[vdso]", b"[vsyscall]", b"[uprobes]", b"[vvar]", b"[vvar_vclock]", b"[sigpage]")
 
@@ -121,7 +120,7 @@ class Reader:
         self._trust = trust
         self._sockets = sockets
         self._executables: dict[tuple[int, int, int], tuple[tuple[int, ...], Executable | None]] = {}
-        self._variables: dict[tuple[int, int, int], tuple[str, ...]] = {}
+        self._variables: dict[tuple[int, int, int], tuple[int, tuple[str, ...]]] = {}
 
     def keep(self, live: set[int]) -> None:
         """Forget every other process.
@@ -245,15 +244,25 @@ class Reader:
                 content = process.read("environ")
             except ProcessLookupError:
                 content = b""
-            names = {os.fsdecode(pair.partition(b"=")[0]) for pair in content.split(b"\0") if pair}
-            known = self._variables[key] = tuple(sorted(name for name in names if loads_code(name)))
-        return known
+            if known is None or known[0] != hash(content):
+                known = self._variables[key] = hash(content), _code_variables(content)
+        return known[1]
+
+
+def _code_variables(environment: bytes) -> tuple[str, ...]:
+    names = {os.fsdecode(pair.partition(b"=")[0]) for pair in environment.split(b"\0") if pair}
+    return tuple(sorted(name for name in names if loads_code(name)))
 
 
 def _written(process: Process) -> list[bytes]:
     """Files whose code in memory is not theirs any more: a private copy was made of a page that nobody should write."""
     content = process.read("smaps")
-    return [path for path, kilobytes in _WRITTEN.findall(content) if kilobytes != b"0"]
+    found = []
+    for mapping in _FIXED_CODE.finditer(content):
+        start = content.find(b"\nAnonymous:", mapping.end())
+        if int(content[start + 11 : content.index(b"kB", start)]) > 0:
+            found.append(mapping[1])
+    return found
 
 
 def namespaces(process: Process) -> tuple[tuple[str, int], ...]:
