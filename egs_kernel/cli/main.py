@@ -35,6 +35,7 @@ _MODULES: Final = {
     "egs_kernel.cli.proof": ("proof",),
     "egs_kernel.cli.system": ("status", "ps", "artifacts", "reload", "config", "version"),
     "egs_kernel.cli.revocations": ("revoke", "revocations"),
+    "egs_kernel.cli.baseline": ("baseline",),
     "egs_kernel.cli.holds": ("holds",),
     "egs_kernel.cli.seal": ("seal", "unseal", "maintenance"),
     "egs_kernel.cli.wrap": ("wrap",),

@@ -25,7 +25,7 @@ LAYERS = (
     {"maintenance"},
     {"audit"},
     {"drift"},
-    {"measure", "posture", "hostkey", "packages", "constraints"},
+    {"measure", "posture", "hostkey", "packages", "baseline", "constraints"},
     {"gate"},
     {"launch", "apply"},
     {"metrics"},
