@@ -30,10 +30,7 @@ _TICK: Final = 10_000_000
 """Nanoseconds of a clock tick (1/100 s, whatever the kernel's HZ)."""
 _PAGE: Final = resource.getpagesize()
 _CODE: Final = re.compile(
-    rb"^[0-9a-f]+-[0-9a-f]+ ..x. [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ ([0-9]+) *(.*)$", re.MULTILINE
-)
-_FIXED_CODE: Final = re.compile(
-    rb"^[0-9a-f]+-[0-9a-f]+ r-x[ps] [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ [1-9][0-9]* +(/.*)$", re.MULTILINE
+    rb"^([0-9a-f]+-[0-9a-f]+) (..x.) [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ ([0-9]+) *(.*)$", re.MULTILINE
 )
 _OF_THE_KERNEL: Final = (b"[vdso]", b"[vsyscall]", b"[uprobes]", b"[vvar]", b"[vvar_vclock]", b"[sigpage]")
 
@@ -217,25 +214,20 @@ class Reader:
         return Executable(path=path, inode=identity.inode, digest=digest, deleted=deleted, replaced=replaced)
 
     def _code(self, process: Process, *, closely: bool) -> tuple[Mapping, ...]:
+        mappings = [each for each in _CODE.findall(process.read("maps")) if each[3] not in _OF_THE_KERNEL]
+        written = _written(process, mappings) if closely else frozenset()
         found = {}
-        for inode, name in _CODE.findall(process.read("maps")):
-            if name not in _OF_THE_KERNEL:
-                path = os.fsdecode(name)
-                number = int(inode)
-                trusted = number != 0 and path.startswith("/") and self._trust.is_trusted(path, number)
-                found[path, number] = Mapping(
-                    path=path if number else path if path.startswith("/") else "",
-                    inode=number,
-                    trusted=trusted,
-                )
-        code = tuple(found.values())
-        if closely:
-            written = {os.fsdecode(path) for path in _written(process)}
-            code = tuple(
-                Mapping(path=each.path, inode=each.inode, trusted=each.trusted, written=each.path in written)
-                for each in code
+        for _place, _rights, inode, name in mappings:
+            path = os.fsdecode(name)
+            number = int(inode)
+            of_file = path.startswith("/")
+            found[path, number] = Mapping(
+                path=path if number or of_file else "",
+                inode=number,
+                trusted=number != 0 and of_file and self._trust.is_trusted(path, number),
+                written=name in written,
             )
-        return code
+        return tuple(found.values())
 
     def _environment(self, process: Process, key: tuple[int, int, int], *, closely: bool) -> tuple[str, ...]:
         known = self._variables.get(key)
@@ -254,15 +246,18 @@ def _code_variables(environment: bytes) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if loads_code(name)))
 
 
-def _written(process: Process) -> list[bytes]:
+def _written(process: Process, mappings: list[tuple[bytes, bytes, bytes, bytes]]) -> frozenset[bytes]:
     """Files whose code in memory is not theirs any more: a private copy was made of a page that nobody should write."""
-    content = process.read("smaps")
-    found = []
-    for mapping in _FIXED_CODE.finditer(content):
-        start = content.find(b"\nAnonymous:", mapping.end())
+    content = b"\n" + process.read("smaps")
+    found = set()
+    for place, rights, inode, name in mappings:
+        start = content.find(b"\n" + place + b" ") if rights.startswith(b"r-x") and inode != b"0" else -1
+        if start < 0:
+            continue
+        start = content.find(b"\nAnonymous:", start)
         if int(content[start + 11 : content.index(b"kB", start)]) > 0:
-            found.append(mapping[1])
-    return found
+            found.add(name)
+    return frozenset(found)
 
 
 def namespaces(process: Process) -> tuple[tuple[str, int], ...]:
