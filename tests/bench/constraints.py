@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -13,11 +15,12 @@ import msgspec
 from egs_kernel import __version__
 from egs_kernel.artifact.calls import SyscallConstraint
 from egs_kernel.constraints.seccomp import compile_filter
+from egs_kernel.gate.cgroups import move
 from tests.bench import machine
 from tests.bench.launches import PROGRAM, Contender, Launch, measure_launches
 from tests.bench.part import Part
 from tests.bench.report import table
-from tests.bench.stats import Ratio
+from tests.bench.stats import Ratio, Summary, summarize
 from tests.bench.subject import Daemon
 from tests.harness import BIN, Instance, compile_program
 
@@ -26,6 +29,7 @@ FIREJAIL: Final = "firejail"
 GOAL_RATIO: Final = 1.0
 GOAL_MS: Final = 15.0
 _FULL, _QUICK = 150, 6
+_MOVES, _PAUSE_SECONDS = 20, 0.1
 
 _WORDS: Final = {
     "syscalls": '[syscalls]\nprofile = "default"\n',
@@ -45,6 +49,8 @@ class Constraints(msgspec.Struct, frozen=True):
     disturbances: tuple[str, ...]
     lacking: tuple[str, ...]
     launches: tuple[Launch, ...]
+    move: Summary | None = None
+    """From one cgroup to another, in nanoseconds: each launch waits for one."""
 
 
 def measure(folder: Path, rounds: int) -> Constraints:
@@ -53,6 +59,7 @@ def measure(folder: Path, rounds: int) -> Constraints:
     load = machine.load()
     with contextlib.closing(Instance.create(folder / "host")) as instance:
         ways = contenders(instance, folder)
+        moved = _measure_moves(instance)
         present = {name: way for name, way in ways.items() if shutil.which(way.command[0])}
         instance.load_gate().close()
         with Daemon(instance):
@@ -66,7 +73,25 @@ def measure(folder: Path, rounds: int) -> Constraints:
         disturbances=machine.disturbances(load, gates),
         lacking=tuple(name for name in ways if name not in present),
         launches=launches,
+        move=moved,
     )
+
+
+def _measure_moves(instance: Instance) -> Summary:
+    """What the kernel takes to move a process when none was moved right before: then it has waited already."""
+    folders = [instance.cgroup.child(name) for name in ("here", "there")]
+    times = []
+    with subprocess.Popen(["sleep", "infinity"]) as process:
+        instance.reap_also(process.pid)
+        for number in range(_MOVES):
+            time.sleep(_PAUSE_SECONDS)
+            began = time.perf_counter_ns()
+            move(process.pid, folders[number % 2].folder)
+            times.append(time.perf_counter_ns() - began)
+        process.kill()
+    for cgroup in folders:
+        cgroup.folder.rmdir()
+    return summarize(times)
 
 
 def contenders(instance: Instance, folder: Path) -> dict[str, Contender]:
@@ -133,9 +158,12 @@ def render(measured: Constraints) -> str:
         for launch in measured.launches
     ]
     count = measured.launches[0].time.count
+    moves = (
+        "" if measured.move is None else f" A move between cgroups takes {_ms(measured.move.median)} here."
+    )
     head = (
         f"Measured on {measured.date} with egs-kernel {measured.version} on a {'virtual ' * host.virtual}machine: "
-        f"{where}.{beside}{lacking} From before the fork until after the wait, {count} rounds:"
+        f"{where}.{beside}{lacking}{moves} From before the fork until after the wait, {count} rounds:"
     )
     held = table(
         ("all constraints", "goal", "measured", ""),
