@@ -94,6 +94,10 @@ def certificate(shape: Shape, key: Key, signer: Authority | None = None) -> x509
         .not_valid_before(shape.start)
         .not_valid_after(shape.end)
     )
+    issuer_key = (key if signer is None else signer.key).public_key()
+    builder = builder.add_extension(
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+    ).add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     if shape.uris:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in shape.uris])
         builder = builder.add_extension(names, critical=False)

@@ -6,16 +6,19 @@ import grp
 import os
 import pwd
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from egs_kernel.errors import Refused
+from egs_kernel.identity.principal import ClientCertificate, resolve
+from egs_kernel.identity.x509_svid import claimed_id
 from egs_kernel.model import Reason
 from egs_kernel.peers import peer_of
 
 if TYPE_CHECKING:
     import socket
+    from datetime import datetime
 
-_SPIFFE: Final = "spiffe://"
+    from egs_kernel.identity.bundles import Bundles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +87,28 @@ def asker_again(principal: str, uid: int | None, gid: int | None) -> Asker:
     )
 
 
-def certified_asker(certificate: dict[str, Any] | None) -> Asker:
-    """The workload whose X.509-SVID a client showed.
+def certified_asker(certificate: bytes | None, bundles: Bundles | None, now: datetime) -> Asker:
+    """The workload whose X.509-SVID a client showed, with the key to it.
 
     Args:
-        certificate: as ssl.SSLSocket.getpeercert gives it for a certificate that was verified.
+        certificate: DER, of a connection whose handshake verified it.
+        bundles: who may sign for which trust domain; None: whoever signed it may sign for all.
+        now: an aware time.
 
     Raises:
-        Refused: NOT_PERMITTED: it has no SPIFFE id, or other URIs beside it.
+        EgsError: it has no SPIFFE id, or no authority of its trust domain signed it.
     """
-    names = (certificate or {}).get("subjectAltName", ())
-    uris = [value for kind, value in names if kind == "URI"]
-    if len(uris) != 1 or not uris[0].startswith(_SPIFFE) or not uris[0].isprintable():
+    if certificate is None:
         raise Refused(
             Reason.NOT_PERMITTED,
-            "the client's certificate does not have exactly one URI, a SPIFFE id",
-            "Use an X.509-SVID: its one URI says which workload it is.",
+            "the client showed no certificate",
+            "Ask with an X.509-SVID of the workload.",
         )
-    return Asker(principal=f"workload:{uris[0]}", name=uris[0], spiffe_id=uris[0])
+    if bundles is None:
+        found = str(claimed_id(certificate))
+    else:
+        found = str(resolve(ClientCertificate((certificate,)), bundles, now).spiffe_id)
+    return Asker(principal=f"workload:{found}", name=found, spiffe_id=found)
 
 
 def _user_name(uid: int) -> str:

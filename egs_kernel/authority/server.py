@@ -9,9 +9,11 @@ import signal
 import socket
 import ssl
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from egs_kernel.authority.askers import certified_asker, local_asker
 from egs_kernel.errors import EgsError, UsageError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from egs_kernel.authority.askers import Asker
     from egs_kernel.authority.settings import HttpsConfig
+    from egs_kernel.identity.bundles import Bundles
 
 ASKER: Final = "egs.asker"
 """Where in a request's scope the one who asks is."""
@@ -72,11 +75,15 @@ class _AskedConnection(Connection):
         return local_asker(transport.get_extra_info("socket"))
 
 
-class _CertifiedConnection(_AskedConnection):
+def _certified(bundles: Bundles | None) -> type[_AskedConnection]:
     """As above, over TLS."""
 
-    def find_asker(self, transport: asyncio.Transport) -> Asker:
-        return certified_asker(transport.get_extra_info("peercert"))
+    class CertifiedConnection(_AskedConnection):
+        def find_asker(self, transport: asyncio.Transport) -> Asker:
+            certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            return certified_asker(certificate, bundles, datetime.now(UTC))
+
+    return CertifiedConnection
 
 
 def _with_asker(app: Any, asker: Asker) -> ASGIApp:
@@ -95,10 +102,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(
+def serve(  # noqa: PLR0913 - where it listens, and who is told
     app: ASGIApp,
     path: Path,
     https: HttpsConfig | None,
+    bundles: Bundles,
+    *,
     ready: Callable[[str], None],
     reload: Callable[[], None],
 ) -> None:
@@ -108,6 +117,7 @@ def serve(
         app: what answers; `ASKER` in a request's scope is who asks.
         path: the Unix socket.
         https: where else; None: nowhere.
+        bundles: whose X.509-SVIDs are clients' certificates, where `https` names no CA.
         ready: told each address when connections are accepted.
         reload: called on SIGHUP.
 
@@ -121,9 +131,9 @@ def serve(
         if https is not None:
             address = Address.parse(https.listen, "https.listen")
             remote = open_sockets.enter_context(_bind(address))
-            config = _config(app, _CertifiedConnection)
+            config = _config(app, _certified(None if https.client_ca is not None else bundles))
             config.load()
-            config.ssl = _context(https)
+            config.ssl = _context(https, bundles)
             bound = Address(address.host, remote.getsockname()[1])
             pairs.append((_Server(config), remote, f"https://{bound}"))
         try:
@@ -168,6 +178,18 @@ def _config(app: ASGIApp, protocol: type[_AskedConnection]) -> uvicorn.Config:
     )
 
 
+def _authorities(bundles: Bundles) -> bytes:
+    """DER of every authority of every trust domain, for a handshake; which is whose is looked at after it."""
+    found = [certificate for bundle in bundles.all(datetime.now(UTC)) for certificate in bundle.x509]
+    if not found:
+        raise UsageError(
+            Reason.CONFIG_INVALID,
+            "https: no client_ca is named, and no trust bundle has an authority for X.509-SVIDs",
+            "Name client_ca, or put a bundle into the folder of bundles (docs/identity.md).",
+        )
+    return b"".join(certificate.public_bytes(Encoding.DER) for certificate in found)
+
+
 def _bind_path(path: Path) -> socket.socket:
     """A socket that everybody may connect to; one that a killed process left is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -198,7 +220,7 @@ def _bind(address: Address) -> socket.socket:
         ) from error
 
 
-def _context(https: HttpsConfig) -> ssl.SSLContext:
+def _context(https: HttpsConfig, bundles: Bundles) -> ssl.SSLContext:
     """TLS 1.3, with a certificate from every client."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -206,7 +228,10 @@ def _context(https: HttpsConfig) -> ssl.SSLContext:
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
     try:
         context.load_cert_chain(https.certificate, https.key)
-        context.load_verify_locations(https.client_ca)
+        if https.client_ca is not None:
+            context.load_verify_locations(https.client_ca)
+        else:
+            context.load_verify_locations(cadata=_authorities(bundles))
     except (OSError, ssl.SSLError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise UsageError(

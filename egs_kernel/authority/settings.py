@@ -30,12 +30,15 @@ _Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 class HttpsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """HTTPS for other hosts: where, with which certificate, and whose certificates are clients'. All are PEM files."""
+    """HTTPS for other hosts: where, with which certificate, and whose certificates are clients'. All are PEM files.
+
+    Without `client_ca` clients show X.509-SVIDs, which the host's trust bundles verify.
+    """
 
     listen: str
     certificate: str
     key: str
-    client_ca: str
+    client_ca: str | None = None
 
 
 class _Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -88,6 +88,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     """
     from egs_kernel.authority.process import opened  # noqa: PLC0415 - Cedar and starlette are for those who serve
     from egs_kernel.authority.server import serve  # noqa: PLC0415 - as above
+    from egs_kernel.identity.bundles import Bundles  # noqa: PLC0415 - as above
     from egs_kernel.trust.passphrases import Passphrases  # noqa: PLC0415 - as above
     from egs_kernel.web import refuse_root  # noqa: PLC0415 - as above
 
@@ -99,8 +100,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
             authority.application,
             paths.authority_socket,
             authority.settings.https,
-            announce,
-            authority.reload,
+            Bundles(paths.bundles),
+            ready=announce,
+            reload=authority.reload,
         )
     return int(ExitCode.DONE)
 

@@ -103,6 +103,15 @@ class Bundles:
         self._folder = folder
         self._read: dict[str, tuple[Bundle, datetime]] = {}
 
+    def all(self, now: datetime) -> tuple[Bundle, ...]:
+        """Every bundle of the folder.
+
+        Raises:
+            Refused: the folder changes meanwhile.
+            UsageError: one is malformed, or others could have changed it.
+        """
+        return tuple(self.get(path.stem, now) for path in sorted(self._folder.glob("*.json")))
+
     def get(self, trust_domain: str, now: datetime) -> Bundle:
         """The bundle of a trust domain, as new as it asks to be.
 

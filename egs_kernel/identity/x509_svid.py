@@ -82,6 +82,18 @@ def verify_x509_svid(chain: Sequence[bytes], bundles: Bundles, now: datetime) ->
     return X509Svid(found, leaf.not_valid_after_utc)
 
 
+def claimed_id(certificate: bytes) -> SpiffeId:
+    """The SPIFFE id that a certificate (DER) bears, whose path somebody else validated.
+
+    Raises:
+        Refused: SVID_INVALID: it does not bear exactly one, of a workload.
+    """
+    try:
+        return _id_of(x509.load_der_x509_certificate(certificate))
+    except (ValueError, x509.DuplicateExtension) as error:
+        raise svid_invalid(f"it is no X.509 certificate: {error}") from error
+
+
 def _id_of(leaf: x509.Certificate) -> SpiffeId:
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -89,7 +101,7 @@ def _id_of(leaf: x509.Certificate) -> SpiffeId:
         raise svid_invalid("the certificate has no SPIFFE id") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
-        raise svid_invalid(f"the certificate has {len(uris)} URIs, and an SVID has one")
+        raise svid_invalid(f"the certificate has {len(uris)} URIs, and an SVID has one: its SPIFFE id")
     return SpiffeId.of_workload(uris[0])
 
 
