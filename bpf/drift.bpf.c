@@ -438,7 +438,7 @@ static __always_inline void look_at_bpf(struct told *told, u64 command, u64 argu
 	u32 place = 0, descriptor = 0;
 	u64 target;
 
-	if (!key.kind || may_write(told->by))
+	if (!key.kind)
 		return;
 	if (command >= EGS_BPF_MAP_TAKE_BATCH && command <= EGS_BPF_MAP_DELETE_BATCH)
 		place = EGS_BPF_BATCH_DESCRIPTOR;
@@ -455,6 +455,9 @@ static __always_inline void look_at_bpf(struct told *told, u64 command, u64 argu
 		key.id = read_u32(target, OFF_bpf_link_id);
 	told->object = drift_objects.lookup(&key);
 	if (!told->object)
+		return;
+	/* Who has just entered itself in the list of writers is one by now. */
+	if (!told->object->always && may_write(told->by))
 		return;
 	told->kind = EGS_DRIFT_GATE_WRITTEN;
 	told->thread = 0;

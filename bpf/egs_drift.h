@@ -100,6 +100,7 @@ struct egs_drift_object_key {
 
 struct egs_drift_object {
 	char name[EGS_DRIFT_OBJECT_NAME];
+	__u32 always; /* told whoever changes it */
 };
 
 struct egs_drift_rate_key {

@@ -120,8 +120,9 @@ class ObjectKey(Structure):
 class Object(Structure):
     """struct egs_drift_object."""
 
-    _fields_ = (("name", c_char * OBJECT_NAME),)
+    _fields_ = (("name", c_char * OBJECT_NAME), ("always", c_uint32))
     name: bytes
+    always: int
 
 
 class RateKey(Structure):

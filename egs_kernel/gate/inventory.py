@@ -32,6 +32,8 @@ _COMES_AND_GOES: Final = frozenset(f"link_{name}" for name in GUARDS)
 """Links that the daemon attaches while a scope holds."""
 
 _PROGRAM: Final = re.compile(r"program (\d+),")
+WRITERS: Final = f"{FOLDER}/drift_writers"
+"""The list of those who may change the gate without being told of."""
 _LIST: Final = f"{FOLDER}/drift_objects"
 
 
@@ -47,7 +49,8 @@ def take_inventory(pins: Path) -> dict[str, str]:
 def note_objects(pins: Path, drift: DriftGate) -> None:
     """Have changes of every map, program and link told; those of the list itself last, as this is one."""
     for name, kind, number in sorted(_objects(pins, ""), key=lambda found: found[0] == _LIST):
-        drift.objects.put(ObjectKey(kind=kind, id=number), Object(name=name.encode()[: OBJECT_NAME - 1]))
+        told = Object(name=name.encode()[: OBJECT_NAME - 1], always=name == WRITERS)
+        drift.objects.put(ObjectKey(kind=kind, id=number), told)
 
 
 def foreign_users(pins: Path, noted: Mapping[str, str]) -> dict[str, str]:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from egs_kernel.drift.observations import HostEvent, Lost, Observation, ProcessEvent
+from egs_kernel.drift.observations import HostEvent, Lost, ProcessEvent
 from egs_kernel.errors import GateError
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.gate.drift import DriftGate
 from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Reason, TaskIdentity
-from egs_kernel.monitor.sources.drift_events import DriftEvents
 from egs_kernel.processes import start_ticks
-from tests.harness import COMMAND_SECONDS, Instance, compile_program
+from tests.drifting import Watched, watched_instance
+from tests.harness import COMMAND_SECONDS, Instance
 
 pytestmark = pytest.mark.kernel
 
@@ -49,61 +46,10 @@ OWN = {
 """What a program does to itself → what is told of it."""
 
 
-@dataclass
-class Watched:
-    """An instance that only observes, with drift programs, and their reader."""
-
-    instance: Instance
-    events: DriftEvents
-    program: Path
-
-    def told(self) -> list[Observation]:
-        """Everything since the last time."""
-        found: list[Observation] = []
-        while select.select([self.events], [], [], 0)[0]:
-            found += self.events.read()
-        return found
-
-    def told_of(self, pid: int) -> list[ProcessEvent]:
-        return [event for event in self.told() if isinstance(event, ProcessEvent) and event.pid == pid]
-
-    def run(self, *words: str, governed: bool = True, enter: Callable[[], None] | None = None) -> int:
-        """Run the program; its process id. It has to succeed at what it does."""
-        enter = enter or (self.instance.cgroup.enter if governed else None)
-        process = subprocess.Popen([str(self.program), *words], preexec_fn=enter, start_new_session=True)
-        assert process.wait(COMMAND_SECONDS) == 0, words
-        return process.pid
-
-    @contextmanager
-    def victim(self, *, governed: bool = True) -> Iterator[tuple[int, str]]:
-        """A process that waits, and an address of its memory."""
-        enter = self.instance.cgroup.enter if governed else None
-        with subprocess.Popen(
-            [str(self.program), "waits"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=enter,
-        ) as process:
-            assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            self.told()
-            yield process.pid, address
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    folder = tmp_path_factory.mktemp("drift")
-    instance = Instance.create(folder / "egs")
-    try:
-        instance.configure(mode="observe", drift="required")
-        instance.load_gate().close()
-        events = DriftEvents(DriftGate.open(instance.paths.pins), lambda: None)
-        yield Watched(instance, events, compile_program("drifts", folder))
-        events.close()
-    finally:
-        instance.close()
+    with watched_instance(tmp_path_factory.mktemp("drift")) as system:
+        yield system
 
 
 def words(act: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from egs_kernel.drift.observations import HostEvent, Lost, ProcessEvent
 from egs_kernel.findings import Finding
 from egs_kernel.gate.drift_abi import Event, ExecFlag, Kind
 from egs_kernel.gate.events import file_identity
+from egs_kernel.gate.inventory import WRITERS
 from egs_kernel.model import FileIdentity, TaskIdentity
 from egs_kernel.processes import start_ticks
 
@@ -136,20 +137,30 @@ class DriftEvents:
 
     def _of_gate(self, event: Event) -> Iterator[Observation]:
         """What egsd and this process write is their work; what was before, nobody watched, and that is told."""
-        if event.time < self._since or self._is_known(event.by):
+        subject = _text(event.name)
+        if event.time < self._since or self._is_known(event.by, subject):
             return
         command = _COMMANDS.get(event.number, f"bpf command {event.number}")
-        yield self._of_host(event, Finding.GATE_TAMPERED, _text(event.name), command)
+        yield self._of_host(event, Finding.GATE_TAMPERED, subject, command)
 
-    def _is_known(self, pid: int) -> bool:
-        """Whether this process may write to the gate. A daemon that started since is trusted from now on."""
-        if pid in self._gate.writers():
+    def _is_known(self, pid: int, subject: str) -> bool:
+        """Whether this process may write there. A daemon that started since is trusted from now on."""
+        if pid == os.getpid():
             return True
         daemon = self._daemon()
+        if subject == WRITERS:
+            self._drop_strangers(daemon)
+            return False
         if daemon is None or daemon.pid != pid:
             return False
         self._gate.trust(daemon)
         return True
+
+    def _drop_strangers(self, daemon: TaskIdentity | None) -> None:
+        """Only this process says who is trusted."""
+        known = {os.getpid(), 0 if daemon is None else daemon.pid}
+        for pid in self._gate.writers().keys() - known:
+            self._gate.distrust(pid)
 
     def _of_child(self, event: Event) -> Iterator[Observation]:
         yield self._of(event, Finding.CHILD_UNEXPECTED, "", 0)

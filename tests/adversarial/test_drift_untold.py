@@ -1,0 +1,110 @@
+"""Goal: change a governed process, or the gate, so that no drift event tells of it (T-36, O-21)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egs_kernel.drift.observations import HostEvent, ProcessEvent
+from egs_kernel.findings import Finding
+from egs_kernel.gate.drift import DriftGate
+from egs_kernel.gate.pins import Gate
+from egs_kernel.model import TaskIdentity
+from egs_kernel.processes import start_ticks
+from tests.drifting import Watched, watched_instance
+from tests.harness import COMMAND_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    with watched_instance(tmp_path_factory.mktemp("drift")) as system:
+        yield system
+
+
+def other_thread(pid: int) -> int:
+    return next(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir() if int(task.name) != pid)
+
+
+@pytest.mark.parametrize("act", ["writes_directly", "seizes"])
+def test_by_the_number_of_another_thread(watched: Watched, act: str) -> None:
+    """Both calls take any thread's, and the gate's table has processes."""
+    code = "import threading,time,sys; threading.Thread(target=time.sleep, args=(60,)).start(); print(id(b'x'*999)+64); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=watched.instance.cgroup.enter,
+    ) as victim:
+        assert victim.stdout is not None
+        address = victim.stdout.readline().strip()
+        watched.told()
+        attacker = watched.run(act, str(other_thread(victim.pid)), address, governed=False)
+        found = watched.told_of(victim.pid)
+        victim.kill()
+    assert [event.by for event in found] == [attacker]
+
+
+def test_in_a_storm_of_ones_own(watched: Watched) -> None:
+    """What comes too often is counted by kind: the flood of one hides no other."""
+    watched.told()
+    pid = watched.run("storms", "5000")
+    script = f"{watched.program} storms 5000; exec {watched.program} unshares"
+    storm = subprocess.Popen(["sh", "-c", script], preexec_fn=watched.instance.cgroup.enter)
+    assert storm.wait(COMMAND_SECONDS) == 0
+    told = [event for event in watched.told() if isinstance(event, ProcessEvent)]
+    assert {event.pid for event in told if event.suspicion is Finding.NAMESPACE_CHANGED} == {storm.pid}
+    assert {event.pid for event in told if event.suspicion is Finding.ANONYMOUS_CODE} > {pid}
+
+
+def test_as_one_who_may_write_to_the_gate(watched: Watched) -> None:
+    """Who enters itself in the list of those whose changes are not told is told for that."""
+    watched.told()
+    code = (
+        "import os; from pathlib import Path; from egs_kernel.gate.drift import DriftGate; "
+        "from egs_kernel.gate.pins import Gate; from egs_kernel.model import TaskIdentity; "
+        "from egs_kernel.processes import start_ticks; "
+        f"pins = Path('{watched.instance.paths.pins}'); me = os.getpid(); "
+        "DriftGate.open(pins).trust(TaskIdentity(me, start_ticks(me))); Gate.open(pins).beat()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    assert process.wait(COMMAND_SECONDS) == 0
+    told = [event for event in watched.told() if isinstance(event, HostEvent)]
+    assert [event.subject for event in told] == ["drift/drift_writers"]
+    assert f"by process {process.pid} " in told[0].now
+    drift = DriftGate.open(watched.instance.paths.pins)
+    assert list(drift.writers()) == [os.getpid()], "and it is taken from the list"
+    drift.close()
+
+
+def test_o21_memory_that_was_opened_before_it_was_governed(watched: Watched) -> None:
+    """Open: what is told is that it is opened. Its pages differ from the file's then, which a sweep sees of code alone."""
+    with watched.victim(governed=False) as (pid, address):
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
+        watched.instance.cgroup.procs.write_text(f"{pid}\n")
+        watched.told()
+        assert os.pwrite(memory, b"rewritten", int(address, 16)) == 9
+        os.close(memory)
+        assert watched.told() == []
+
+
+def test_o21_a_daemon_that_was_taken_over(watched: Watched) -> None:
+    """Open: the changes of egsd itself are not told, whoever makes them in its place."""
+    own = TaskIdentity(os.getpid(), start_ticks(os.getpid()))
+    drift = DriftGate.open(watched.instance.paths.pins)
+    drift.trust(own)
+    watched.told()
+    gate = Gate.open(watched.instance.paths.pins)
+    gate.stop_beating()
+    gate.close()
+    drift.close()
+    assert watched.told() == []
