@@ -20,6 +20,7 @@ PREFIX: Final = "/opt/egs/bin"
 EXPOSURE: Final = {
     "egs-gate.service": 67,
     "egsd.service": 72,
+    "egs-monitor.service": 35,
     "egs-console.service": 10,
     "egs-submit.service": 11,
     "egs-witness.service": 9,
@@ -44,6 +45,26 @@ COUNTED: Final = {
         "PrivateMounts",
         "PrivateNetwork",
         "ProtectSystem",
+    ),
+    "egs-monitor.service": (
+        "CapabilityBoundingSet",
+        "DevicePolicy",
+        "IPAddressDeny",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+        "NoNewPrivileges",
+        "PrivateMounts",
+        "ProtectClock",
+        "ProtectHome",
+        "ProtectHostname",
+        "ProtectKernelLogs",
+        "ProtectSystem",
+        "RestrictAddressFamilies",
+        "RestrictNamespaces",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "SystemCallArchitectures",
+        "SystemCallFilter",
     ),
     "egs-console.service": (
         "CapabilityBoundingSet",
@@ -134,7 +155,7 @@ def installed(tmp_path: Path) -> Path:
     commands, folder = tmp_path / "bin", tmp_path / "units"
     commands.mkdir()
     folder.mkdir()
-    for command in ("egs", "egsd"):
+    for command in ("egs", "egsd", "egs-monitor"):
         (commands / command).write_text("#!/bin/sh\n")
         (commands / command).chmod(0o755)
     for unit in units():
@@ -201,7 +222,7 @@ def test_units_refer_to_units_that_there_are() -> None:
 def test_every_command_is_where_the_document_installs_it() -> None:
     commands = [value for unit in units() for key, value in settings(unit.name) if key.startswith("Exec")]
     assert len(commands) >= 4
-    assert all(command.split()[0] in (f"{PREFIX}/egs", f"{PREFIX}/egsd") for command in commands)
+    assert all(command.split()[0] in (f"{PREFIX}/egs", f"{PREFIX}/egsd", f"{PREFIX}/egs-monitor") for command in commands)
     text = DOCUMENT.read_text()
     assert "/opt/egs" in text
     for unit in units():
