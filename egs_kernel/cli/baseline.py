@@ -184,9 +184,24 @@ def _print(options: argparse.Namespace, proposal: pr.Proposal, where: str) -> in
     print_lines(columns(("PACKAGE", "PROGRAM", "SEEN", "USER", "ARGUMENTS"), rows))
     if proposal.left_out:
         print_lines(["", f"Left out: {len(proposal.left_out)}"])
-        left = [(item.path, str(item.seen), item.why, _arguments(item.argv)) for item in proposal.left_out]
-        print_lines(columns(("PROGRAM", "SEEN", "WHY", "ARGUMENTS"), left))
+        print_lines(columns(("PROGRAM", "SEEN", "WHY", "ARGUMENTS"), _left_out(proposal)))
     return int(ExitCode.DONE)
+
+
+def _left_out(proposal: pr.Proposal) -> list[tuple[str, str, str, str]]:
+    """One row for each program and cause, however many command lines that were; the file has them all."""
+    groups: dict[tuple[str, str], list[pr.LeftOut]] = {}
+    for item in proposal.left_out:
+        groups.setdefault((item.path, item.why), []).append(item)
+    return [
+        (
+            path,
+            str(sum(item.seen for item in items)),
+            why,
+            _arguments(items[0].argv) if len(items) == 1 else f"{len(items)} command lines",
+        )
+        for (path, why), items in groups.items()
+    ]
 
 
 def _arguments(argv: tuple[str, ...] | None) -> str:

@@ -356,3 +356,10 @@ def test_on_this_host_programs_have_packages() -> None:
     assert owner.package == "coreutils"
     assert owner.md5 == md5_of(TRUE)
     assert stat.S_ISREG(TRUE.stat().st_mode)
+
+
+def test_the_example_of_the_document_is_a_proposal() -> None:
+    page = (Path(__file__).parents[2] / "docs/baseline.md").read_text()
+    found = pr.parse(page.split("```toml\n")[1].split("```")[0].encode(), "docs/baseline.md")
+    assert [package.name for package in found.package] == ["coreutils", "python3.11-minimal"]
+    assert pr.parse(pr.render(found).encode(), "x") == found
