@@ -17,7 +17,7 @@ def audience_of(host_id: str) -> str:
 
 
 class Workloads:
-    """Verifies SVIDs against the host's trust bundles. What that takes is imported with the first one: 5 MB."""
+    """Verifies SVIDs against the host's trust bundles. What that takes, 4 MB, is imported with the first one."""
 
     def __init__(self, folder: Path, host_id: str) -> None:
         self._folder = folder

@@ -49,6 +49,7 @@ EVERY_FIELD: dict[str, Any] = {
         "hosts": ["host-1"],
         "hostLabels": ["prod"],
         "cgroup": "/egs.slice/agents",
+        "unit": "report.service",
     },
     "scope": {"name": "agents", "policyDigest": POLICY_DIGEST},
     "intent": {
@@ -138,6 +139,7 @@ def intent(**changes: Any) -> Intent:
         "groups": (1000, 20, 50),
         "program_kind": ProgramKind.NATIVE,
         "spiffe_id": "spiffe://example.org/agent",
+        "unit": "report.service",
         **changes,
     }
     return Intent(**fields)

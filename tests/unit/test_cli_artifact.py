@@ -219,6 +219,7 @@ def test_every_option_reaches_its_field(egs: Egs, tmp_path: Path) -> None:
             2,
         ),
         *("--user", "svc", "--uid", 7, "--group", "staff", "--group", 50, "--spiffe-id", "spiffe://a/b"),
+        *("--unit", "report.service"),
         *(
             "--host",
             "h",
@@ -250,6 +251,7 @@ def test_every_option_reaches_its_field(egs: Egs, tmp_path: Path) -> None:
             "uid": 7,
             "groups": ["staff", 50],
             "spiffeId": "spiffe://a/b",
+            "unit": "report.service",
             "hosts": ["h"],
             "hostLabels": ["prod"],
             "cgroup": "/c",
