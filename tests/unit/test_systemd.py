@@ -222,7 +222,10 @@ def test_units_refer_to_units_that_there_are() -> None:
 def test_every_command_is_where_the_document_installs_it() -> None:
     commands = [value for unit in units() for key, value in settings(unit.name) if key.startswith("Exec")]
     assert len(commands) >= 4
-    assert all(command.split()[0] in (f"{PREFIX}/egs", f"{PREFIX}/egsd", f"{PREFIX}/egs-monitor") for command in commands)
+    assert all(
+        command.split()[0] in (f"{PREFIX}/egs", f"{PREFIX}/egsd", f"{PREFIX}/egs-monitor")
+        for command in commands
+    )
     text = DOCUMENT.read_text()
     assert "/opt/egs" in text
     for unit in units():
