@@ -11,12 +11,9 @@ import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-import msgspec
-
-from egs_kernel.audit.damage import corrupt
-from egs_kernel.audit.lines import decode, microseconds
-from egs_kernel.audit.query import REFUSALS
-from egs_kernel.errors import EgsError
+from egs_kernel.audit.lines import decode
+from egs_kernel.audit.rows import COLUMNS, Boots, read_line, row_of
+from egs_kernel.errors import EgsError, RecordError
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
@@ -30,35 +27,19 @@ _BATCH: Final = 20_000
 _BUSY_SECONDS: Final = 60.0
 
 _APPLICATION: Final = 0x45475349  # "EGSI"
-_COLUMNS: Final = {
-    "seq": "INTEGER PRIMARY KEY",
-    "time": "INTEGER NOT NULL",
-    "boot": "INTEGER NOT NULL",
-    "type": "TEXT NOT NULL",
-    "verdict": "TEXT",
-    "reason": "TEXT",
-    "scope": "TEXT",
-    "pid": "INTEGER",
-    "peer": "INTEGER",
-    "start": "TEXT",
-    "artifact": "TEXT",
-    "request": "TEXT",
-    "execution": "TEXT",
-    "parent": "TEXT",
-}
 _TABLES: Final = (
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {VERSION}",
     "CREATE TABLE state (size INTEGER, last TEXT, boot INTEGER, boot_id TEXT) STRICT",
     "CREATE TABLE boots (number INTEGER PRIMARY KEY, boot_id TEXT NOT NULL) STRICT",
-    f"CREATE TABLE entries ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}) STRICT",
+    f"CREATE TABLE entries ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())}) STRICT",
     "INSERT INTO state VALUES (0, NULL, 0, NULL)",
 )
-_INSERT: Final = f"INSERT INTO entries VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608 - names from above
+_INSERT: Final = f"INSERT INTO entries VALUES ({', '.join(f':{name}' for name in COLUMNS)})"  # noqa: S608 - names from above
 _SEARCHED: Final = ("pid", "peer", "artifact, type", "request", "execution", "parent")
 """Columns by which a question finds few of many entries; the others are looked through."""
 _ID_DIGITS: Final = 64
-_CONDITIONS: Final = {name: (f"{name} = ?", 1) for name in _COLUMNS} | {
+_CONDITIONS: Final = {name: (f"{name} = ?", 1) for name in COLUMNS} | {
     "artifact": ("artifact = ?", 1),
     "beginning": ("artifact >= ? AND artifact < ? || 'g'", 2),  # beyond every hexadecimal digit
     "anyone": (
@@ -81,43 +62,6 @@ class Log(Protocol):
 
     def line(self, seq: int) -> bytes:
         """The bytes of one entry."""
-
-
-class _Process(msgspec.Struct, frozen=True):
-    pid: int
-    start_ticks: str | None = None
-
-
-class _Event(msgspec.Struct, frozen=True):
-    pid: int | None = None
-    verdict: str | None = None
-    reason: str | None = None
-    scope: str | None = None
-    artifact_id: str | None = None
-    start_ticks: str | None = None
-    execution: str | None = None
-    parent_execution: str | None = None
-
-
-class _Line(_Event, frozen=True, kw_only=True):
-    """Of a line what is searched by; everything else is skipped."""
-
-    seq: int
-    time: str
-    type: str
-    request: str | None = None
-    event: _Event | None = None
-    task: _Process | None = None
-    peer: _Process | None = None
-    posture: msgspec.Raw = msgspec.Raw()
-
-
-class _Posture(msgspec.Struct, frozen=True):
-    boot_id: str
-
-
-_LINES: Final = msgspec.json.Decoder(_Line)
-_POSTURES: Final = msgspec.json.Decoder(_Posture)
 
 
 class Index:
@@ -192,7 +136,7 @@ class Index:
         """
         for seq in self.numbers(below=below, last=last, **wanted):
             line = self._log.line(seq)
-            row = _row(_read(line, seq), 0)
+            row = row_of(read_line(line, seq), 0)
             for column, value in wanted.items():
                 found = row[column]
                 if (
@@ -237,6 +181,37 @@ class Index:
         """Entries that are in it."""
         return int(self._database.execute("SELECT size FROM state").fetchone()[0])
 
+    def compare(self, progress: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Compare all of it with the record: nobody else would miss an entry that somebody took out of it.
+
+        Raises:
+            RecordError: RECORD_CORRUPT: with the first entry of which it says something else.
+        """
+        found = self._database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise self._wrong(str(found))
+        size, boots, ids = self.size, Boots(), list[tuple[int, str | None]]()
+        rows = self._database.execute(f"SELECT {', '.join(COLUMNS)} FROM entries ORDER BY seq")  # noqa: S608 - names of ours
+        for seq, line in zip(range(size), self._log.lines(0), strict=False):
+            entry = read_line(line, seq)
+            if boots.take(entry):
+                ids.append((boots.number, boots.boot_id))
+            if next(rows, None) != tuple(row_of(entry, boots.number).values()):
+                raise self._wrong(f"at entry {seq}")
+            if seq % _BATCH == 0:
+                progress(seq, size)
+        if next(rows, None) is not None:
+            raise self._wrong(f"it has entries after the last one, {size - 1}")
+        if self._database.execute("SELECT number, boot_id FROM boots ORDER BY number").fetchall() != ids:
+            raise self._wrong("its boots")
+
+    def _wrong(self, where: str) -> RecordError:
+        return RecordError(
+            Reason.RECORD_CORRUPT,
+            f"the index {self._place} does not say what the record says: {where}",
+            "The record is not affected. Build the index anew: egs audit reindex",
+        )
+
     # -- keeping it up ---------------------------------------------------------------------------
 
     def _is_of(self, log: Log) -> bool:
@@ -258,16 +233,14 @@ class Index:
             size, last, boot, boot_id = database.execute(
                 "SELECT size, last, boot, boot_id FROM state"
             ).fetchone()
+            boots = Boots(boot, boot_id)
             rows: list[dict[str, Any]] = []
             line = b""
             for line in self._log.lines(size):
-                found = _read(line, size)
-                if found.type == "posture":
-                    seen = _boot_id(found)
-                    if seen != boot_id:
-                        boot, boot_id = boot + 1, seen
-                        database.execute("INSERT INTO boots VALUES (?, ?)", (boot, boot_id))
-                rows.append(_row(found, boot))
+                found = read_line(line, size)
+                if boots.take(found):
+                    database.execute("INSERT INTO boots VALUES (?, ?)", (boots.number, boots.boot_id))
+                rows.append(row_of(found, boots.number))
                 size += 1
                 if len(rows) >= _BATCH:
                     database.executemany(_INSERT, rows)
@@ -278,7 +251,7 @@ class Index:
                 last = _digest(line)
             database.execute(
                 "UPDATE state SET size = ?, last = ?, boot = ?, boot_id = ?",
-                (size, last, boot, boot_id),
+                (size, last, boots.number, boots.boot_id),
             )
             for columns in _SEARCHED:
                 first = columns.partition(",")[0]
@@ -341,48 +314,6 @@ def _require_ours(database: sqlite3.Connection) -> None:
     mark = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
     if mark != [_APPLICATION, VERSION]:
         raise sqlite3.DatabaseError("another program's file, or another version's")
-
-
-def _read(line: bytes, seq: int) -> _Line:
-    try:
-        found = _LINES.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise corrupt(f"entry {seq}", f"the line is no entry ({error})") from error
-    if found.seq != seq:
-        raise corrupt(f"entry {seq}", f"the line calls itself entry {found.seq}")
-    return found
-
-
-def _boot_id(line: _Line) -> str:
-    try:
-        return _POSTURES.decode(line.posture).boot_id
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise corrupt(f"entry {line.seq}", str(error)) from error
-
-
-def _row(line: _Line, boot: int) -> dict[str, Any]:
-    subject = line.event or line
-    process = line.task or subject
-    return {
-        "seq": line.seq,
-        "time": microseconds(line.time),
-        "boot": boot,
-        "type": line.type,
-        "verdict": "deny" if line.type in REFUSALS else subject.verdict,
-        "reason": subject.reason,
-        "scope": subject.scope,
-        "pid": process.pid,
-        "peer": None if line.peer is None else line.peer.pid,
-        "start": process.start_ticks,
-        "artifact": subject.artifact_id or None,
-        "request": line.request,
-        "execution": _number(subject.execution),
-        "parent": _number(subject.parent_execution),
-    }
-
-
-def _number(text: str | None) -> str | None:
-    return None if text == "0" else text
 
 
 def _digest(line: bytes) -> str:

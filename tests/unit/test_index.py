@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,13 +22,13 @@ from egs_kernel.cli.audit.indexes import index_place
 from egs_kernel.cli.main import run
 from egs_kernel.errors import EgsError, RecordError
 from egs_kernel.model import Reason, Verdict
+from egs_kernel.paths import Paths
 from tests import chains
 from tests.recording import open_record
 from tests.unit import proving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LINES = proving.lines()
 RECORDED = [decode(line) for line in LINES]
@@ -149,6 +153,62 @@ def test_what_it_says_is_compared_with_the_entry(tmp_path: Path) -> None:
         assert list(index.numbers(execution="77")) == [6]
         with pytest.raises(EgsError, match="does not say"):
             list(index.find(execution="77"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("DELETE FROM entries WHERE seq = 6", "at entry 6"),
+        ("DELETE FROM entries WHERE seq = 0", "at entry 0"),
+        ("DELETE FROM entries WHERE seq = (SELECT max(seq) FROM entries)", f"at entry {len(LINES) - 1}"),
+        ("UPDATE entries SET verdict = 'allow' WHERE seq = 13", "at entry 13"),
+        ("UPDATE entries SET time = time + 1 WHERE seq = 3", "at entry 3"),
+        ("UPDATE entries SET parent = NULL WHERE seq = 10", "at entry 10"),
+        ("UPDATE entries SET boot = 2 WHERE seq = 5", "at entry 5"),
+        ("UPDATE entries SET seq = 999 WHERE seq = 8", "at entry 8"),
+        ("INSERT INTO entries (seq, time, boot, type) VALUES (999, 0, 1, 'exec')", "after the last one"),
+        ("UPDATE boots SET boot_id = 'another' WHERE number = 1", "its boots"),
+        ("DELETE FROM boots", "its boots"),
+    ],
+)
+def test_whatever_it_says_otherwise_is_found(tmp_path: Path, statement: str, named: str) -> None:
+    """An entry that is missing there would be missing in every answer."""
+    place = tmp_path / "i.sqlite"
+    with Index.open(place, Lines(LINES)) as index:
+        index.compare()
+    changed(place, statement)
+    with Index.open(place, Lines(LINES)) as index, pytest.raises(RecordError, match=named) as caught:
+        index.compare()
+    assert "egs audit reindex" in caught.value.next_step
+
+
+@settings(max_examples=40, deadline=None)
+@given(at=st.integers(0, 2**20), bit=st.integers(0, 7))
+def test_a_bit_that_flips_anywhere_changes_no_answer_that_was_compared(at: int, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name) / "i.sqlite"
+        seqs(place, LINES)
+        content = bytearray(place.read_bytes())
+        content[at % len(content)] ^= 1 << bit
+        place.write_bytes(content)
+        with suppress(EgsError), Index.open(place, Lines(LINES)) as index:
+            index.compare()
+            for wanted in ({"type": "exec"}, {"pid": 101}):
+                assert list(index.numbers(**wanted)) == seqs(None, LINES, **wanted)
+
+
+@pytest.mark.usefixtures("folder")
+def test_verify_compares_it_when_it_is_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    place = index_place(Paths.from_environment().record)
+    assert place is not None
+    arguments = ["audit", "verify", "--unsigned", "--json"]
+    assert run([*arguments, "--index"]) == 0
+    assert json.loads(capsys.readouterr().out)["index"] is True
+    changed(place, "DELETE FROM entries WHERE seq = 2")
+    assert run(arguments) == 0  # nothing is proven by it
+    assert json.loads(capsys.readouterr().out)["index"] is False
+    assert run([*arguments, "--index"]) == 1
+    assert "at entry 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [b"{}", b"x", b"\xff", LINES[3]])

@@ -10,6 +10,7 @@ from egs_kernel.audit.check import verify
 from egs_kernel.audit.logkeys import read_keys
 from egs_kernel.audit.notes import VerifierKey
 from egs_kernel.cli.audit.common import add_cold, add_word, print_text, progress_bar
+from egs_kernel.cli.audit.indexes import index_place, open_index
 from egs_kernel.errors import EgsError, ExitCode, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
@@ -39,6 +40,11 @@ def add_words(words: Commands) -> None:
         metavar="VKEY",
         help="a key of the log, as `egs audit key show` prints it (default: this host's; may be repeated)",
     )
+    parser.add_argument(
+        "--index",
+        action="store_true",
+        help="compare the index that `egs lineage` and `egs audit query` use with the record, too",
+    )
     parser.add_argument("--unsigned", action="store_true", help="do not verify signatures: no key is at hand")
 
 
@@ -46,12 +52,14 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """`egs audit verify`.
 
     Raises:
-        RecordError: the record does not verify.
+        RecordError: the record does not verify, or its index says something else.
         EgsError: there is no record, or no key.
     """
     keys = () if arguments.unsigned else _keys(arguments.key)
     with progress_bar("verifying") as progress:
         found = verify(arguments.path, keys, progress, arguments.cold)
+    if arguments.index:
+        _compare_index(arguments.path, arguments.cold)
     answer = {
         "verified": True,
         "path": str(arguments.path),
@@ -64,12 +72,15 @@ def run_verify(arguments: argparse.Namespace) -> int:
         "types": found.types,
         "unknown_types": found.unknown_types,
         "torn_bytes": found.torn,
+        "index": arguments.index,
     }
     if arguments.json:
         print_text(json.dumps(answer))
         return int(ExitCode.DONE)
     print_text(f"verified: {found.size} entries, {found.published} of them under the published checkpoint")
     print_text(f"root: {found.root}")
+    if arguments.index:
+        print_text("the index says what the record says")
     if not found.signed:
         print_text("no signature was verified: give --key to know whose log it is")
     if found.unknown_types:
@@ -77,6 +88,14 @@ def run_verify(arguments: argparse.Namespace) -> int:
     if found.torn:
         print_text(f"{found.torn} bytes after the last entry are being written, or were cut off by a crash")
     return int(ExitCode.DONE)
+
+
+def _compare_index(path: Path, cold: Path | None) -> None:
+    with (
+        open_index(path, index_place(path), cold) as (index, _log),
+        progress_bar("comparing") as progress,
+    ):
+        index.compare(progress)
 
 
 def _keys(given: list[str]) -> tuple[VerifierKey, ...]:
