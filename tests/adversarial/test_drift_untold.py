@@ -1,4 +1,4 @@
-"""Goal: change a governed process, or the gate, so that no drift event tells of it (T-36, O-21)."""
+"""Goal: change a governed process, or the gate, so that no drift event tells of it (T-36, T-37, O-21)."""
 
 from __future__ import annotations
 

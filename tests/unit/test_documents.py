@@ -16,6 +16,7 @@ from egs_kernel.cli.main import _MODULES, _parser
 from egs_kernel.config import (
     Config,
     ConsoleConfig,
+    DriftConfig,
     MetricsConfig,
     RecordConfig,
     RevocationConfig,
@@ -175,7 +176,8 @@ def test_every_setting_is_described() -> None:
         *RecordConfig.__struct_fields__,
         *RevocationConfig.__struct_fields__,
         *WitnessConfig.__struct_fields__,
-    } - {"scopes", "metrics", "console", "record", "revocation", "witnesses"}:
+        *DriftConfig.__struct_fields__,
+    } - {"scopes", "metrics", "console", "record", "revocation", "witnesses", "drift"}:
         assert f"`{name}`" in text, name
     for name in TRUSTED | KNOWN:
         assert name in text, name
