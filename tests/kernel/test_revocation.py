@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from egs_kernel.audit.entries import FindingEntry, ResponseEntry, Revocation, RevocationListChange
+from egs_kernel.cli.client import ask
+from egs_kernel.daemon import protocol
 from egs_kernel.findings import Finding
 from egs_kernel.model import Verdict
 from tests.harness import PATIENCE, Instance
@@ -295,3 +297,52 @@ def settled(system: Running, artifact_id: str, state: str) -> None:
     deadline = time.monotonic() + SECONDS
     while system.artifacts()[artifact_id]["state"] != state:
         assert time.monotonic() < deadline, system.artifacts()[artifact_id]
+
+
+# -- what an artifact says is done -------------------------------------------------------------------
+
+
+def drifting(system: Running, program: Path, response: str, *more: str) -> str:
+    """The id of a standing artifact that says what is done when it is revoked; somebody has to watch for that."""
+    ask(system.instance.paths, protocol.DriftRequest(), protocol.Done)
+    constraints = system.folder / f"{response}.toml"
+    constraints.write_text(f'[drift]\non = {{ artifact_revoked = "{response}" }}\n')
+    name = f"{program.name}.json"
+    return system.add(system.issue(program, "--constraints", str(constraints), *more, name=name))
+
+
+@pytest.mark.parametrize("response", ["alert", "suspend", "quarantine"])
+def test_what_its_artifact_says_is_done_and_seen_to_be_so(system: Running, response: str) -> None:
+    shell = system.copy("/bin/sh", f"shell-{response}")
+    program, _ = standing(system, f"starts-{response}")
+    artifact_id = drifting(system, shell, response, "--argv", str(shell))
+    with subprocess.Popen(
+        [str(shell)], preexec_fn=system.instance.cgroup.enter, stdin=PIPE, stdout=PIPE, text=True
+    ) as process:
+        try:
+            assert says(process, f"{program} --version >/dev/null; echo $?") == "0\n"
+            answer = system.instance.egs("revoke", artifact_id)
+            assert "1 processes ran by it" in answer.stdout
+            assert process.poll() is None
+            if response == "suspend":
+                assert "\nState:\tT" in Path(f"/proc/{process.pid}/status").read_text()
+                process.send_signal(signal.SIGCONT)
+                assert process.wait(SECONDS) == -signal.SIGKILL
+            else:
+                ran = response == "alert"
+                command = f"{program} --version >/dev/null 2>&1; echo $?"
+                assert (says(process, command) == "0\n") is ran
+        finally:
+            process.kill()
+    (entry,) = of(system, ResponseEntry, artifact_id)
+    assert (entry.response, entry.verified, entry.processes) == (response, True, 1)
+    (finding,) = of(system, FindingEntry, artifact_id)
+    assert finding.rule == "artifact"
+
+
+def says(process: subprocess.Popen[str], command: str) -> str:
+    """What a shell says to a command."""
+    assert process.stdin is not None
+    process.stdin.write(f"{command}\n")
+    process.stdin.flush()
+    return hears(process)
