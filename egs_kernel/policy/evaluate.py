@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 import msgspec
-from cedarpy import AuthzResult, Decision, Entities, is_authorized
+from cedarpy import AuthzResult, Decision, is_authorized
 
 from egs_kernel.policy.evaluation import Effect, Evaluation
 from egs_kernel.policy.questions import Question
-from egs_kernel.policy.requests import Request, requests_for
+from egs_kernel.policy.requests import RUN, Entity, EntityId, Request, requests_for
 from egs_kernel.policy.sets import PolicySet
 
 MOST_APPROVALS: Final = 16
@@ -26,10 +27,7 @@ _ENCODER = msgspec.json.Encoder(order="sorted")
 def evaluate(policy_set: PolicySet, request: Request) -> Evaluation:
     """What the set says to one request."""
     canonical = request.canonical
-    try:
-        result = _ask(policy_set, request)
-    except ValueError as error:  # entities that the schema does not know
-        return _failed(policy_set, str(error), canonical)
+    result = _ask(policy_set, request)
     # Cedar keeps both in hash tables: their order is another one each time.
     determining = tuple(sorted(result.diagnostics.reasons))
     errors = tuple(sorted(result.diagnostics.errors))
@@ -82,27 +80,31 @@ def approvals_needed(policy_set: PolicySet, question: Question) -> int | None:
     return None
 
 
-def _failed(policy_set: PolicySet, problem: str, canonical: bytes) -> Evaluation:
-    return Evaluation(
-        effect=Effect.DENY,
-        determining=(),
-        advice=(),
-        errors=(problem,),
-        policy_digest=policy_set.digest,
-        request_digest=hashlib.sha256(canonical).hexdigest(),
-    )
-
-
 def _ask(policy_set: PolicySet, request: Request) -> AuthzResult:
-    entities = Entities.from_json_str(_ENCODER.encode(request.entities).decode(), policy_set.schema)
+    """Ask Cedar, with the policies that the request concerns, and with what of it they can tell apart.
+
+    Requests are of the schema as requests.py makes them (test_policy_properties.py): Cedar need not look each time.
+    """
+    mentions = policy_set.mentions
+    entities = [mentions.of_entity(entity) for entity in request.entities]
     asked: dict[str, Any] = {
-        "principal": {"type": request.principal.type, "id": request.principal.id},
-        "action": {"type": request.action.type, "id": request.action.id},
-        "resource": {"type": request.resource.type, "id": request.resource.id},
-        "context": _ENCODER.encode(request.context).decode(),
+        "principal": _identified(request.principal),
+        "action": _identified(request.action),
+        "resource": _identified(request.resource),
+        "context": _ENCODER.encode(mentions.of_context(request.context)).decode(),
     }
-    policies = policy_set.slices.of(request)
-    return is_authorized(asked, policies, entities, policy_set.schema)
+    known = _ENCODER.encode((*entities, _above(request.action))).decode()
+    return is_authorized(asked, policy_set.slices.of(request), known)
+
+
+def _identified(entity: EntityId) -> dict[str, str]:
+    return {"type": entity.type, "id": entity.id}
+
+
+@cache
+def _above(action: EntityId) -> Entity:
+    """The action, in its group: what the schema says of it."""
+    return Entity(action, {}, (EntityId("Action", RUN),))
 
 
 def _advice(policy_set: PolicySet, determining: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Final
 from cedarpy import Decision, PartialAuthzResult, is_authorized_partial
 
 from egs_kernel.policy.evaluation import Effect
-from egs_kernel.policy.requests import EXECUTE
+from egs_kernel.policy.requests import EXECUTE, RUN
 from egs_kernel.policy.sets import PolicySet
 from egs_kernel.policy.source import Case
 
@@ -48,6 +48,6 @@ _ACTIONS: Final = [
     {
         "uid": {"type": "Action", "id": EXECUTE},
         "attrs": {},
-        "parents": [{"type": "Action", "id": "run"}],
+        "parents": [{"type": "Action", "id": RUN}],
     }
 ]

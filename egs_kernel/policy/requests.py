@@ -16,6 +16,8 @@ from egs_kernel.policy.questions import File, HostState, Lineage, Program, Quest
 EXECUTE: Final = "execute"
 LOAD: Final = "load"
 START: Final = "start"
+RUN: Final = "run"
+"""The group of all actions."""
 ACTIONS: Final = (EXECUTE, LOAD, START)
 
 RISKS: Final[dict[Risk, int]] = {"low": 1, "medium": 2, "high": 3, "critical": 4}

@@ -11,6 +11,7 @@ from cedarpy import Schema
 
 from egs_kernel.policy.catalog import Catalog
 from egs_kernel.policy.manifest import Manifest
+from egs_kernel.policy.mentions import Mentions
 from egs_kernel.policy.parse import Policy, invalid, parse_policies, require_valid
 from egs_kernel.policy.slices import Slices
 from egs_kernel.policy.vocabulary import SCHEMA
@@ -26,6 +27,7 @@ class PolicySet:
         policies: by their ids.
         schema: Cedar's, parsed.
         slices: which policies a request concerns.
+        mentions: what of a request they can tell apart.
     """
 
     manifest: Manifest
@@ -33,6 +35,7 @@ class PolicySet:
     policies: Mapping[str, Policy]
     schema: Schema
     slices: Slices
+    mentions: Mentions
 
     @classmethod
     def of(cls, manifest: Manifest) -> PolicySet:
@@ -48,7 +51,8 @@ class PolicySet:
         policies = parse_policies(manifest.policies)
         require_valid(policies, schema)
         slices = Slices({name: policy.json for name, policy in policies.items()})
-        return cls(manifest, manifest.digest, policies, schema, slices)
+        mentions = Mentions.of(policy.json for policy in policies.values())
+        return cls(manifest, manifest.digest, policies, schema, slices, mentions)
 
     @property
     def name(self) -> str:

@@ -15,15 +15,13 @@ from typing import Any, Final
 import msgspec
 from cedarpy import PolicySet as Policies
 
-from egs_kernel.policy.requests import ACTIONS, Entity, Request
+from egs_kernel.policy.requests import ACTIONS, RUN, Entity, Request
 
 _MOST_SLICES: Final = 512
 """Slices that are kept parsed. How many there can be depends on what policies name, not on what is asked."""
 
 _Key = tuple[str, str] | str | None
 """What a scope names: an entity, a type, or nothing."""
-
-_ABOVE_ACTIONS: Final = "run"
 
 
 class Slices:
@@ -98,6 +96,6 @@ def _actions(scope: dict[str, Any]) -> tuple[str, ...]:
     """The actions that a scope is for."""
     named = scope.get("entities") or [scope["entity"]] if scope["op"] != "All" else []
     names = {entity["id"] for entity in named}
-    if scope["op"] == "All" or (scope["op"] == "in" and _ABOVE_ACTIONS in names):
+    if scope["op"] == "All" or (scope["op"] == "in" and RUN in names):
         return ACTIONS
     return tuple(action for action in ACTIONS if action in names)
