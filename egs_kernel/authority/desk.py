@@ -1,19 +1,22 @@
-"""Where requests are decided: one thread, one after the other, and made durable together.
+"""Where requests are decided: one after the other, and made durable together.
 
 What a request comes to is in the record before anybody learns of it. One append, one sync, for all requests that came while
 the last one was under way: with many askers the disk is waited for once for all of them. A process that is killed has
 recorded all that a request came to, or nothing of it.
+
+Deciding is done in the event loop's thread, where it takes less than a millisecond: a thread of its own would take the
+interpreter from the loop, and the other way round, with every signature. Only the disk is waited for elsewhere; and, as long as
+it signs, a key that is not in a file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -83,94 +86,103 @@ class _Job(Generic[T]):
 
 
 class Desk:
-    """The one that decides. `close` ends it after what it has begun."""
+    """The one that decides. It belongs to the event loop's thread.
 
-    def __init__(
+    Args:
+        record: what everything goes into first.
+        store: what has to be found again.
+        book: what is gone by.
+        latest: when the last entry of the record was written, Unix seconds.
+        slow: deciding waits for something, such as a token that signs: the loop goes on meanwhile.
+        clock: Unix seconds.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it is made of, by name
         self,
         record: Record,
         store: Store,
-        rules: RuleBook,
+        book: RuleBook,
+        *,
         latest: float,
+        slow: bool,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`latest`: when the last entry of the record was written, Unix seconds; `clock`: the time now, as well."""
         self._record = record
         self._store = store
-        self._rules = rules
+        self._book = book
         self._latest = latest
+        self._slow = slow
         self._clock = clock
-        self._jobs: queue.Queue[_Job[object] | None] = queue.Queue(MOST_WAITING)
+        self._jobs: deque[_Job[object]] = deque()
+        self._served: asyncio.Task[None] | None = None
+        self._elsewhere = ThreadPoolExecutor(1, "egs-desk")
         self._forget_at = 0.0
-        self._thread = threading.Thread(target=self._serve, name="egs-desk", daemon=True)
-        self._thread.start()
 
     def submit(self, work: Callable[[Session], Result[T]]) -> asyncio.Future[T]:
-        """Have a request decided; called in the event loop's thread.
+        """Have a request decided.
 
         Args:
-            work: decides; called in the desk's thread, with the state to itself. What it raises as `EgsError` is the
-                answer, and nothing is recorded.
+            work: decides, with the state to itself. What it raises as `EgsError` is the answer, and nothing is recorded.
 
         Raises:
             Refused: RATE_LIMITED: too many wait already.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        try:
-            self._jobs.put_nowait(_Job(work, future))  # type: ignore[arg-type] # each job fits its own future
-        except queue.Full as error:
+        if len(self._jobs) >= MOST_WAITING:
             raise Refused(
                 Reason.RATE_LIMITED, f"{MOST_WAITING} requests wait already", "Ask again in a second."
-            ) from error
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._jobs.append(_Job(work, future))  # type: ignore[arg-type] # each job fits its own future
+        if self._served is None or self._served.done():
+            self._served = loop.create_task(self._serve())
         return future
 
     def close(self) -> None:
-        """Decide what waits, and end."""
-        self._jobs.put(None)
-        self._thread.join()
+        """Let go of the thread that waits for the disk."""
+        self._elsewhere.shutdown()
 
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            jobs = [job]
-            end = False
-            while len(jobs) < _TOGETHER and not self._jobs.empty():
-                more = self._jobs.get_nowait()
-                if more is None:
-                    end = True
-                    break
-                jobs.append(more)
-            self._decide(jobs)
-            if end:
-                return
+    async def _serve(self) -> None:
+        while self._jobs:
+            jobs = [self._jobs.popleft() for _ in range(min(_TOGETHER, len(self._jobs)))]
+            await self._settle(jobs)
 
-    def _decide(self, jobs: list[_Job[object]]) -> None:
+    async def _settle(self, jobs: list[_Job[object]]) -> None:
         """Decide them, make that durable, and tell. When that fails with several, each is tried alone."""
         try:
-            self._work(jobs)
+            await self._work(jobs)
         except Exception as error:  # noqa: BLE001 - the desk must stand, and what was not recorded was not decided
             self._store.rollback()
             if len(jobs) > 1:
                 for job in jobs:
-                    self._decide([job])
+                    await self._settle([job])
                 return
             _log.error("a request could not be decided", exc_info=error)
             jobs[0].done = _unavailable(error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
-            jobs[0].future.get_loop().call_soon_threadsafe(_tell, jobs)
+        _tell(jobs)
 
-    def _work(self, jobs: list[_Job[object]]) -> None:
+    async def _work(self, jobs: list[_Job[object]]) -> None:
+        loop = asyncio.get_running_loop()
         seconds = self._clock()
-        session = Session(self._store, self._rules, datetime.fromtimestamp(seconds, UTC), self._latest)
+        session = Session(self._store, self._book, datetime.fromtimestamp(seconds, UTC), self._latest)
+        if self._slow:
+            entries = await loop.run_in_executor(self._elsewhere, self._decide, jobs, session, seconds)
+        else:
+            entries = self._decide(jobs, session, seconds)
+        if entries:
+            await loop.run_in_executor(self._elsewhere, self._record.append, entries)
+            self._latest = max(seconds, self._latest)  # one set back stays behind until it is right
+        self._store.commit(self._record.size)
+
+    def _decide(self, jobs: list[_Job[object]], session: Session, seconds: float) -> list[Entry]:
         entries: list[Entry] = []
         self._store.begin()
         for job in jobs:
             entries += self._try(job, session, seconds)
-        if entries:
-            self._record.append(entries)
-            self._latest = max(seconds, self._latest)  # one set back stays behind until it is right
         if seconds >= self._forget_at:
             self._forget_at = seconds + _FORGET_SECONDS
             self._store.forget(seconds)
-        self._store.commit(self._record.size)
+        return entries
 
     def _try(self, job: _Job[object], session: Session, seconds: float) -> Sequence[Entry]:
         """Decide one; what it raises ends it alone: it has changed nothing by then."""
@@ -185,7 +197,7 @@ class Desk:
 
 
 def _tell(jobs: list[_Job[object]]) -> None:
-    """Tell what requests came to, in the event loop's thread."""
+    """Tell what requests came to,."""
     for job in jobs:
         if job.future.done():
             continue  # its asker has gone

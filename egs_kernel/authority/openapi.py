@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def _straight(pattern: str) -> str:
-    """`^(?![\\s\\S]*[FORBIDDEN])BEGINNING` → `^BEGINNING[^FORBIDDEN]*$`."""
+    r"""`^(?![\\s\\S]*[FORBIDDEN])BEGINNING` → `^BEGINNING[^FORBIDDEN]*$`."""
     found = _FORBIDS.match(pattern)
     if found is None or pattern.endswith("$)"):
         return pattern

@@ -30,6 +30,8 @@ from egs_kernel.ownership import read_private_file, require_private_folder
 from egs_kernel.policy.manifest import SET_LIMIT
 from egs_kernel.policy.sets import PolicySet
 from egs_kernel.posture import host_id
+from egs_kernel.sslib import CryptoSigner
+from egs_kernel.trust.hybrid import HybridSigner
 from egs_kernel.trust.passphrases import Passphrases
 from egs_kernel.trust.signers import open_signer
 from egs_kernel.trust.store import TrustStore
@@ -92,7 +94,8 @@ def opened(
             (paths.trust, paths.policy, paths.config_dir),
         )
         book.now()  # wrong rules end a start; later they refuse requests
-        desk = Desk(record, store, book, _latest(record), clock)
+        slow = not isinstance(signer, CryptoSigner | HybridSigner)
+        desk = Desk(record, store, book, latest=_latest(record), slow=slow, clock=clock)
         open_parts.callback(desk.close)
 
         def status(session: Session) -> Answer:
