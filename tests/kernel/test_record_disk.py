@@ -1,7 +1,7 @@
 """The record cannot grow: what is governed is refused, everybody else goes on, and so does the daemon when there is room.
 
 A limit on the size of the daemon's files stands for a quota or a full disk: what fits into a file's last block would still
-fit there, so a full disk refuses at no certain entry. (`tests/unit/test_record.py` has full disks.)
+fit there, so a full disk refuses at no certain entry. (`tests/unit/test_record_failures.py` has full disks.)
 """
 
 from __future__ import annotations
