@@ -16,7 +16,15 @@ from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
 from egs_kernel.errors import EgsError, HostLacks, Unreachable, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file
-from egs_kernel.sslib import Key, SecretsHandler, Signature, Signer, UnsupportedLibraryError, clients
+from egs_kernel.sslib import (
+    Key,
+    SecretsHandler,
+    Signature,
+    Signer,
+    UnsupportedLibraryError,
+    UnverifiedSignatureError,
+    clients,
+)
 from egs_kernel.trust.keys import KEY_LIMIT, algorithm_of, load_public, public_pem
 
 if TYPE_CHECKING:
@@ -117,7 +125,14 @@ class _Remote(Signer):
 
         def checked() -> Signature:
             signature = self._signer.sign(payload)
-            self.public_key.verify_signature(signature, payload)
+            try:
+                self.public_key.verify_signature(signature, payload)
+            except UnverifiedSignatureError as error:
+                raise Unreachable(
+                    Reason.SIGNER_UNAVAILABLE,
+                    f"{self._where}: what came back is no signature by {self.public_key.keyid[:16]}",
+                    "Check which key signs there: egs keys public --key KEY --out N.pub",
+                ) from error
             return signature
 
         with self._lock:  # a token has one session that is logged in

@@ -298,7 +298,7 @@ def test_a_key_of_another_kind_in_the_token_is_refused(token: Token) -> None:
 def test_a_token_whose_key_is_not_the_expected_one_signs_nothing(token: Token, tmp_path: Path) -> None:
     _private, public = write_pair(generate(Algorithm.ECDSA_P256), tmp_path, "other")
     error = refused(f"{token.uri()}&public-key={public}", answering(PIN))
-    assert "UnverifiedSignatureError" in str(error)
+    assert "no signature by" in str(error)
 
 
 # -- Vault's transit engine --------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_a_signature_that_is_not_this_keys_never_leaves(transit: Vault) -> None:
     signer = open_signer("hashivault:issuer/2", NOBODY)
     signer.sign(b"data")
     transit.signs_with = 1
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(Unreachable, match="no signature by") as caught:
         signer.sign(b"data")
     assert caught.value.reason is Reason.SIGNER_UNAVAILABLE
 
