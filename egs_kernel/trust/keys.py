@@ -5,7 +5,6 @@ A hybrid key is two PEM blocks in one file: Ed25519, then ML-DSA-65. Keys that a
 
 from __future__ import annotations
 
-import os
 import re
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from egs_kernel.durable import create_file
 from egs_kernel.errors import UsageError
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_secret_file
@@ -269,13 +269,8 @@ def _unsupported(where: str) -> UsageError:
 
 def _create(path: Path, content: bytes, mode: int) -> None:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        create_file(path, content, mode)
     except FileExistsError as error:
         raise UsageError(
             Reason.USAGE, f"{path} exists; keys are never overwritten", "Choose another --name or --out."
         ) from error
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)

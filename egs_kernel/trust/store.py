@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from egs_kernel.artifact.statement import Label, Sha256, Time, format_time, parse_time
+from egs_kernel.durable import sync_folder
 from egs_kernel.errors import UsageError
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
@@ -184,7 +185,7 @@ def remove(folder: Path, keyid: str) -> None:
         _key_path(folder, keyid).unlink()
     except FileNotFoundError as error:
         raise _unknown_key(keyid) from error
-    _sync(folder)
+    sync_folder(folder)
 
 
 def revoke(folder: Path, keyid: str, now: datetime) -> None:
@@ -359,12 +360,4 @@ def _replace(path: Path, content: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
