@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +20,7 @@ from egs_kernel.policy.sets import PolicySet
 
 MOST_APPROVALS: Final = 16
 
+_RUN: Final = EntityId("Action", RUN)
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
 
@@ -93,18 +93,13 @@ def _ask(policy_set: PolicySet, request: Request) -> AuthzResult:
         "resource": _identified(request.resource),
         "context": _ENCODER.encode(mentions.of_context(request.context)).decode(),
     }
-    known = _ENCODER.encode((*entities, _above(request.action))).decode()
-    return is_authorized(asked, policy_set.slices.of(request), known)
+    if _RUN in mentions.entities:
+        entities.append(Entity(request.action, {}, (_RUN,)))  # what the schema says of it
+    return is_authorized(asked, policy_set.slices.of(request), _ENCODER.encode(entities).decode())
 
 
 def _identified(entity: EntityId) -> dict[str, str]:
     return {"type": entity.type, "id": entity.id}
-
-
-@cache
-def _above(action: EntityId) -> Entity:
-    """The action, in its group: what the schema says of it."""
-    return Entity(action, {}, (EntityId("Action", RUN),))
 
 
 def _advice(policy_set: PolicySet, determining: tuple[str, ...]) -> tuple[str, ...]:

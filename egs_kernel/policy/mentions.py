@@ -23,19 +23,25 @@ class Mentions:
 
     Attributes:
         context: attributes of the context; None: a policy takes it as a whole.
-        entities: folders, groups and packages.
+        attributes: of anything.
+        entities: in what they ask for membership, and more.
     """
 
     context: frozenset[str] | None
+    attributes: frozenset[str]
     entities: frozenset[EntityId]
 
     @classmethod
     def of(cls, policies: Iterable[dict[str, Any]]) -> Mentions:
         """Of policies in their JSON form (Cedar's EST)."""
-        found = _Found(set(), set())
+        found = _Found(set(), set(), set())
         for policy in policies:
             found.look(policy)
-        return cls(None if found.whole else frozenset(found.attributes), frozenset(found.entities))
+        return cls(
+            None if found.whole else frozenset(found.context),
+            frozenset(found.attributes),
+            frozenset(found.entities),
+        )
 
     def of_context(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of a context that a policy can read."""
@@ -44,15 +50,17 @@ class Mentions:
         return {name: value for name, value in context.items() if name in self.context}
 
     def of_entity(self, entity: Entity) -> Entity:
-        """The entity below what a policy can ask for."""
+        """The entity below what a policy can ask for, with the attributes that one can read."""
         parents = tuple(
             parent for parent in entity.parents if parent.type not in _BY_NAME or parent in self.entities
         )
-        return Entity(entity.uid, entity.attrs, parents)
+        attributes = {name: value for name, value in entity.attrs.items() if name in self.attributes}
+        return Entity(entity.uid, attributes, parents)
 
 
 @dataclass
 class _Found:
+    context: set[str]
     attributes: set[str]
     entities: set[EntityId]
     whole: bool = False
@@ -68,8 +76,9 @@ class _Found:
             if isinstance(value.get("type"), str) and isinstance(value.get("id"), str):
                 self.entities.add(EntityId(value["type"], value["id"]))
             for operator, operands in value.items():
-                of_context = isinstance(operands, dict) and operands.get("left") == _CONTEXT
-                if operator in (".", "has") and of_context:
+                if operator in (".", "has") and isinstance(operands, dict) and "attr" in operands:
                     self.attributes.add(operands["attr"])
-                else:
-                    self.look(operands)
+                    if operands.get("left") == _CONTEXT:
+                        self.context.add(operands["attr"])
+                        continue
+                self.look(operands)

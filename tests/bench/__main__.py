@@ -30,6 +30,7 @@ from tests.bench import (
     loading,
     log,
     machine,
+    policy,
     report,
     revocation,
     verifying,
@@ -42,7 +43,7 @@ from tests.harness import REPOSITORY, Instance, compile_program
 DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
 LATEST: Final = Path(__file__).parent / "results/latest.json"
 PARTS: Final = {
-    part.name: part for part in (constraints.PART, drift.PART, guards.PART, log.PART, revocation.PART)
+    part.name: part for part in (constraints.PART, drift.PART, guards.PART, log.PART, policy.PART, revocation.PART)
 }
 """Each with a part of the document of its own: scripts/bench NAME."""
 GOVERNED_EXECS: Final = 10_000
