@@ -537,6 +537,14 @@ static __always_inline void look_at(struct told *told, u32 action, struct argume
 	}
 }
 
+/* Most mappings are no code, and most files are opened to be read: of those nothing more is read. */
+static __always_inline int has_demanded(u32 demand, u64 registers)
+{
+	u64 third = read_pointer(registers, OFF_pt_regs_dx);
+
+	return demand == EGS_DEMAND_CODE ? (third & EGS_PROT_EXEC) != 0 : (third & EGS_O_ACCMODE) != 0;
+}
+
 int drift_call(struct bpf_raw_tracepoint_args *ctx)
 {
 	s64 result = ctx->args[1];
@@ -556,6 +564,8 @@ int drift_call(struct bpf_raw_tracepoint_args *ctx)
 	index = number & (EGS_DRIFT_CALLS - 1);
 	call = drift_calls.lookup(&index);
 	if (!call || !(call->native | call->compat))
+		return 0;
+	if (call->demand && !has_demanded(call->demand, ctx->args[0]))
 		return 0;
 	if (read_field(&registers, sizeof(registers), ctx->args[0], 0)) {
 		fail(EGS_DRIFT_FAIL_STATE);

@@ -67,6 +67,13 @@ enum egs_drift_action {
 	EGS_CALL_BPF = 17,
 };
 
+/* What the third argument must have for a call to be looked at; it is in one register, for both kinds of programs. */
+enum egs_drift_demand {
+	EGS_DEMAND_NOTHING = 0,
+	EGS_DEMAND_CODE = 1,    /* PROT_EXEC */
+	EGS_DEMAND_WRITING = 2, /* an access mode other than O_RDONLY */
+};
+
 enum egs_drift_failure {
 	EGS_DRIFT_FAIL_ROOM = 0,       /* no room in a ring buffer */
 	EGS_DRIFT_FAIL_STATE = 1,      /* kernel memory could not be read: something was not told, or not all of it */
@@ -91,6 +98,8 @@ struct egs_drift_config {
 struct egs_drift_call {
 	__u8 native;
 	__u8 compat;
+	__u8 demand;
+	__u8 pad;
 };
 
 struct egs_drift_object_key {

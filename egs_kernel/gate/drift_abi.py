@@ -76,6 +76,14 @@ class Action(IntEnum):
     BPF = 17
 
 
+class Demand(IntEnum):
+    """enum egs_drift_demand."""
+
+    NOTHING = 0
+    CODE = 1
+    WRITING = 2
+
+
 class Failure(IntEnum):
     """enum egs_drift_failure."""
 
@@ -104,9 +112,10 @@ class Config(Structure):
 class Call(Structure):
     """struct egs_drift_call."""
 
-    _fields_ = (("native", c_uint8), ("compat", c_uint8))
+    _fields_ = (("native", c_uint8), ("compat", c_uint8), ("demand", c_uint8), ("pad", c_uint8))
     native: int
     compat: int
+    demand: int
 
 
 class ObjectKey(Structure):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from egs_kernel.gate.drift_abi import Action
+from egs_kernel.gate.drift_abi import Action, Call, Demand
 
 NATIVE: Final[dict[int, Action]] = {
     2: Action.OPEN,
@@ -86,3 +86,22 @@ COMPAT: Final[dict[int, Action]] = {
     357: Action.BPF,
 }
 """Of 32-bit programs (i386)."""
+
+_DEMANDS: Final = {
+    Action.MMAP: Demand.CODE,
+    Action.MPROTECT: Demand.CODE,
+    Action.OPENAT: Demand.WRITING,
+}
+"""Actions that depend on the third argument alone."""
+
+
+def calls_by_number() -> dict[int, Call]:
+    """What is done about each number. Pure."""
+    return {number: _call(number) for number in sorted(NATIVE.keys() | COMPAT.keys())}
+
+
+def _call(number: int) -> Call:
+    actions = [table[number] for table in (NATIVE, COMPAT) if number in table]
+    demands = {_DEMANDS.get(action, Demand.NOTHING) for action in actions}
+    demand = demands.pop() if len(demands) == 1 else Demand.NOTHING
+    return Call(native=NATIVE.get(number, 0), compat=COMPAT.get(number, 0), demand=demand)

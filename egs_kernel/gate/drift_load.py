@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 from egs_kernel.errors import EgsError, GateError, HostLacks
 from egs_kernel.gate import btf, drift_abi, libbpf
 from egs_kernel.gate.drift import FOLDER, MAPS, MODULE_TRACEPOINTS, TRACEPOINTS
-from egs_kernel.gate.drift_calls import COMPAT, NATIVE
+from egs_kernel.gate.drift_calls import calls_by_number
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
@@ -162,6 +162,5 @@ def _write_settings(module: Module) -> None:
         config = libbpf.Map(opened("drift_configs"), u32, drift_abi.Config)
         config.put(u32(0), drift_abi.Config(abi_version=drift_abi.ABI_VERSION))
         calls = libbpf.Map(opened("drift_calls"), u32, drift_abi.Call)
-        for number in sorted(NATIVE.keys() | COMPAT.keys()):
-            call = drift_abi.Call(native=NATIVE.get(number, 0), compat=COMPAT.get(number, 0))
+        for number, call in calls_by_number().items():
             calls.put(u32(number), call)

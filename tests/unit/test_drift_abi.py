@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from egs_kernel.gate import drift, drift_abi
-from egs_kernel.gate.drift_calls import COMPAT, NATIVE
+from egs_kernel.gate.drift_calls import COMPAT, NATIVE, calls_by_number
 
 BPF: Final = Path(__file__).parents[2] / "bpf"
 HEADER: Final = (BPF / "egs_drift.h").read_text()
@@ -34,6 +34,7 @@ ENUMS: Final[dict[str, tuple[str, type[IntEnum | IntFlag]]]] = {
     "egs_drift_kind": ("EGS_DRIFT_", drift_abi.Kind),
     "egs_drift_exec": ("EGS_DRIFT_EXEC_", drift_abi.ExecFlag),
     "egs_drift_action": ("EGS_CALL_", drift_abi.Action),
+    "egs_drift_demand": ("EGS_DEMAND_", drift_abi.Demand),
     "egs_drift_failure": ("EGS_DRIFT_FAIL_", drift_abi.Failure),
     "egs_drift_object_kind": ("EGS_DRIFT_", drift_abi.ObjectKind),
 }
@@ -126,6 +127,13 @@ def test_every_action_has_a_call_and_every_call_fits() -> None:
     assert set(COMPAT.values()) >= set(NATIVE.values()), (
         "what is seen of 64-bit programs is seen of 32-bit ones"
     )
+
+
+def test_a_number_that_means_two_things_demands_nothing_of_either() -> None:
+    calls = calls_by_number()
+    demanding = {number for number, call in calls.items() if call.demand}
+    assert demanding == {9, 10, 329, 257, 125, 192, 380, 295}
+    assert not any(calls[number].native and calls[number].compat for number in demanding)
 
 
 def test_the_numbers_are_the_kernels(tmp_path: Path) -> None:
