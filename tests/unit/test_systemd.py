@@ -24,6 +24,7 @@ EXPOSURE: Final = {
     "egs-console.service": 10,
     "egs-submit.service": 11,
     "egs-witness.service": 9,
+    "egs-authority.service": 15,
 }
 
 # Each of these lines counts in systemd's own sum. Others (ReadOnlyPaths, KeyringMode, …) harden without counting.
@@ -87,6 +88,33 @@ COUNTED["egs-witness.service"] = (
     *("User" if key == "DynamicUser" else key for key in COUNTED["egs-console.service"]),
     "ProtectClock",  # in the console's sum each of these is lost in rounding
     "ProtectHome",
+)
+
+COUNTED["egs-authority.service"] = (
+    "CapabilityBoundingSet",
+    "IPAddressDeny",
+    "LockPersonality",
+    "MemoryDenyWriteExecute",
+    "NoNewPrivileges",
+    "PrivateDevices",
+    "PrivateMounts",
+    "ProtectClock",
+    "ProtectControlGroups",
+    "ProtectHome",
+    "ProtectHostname",
+    "ProtectKernelLogs",
+    "ProtectKernelModules",
+    "ProtectKernelTunables",
+    "ProtectSystem",
+    "RemoveIPC",
+    "RestrictAddressFamilies",
+    "RestrictNamespaces",
+    "RestrictRealtime",
+    "RestrictSUIDSGID",
+    "SystemCallArchitectures",
+    "SystemCallFilter",
+    "UMask",
+    "User",
 )
 
 COUNTED["egs-submit.service"] = tuple(key for key in COUNTED["egs-console.service"] if key != "IPAddressDeny")
