@@ -423,8 +423,8 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     """Somebody asked the authority for an artifact (clause 4, phase 1). `request` is an id that later entries repeat.
 
     `principal` is who asked, as the kernel or a certificate says; `intent` the canonical JSON of what was asked for, and
-    `intent_digest` its SHA-256; `program_kind` is what the program does with its arguments; `renews` the artifact that it is to
-    follow.
+    `intent_digest` its SHA-256; `program_kind` is what the program does with its arguments; `unit` the systemd unit of
+    who asked; `renews` the artifact that it is to follow.
     """
 
     request: str
@@ -434,6 +434,7 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     intent: str
     program_kind: str
     peer: Peer | None = None
+    unit: str | None = None
     idempotency_key: str | None = None
     renews: str | None = None
 

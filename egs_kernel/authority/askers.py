@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.errors import Refused
 from egs_kernel.identity.principal import ClientCertificate, resolve
+from egs_kernel.identity.units import unit_of
 from egs_kernel.identity.x509_svid import claimed_id
 from egs_kernel.model import Reason
 from egs_kernel.peers import peer_of
+from egs_kernel.processes import cgroup_of
 
 if TYPE_CHECKING:
     import socket
     from datetime import datetime
 
     from egs_kernel.identity.bundles import Bundles
+    from egs_kernel.peers import Peer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """A principal. `uid` None: it asked over HTTPS, by a certificate; `spiffe_id` when that bears one."""
+    """A principal. `uid` None: it asked over HTTPS, by a certificate with its `spiffe_id`; else `unit` is its systemd unit."""
 
     principal: str
     name: str
@@ -31,6 +34,7 @@ class Asker:
     gid: int | None = None
     pid: int | None = None
     groups: tuple[str, ...] = ()
+    unit: str | None = None
     spiffe_id: str | None = None
 
     @property
@@ -53,8 +57,8 @@ def local_asker(connection: socket.socket) -> Asker:
     Raises:
         Refused: it has gone, or it lives in a pid namespace that cannot be seen.
     """
-    peer = peer_of(connection)
-    os.close(peer.pidfd)
+    with peer_of(connection) as peer:
+        unit = _unit_of(peer)
     name = _user_name(peer.uid)
     return Asker(
         principal=f"user:{name}",
@@ -63,16 +67,18 @@ def local_asker(connection: socket.socket) -> Asker:
         gid=peer.gid,
         pid=peer.task.pid,
         groups=tuple(sorted(_group_name(gid) for gid in peer.groups)),
+        unit=unit,
     )
 
 
-def asker_again(principal: str, uid: int | None, gid: int | None) -> Asker:
+def asker_again(principal: str, uid: int | None, gid: int | None, unit: str | None) -> Asker:
     """Whoever asked earlier, with the groups of now.
 
     Args:
         principal: as it was then.
         uid: None: it asked by a certificate.
         gid: its primary group then.
+        unit: its systemd unit then.
     """
     kind, _, name = principal.partition(":")
     if uid is None or gid is None:
@@ -84,6 +90,7 @@ def asker_again(principal: str, uid: int | None, gid: int | None) -> Asker:
         uid=uid,
         gid=gid,
         groups=tuple(sorted(_group_name(group) for group in groups)),
+        unit=unit,
     )
 
 
@@ -109,6 +116,17 @@ def certified_asker(certificate: bytes | None, bundles: Bundles | None, now: dat
     else:
         found = str(resolve(ClientCertificate((certificate,)), bundles, now).spiffe_id)
     return Asker(principal=f"workload:{found}", name=found, spiffe_id=found)
+
+
+def _unit_of(peer: Peer) -> str | None:
+    """Its unit; what was read is the peer's, and no successor's, if it is alive afterwards."""
+    try:
+        unit = unit_of(cgroup_of(peer.task.pid))
+    except ProcessLookupError:
+        unit = None
+    if not peer.alive():
+        raise Refused(Reason.LAUNCHER_LOST, "the asking process has gone")
+    return unit
 
 
 def _user_name(uid: int) -> str:

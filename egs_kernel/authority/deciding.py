@@ -78,6 +78,7 @@ def question_of(  # noqa: PLR0913 - as above
             account=asker.name if asker.is_local else None,
             uid=asker.uid,
             groups=asker.groups,
+            unit=asker.unit,
             spiffe_id=asker.spiffe_id,
         ),
         host=Host(id=intent.host or "", labels=labels),

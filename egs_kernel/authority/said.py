@@ -59,6 +59,7 @@ def submission(case: Case, key: str | None) -> entries.Submission:
         intent=intent.decode(),
         program_kind=case.draft.kind.value,
         peer=_peer(case.draft.asker),
+        unit=case.draft.asker.unit,
         idempotency_key=key,
         renews=case.renews,
     )
