@@ -22,6 +22,7 @@ from egs_kernel.gate.pins import Gate
 from tests.bench import (
     constraints,
     drift,
+    events,
     execs,
     fapolicyd,
     guards,
@@ -43,7 +44,8 @@ from tests.harness import REPOSITORY, Instance, compile_program
 DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
 LATEST: Final = Path(__file__).parent / "results/latest.json"
 PARTS: Final = {
-    part.name: part for part in (constraints.PART, drift.PART, guards.PART, log.PART, policy.PART, revocation.PART)
+    part.name: part
+    for part in (constraints.PART, drift.PART, events.PART, guards.PART, log.PART, policy.PART, revocation.PART)
 }
 """Each with a part of the document of its own: scripts/bench NAME."""
 GOVERNED_EXECS: Final = 10_000

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import constraints, guards, log, machine, policy, report, revocation, subject
+from tests.bench import constraints, events, guards, log, machine, policy, report, revocation, subject
 from tests.bench.__main__ import DOCUMENT
 from tests.bench.stats import compare, median, median_ranks, quantile, rotated, summarize
 
@@ -138,6 +138,11 @@ def test_the_guards_report_goes_between_its_own_markers() -> None:
 def test_the_guards_figures_in_the_document_are_those_of_the_results() -> None:
     results = guards.PART.read()
     assert guards.render(results) in DOCUMENT.read_text()
+
+
+def test_the_figures_of_drift_events_are_those_of_the_results() -> None:
+    results = events.PART.read()
+    assert events.render(results) in DOCUMENT.read_text()
 
 
 def test_the_figures_of_the_record_are_those_of_the_results() -> None:
