@@ -222,6 +222,9 @@ class Monitor:
         """
         self._catch_up()
         self._look_at_fresh()
+        for source in self._sources:
+            for observation in source.read():
+                self._queue.put(observation)
         self._begin_sweep()
         while self._sweep.under_way:
             self._sweep.go_on()

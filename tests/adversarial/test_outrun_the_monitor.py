@@ -1,4 +1,4 @@
-"""What drifts tries to get away: it forks faster than it can be ended, is let go on, executes something else, floods."""
+"""T-41: what drifts tries to get away: it forks faster than it can be ended, is let go on, executes something else, floods."""
 
 from __future__ import annotations
 

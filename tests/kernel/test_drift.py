@@ -9,16 +9,21 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from egs_kernel.audit.entries import FindingEntry, WatchChange
+from egs_kernel.audit.entries import Exec, FindingEntry, WatchChange
+from egs_kernel.drift.rules import Rules
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import cgroup_mount
+from egs_kernel.gate.pins import Gate
+from egs_kernel.monitor.app import Monitor as Watching
 from tests.harness import BIN
 from tests.monitoring import Monitor, Obedient, text_of
+from tests.ordinary import Workload
 from tests.running import SECONDS, Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ pytestmark = pytest.mark.kernel
 
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 PTRACE_SEIZE: Final = 0x4206
+SWEEPS_OF_AN_HOUR: Final = 3600 // Rules().interval
 
 
 @pytest.fixture(scope="module")
@@ -357,3 +363,33 @@ def test_a_storm_of_processes_that_exit_while_they_are_read(
         monitor.finding(Finding.ANONYMOUS_CODE, pid)
     finally:
         program.stop()
+
+
+def test_ordinary_work_is_no_drift() -> None:
+    """Python, node and a shell's pipelines, through as many sweeps as an hour has, and every event meanwhile."""
+    with running_on_disk(drift="auto") as running:
+        workload = Workload(running)
+        try:
+            with closing(Gate.open(running.instance.paths.pins)) as gate:
+                watching = Watching(running.instance.paths, gate, Rules())
+                watching.start()
+                for number in range(SWEEPS_OF_AN_HOUR):
+                    if number % 10 == 0:
+                        workload.work()
+                    watching.sweep_now()
+                watching.stop()
+                watching.close()
+        finally:
+            workload.close()
+        assert [entry for entry in running.entries(FindingEntry) if entry.execution] == []
+        assert len(running.entries(Exec)) > 30
+
+
+def test_o23_what_is_undone_between_two_sweeps(victim: Obedient, monitor: Monitor) -> None:
+    """O-23: it goes into another namespace and comes back, and no event tells of it."""
+    victim.tell(
+        "d=os.open('/proc/self/ns/uts',0);assert libc.unshare(0x04000000)==0;assert libc.setns(d,0)==0"
+    )
+    victim.tell("m=mmap.mmap(-1,4096,prot=7);kept.append(m)")
+    monitor.finding(Finding.ANONYMOUS_CODE, pid_of(victim))
+    assert not [found for found in monitor.all() if found[:2] == ("namespace_changed", pid_of(victim))]
