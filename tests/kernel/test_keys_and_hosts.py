@@ -1,11 +1,20 @@
-"""The real daemon: keys of the new kinds, a rotation that comes into force by a reload, and whose host it is."""
+"""The real daemon: keys of the new kinds, a rotation that comes into force by a reload, whose host and whose unit it is."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from egs_kernel.authority.askers import asker_again, local_asker
+from egs_kernel.gate.cgroups import cgroup_mount
+from egs_kernel.identity.units import unit_of
+from egs_kernel.processes import cgroup_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,3 +89,34 @@ def test_the_host_has_a_key_and_artifacts_are_bound_by_it(running: Running) -> N
     running.stop()
     running.start()
     assert status(running)["host_key"] == known["host_key"]
+
+
+CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
+
+
+def test_the_authority_sees_the_unit_of_who_asks(tmp_path: Path) -> None:
+    """By the kernel's word alone: the asker says nothing."""
+    top = cgroup_mount() / f"egs{os.getpid()}.slice"
+    inside = top / "report.service"
+    inside.mkdir(parents=True)
+    ours = unit_of(cgroup_of(os.getpid()))
+    try:
+        for enter, unit in (
+            (lambda: (inside / "cgroup.procs").write_text("0"), "report.service"),
+            (None, ours),
+        ):
+            with socket.socket(socket.AF_UNIX) as listener:
+                path = tmp_path / f"{unit}.sock"
+                listener.bind(str(path))
+                listener.listen()
+                command = [sys.executable, "-c", CONNECT, str(path)]
+                with subprocess.Popen(command, preexec_fn=enter) as asker:
+                    connection, _ = listener.accept()
+                    with connection:
+                        found = local_asker(connection)
+                assert (found.unit, found.pid) == (unit, asker.pid)
+        again = asker_again(found.principal, found.uid, found.gid, "report.service")
+        assert (again.unit, again.groups) == ("report.service", found.groups)
+    finally:
+        inside.rmdir()
+        top.rmdir()
