@@ -20,6 +20,7 @@ from egs_kernel.checks.revocation import Taken, Ties, revocation_of
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Finding, Response, severity_of
 from egs_kernel.gate.grants import artifact_key
+from egs_kernel.model import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,18 +69,11 @@ class _Hit(NamedTuple):
 
     execution: int
     task: GovernedTask
-    bond: Bond
+    artifact_id: str
     taken: Taken
-
-    @property
-    def finding(self) -> Finding:
-        """What it is called."""
-        return Finding.KEY_REVOKED if self.taken.kind == "key" else Finding.ARTIFACT_REVOKED
-
-    @property
-    def ends(self) -> bool:
-        """Whether it ends, and its tree with it."""
-        return self.bond.response(self.finding)[0] is Response.TERMINATE
+    finding: Finding
+    response: Response
+    rule: str
 
 
 class Running:
@@ -157,28 +151,44 @@ class Running:
     def _hits(self, tasks: Sequence[GovernedTask]) -> list[_Hit]:
         """The executions to respond to: of each tree the first one alone, and none twice for the same."""
         bonds = self._by_key()
+        observed = {name for name, state in self._gate.scopes().items() if state.mode is Mode.OBSERVE}
         found: dict[int, _Hit] = {}
         for task in tasks:
-            bond = bonds.get(task.artifact)
-            if bond is None or not task.execution:
+            if not task.execution:
+                continue  # it came into the scope as it is, and has executed nothing there
+            bond = bonds.get(task.artifact) or self._known_by_name(bonds, task)
+            name = bond.ties.artifact
+            if (task.execution, name) in self._answered:
                 continue
             revoked = self._host.known.of(bond.ties.scope)
             taken = revocation_of(bond.ties, revoked, self._host.settings.host_id)
-            if taken is not None and (task.execution, bond.ties.artifact) not in self._answered:
-                found.setdefault(task.execution, _Hit(task.execution, task, bond, taken))
+            if taken is not None:
+                finding = Finding.KEY_REVOKED if taken.kind == "key" else Finding.ARTIFACT_REVOKED
+                response, rule = bond.response(finding)
+                if task.scope in observed:
+                    response, rule = Response.ALERT, "observe"
+                found.setdefault(
+                    task.execution, _Hit(task.execution, task, name, taken, finding, response, rule)
+                )
         alive = {task.execution for task in tasks}
         self._answered = {(execution, name) for execution, name in self._answered if execution in alive}
-        self._answered |= {(hit.execution, hit.bond.ties.artifact) for hit in found.values()}
+        self._answered |= {(hit.execution, hit.artifact_id) for hit in found.values()}
         return _outermost(found, self._events.executions.above)
+
+    def _known_by_name(self, bonds: Mapping[int, Bond], task: GovernedTask) -> Bond:
+        """Of a process whose artifact the gate does not tell (a quarantine takes its key), or nobody knows: its id, at most."""
+        execution = self._events.executions.get(task.execution)
+        name = "" if execution is None else execution.artifact_id
+        known = bonds.get(artifact_key(name)) if name else None
+        return known or Bond(Ties(artifact=name, scope=task.scope))
 
     async def _respond(self, hit: _Hit) -> int:
         began = time.monotonic_ns()
-        finding = hit.finding
-        response, rule = hit.bond.response(finding)
+        finding, response, artifact_id = hit.finding, hit.response, hit.artifact_id
         done = await self._restraint.apply(response, hit.execution)
         number = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-        artifact_id = hit.bond.ties.artifact
-        self._gate.withdraw_children(artifact_id)
+        if artifact_id:
+            self._gate.withdraw_children(artifact_id)
         self._journal.submit(
             [
                 FindingEntry(
@@ -188,10 +198,10 @@ class Running:
                     source="egsd",
                     detail=hit.taken.words,
                     response=response.word,
-                    rule=rule,
+                    rule=hit.rule,
                     execution=hit.execution,
                     scope=hit.task.scope,
-                    artifact_id=artifact_id,
+                    artifact_id=artifact_id or None,
                     pid=hit.task.pid,
                 ),
                 ResponseEntry(
@@ -203,7 +213,7 @@ class Running:
                     detail=done.detail,
                     execution=hit.execution,
                     scope=hit.task.scope,
-                    artifact_id=artifact_id,
+                    artifact_id=artifact_id or None,
                 ),
             ],
             essential=True,
@@ -215,5 +225,5 @@ class Running:
 
 def _outermost(found: Mapping[int, _Hit], above: Callable[[int], Iterable[int]]) -> list[_Hit]:
     """Those that no other one ends with its tree."""
-    ending = {number for number, hit in found.items() if hit.ends}
+    ending = {number for number, hit in found.items() if hit.response is Response.TERMINATE}
     return [hit for number, hit in found.items() if ending.isdisjoint(above(number))]

@@ -157,6 +157,19 @@ def test_a_revoked_host_runs_nothing_and_no_restart_revives_anything(running: Ru
     assert (item["state"], "this host (test-host) was revoked at" in item["message"]) == ("revoked", True)
 
 
+def test_in_a_scope_that_only_observes_nothing_is_ended(system: Running) -> None:
+    program, artifact_id = standing(system, "observed")
+    system.instance.configure(mode="observe")
+    system.instance.egs("reload")
+    with started(system, program) as process:
+        system.instance.egs("revoke", artifact_id)
+        repeats(process, "still here")
+    system.instance.configure()
+    system.instance.egs("reload")
+    (response,) = of(system, ResponseEntry, artifact_id)
+    assert (response.response, response.processes) == ("alert", 1)
+
+
 def test_a_whole_tree_ends_and_nobody_else(system: Running) -> None:
     """What runs under an artifact of its own, what was started by something that has ended, and what left the session."""
     leaf, _ = standing(system, "leaf")
@@ -178,10 +191,20 @@ def test_a_whole_tree_ends_and_nobody_else(system: Running) -> None:
     assert (response.verified, response.response, response.processes >= 4) == (True, "terminate", True)
 
 
-def test_an_execution_that_was_launched_ends_after_a_restart_of_the_daemon(system: Running) -> None:
+@pytest.mark.parametrize(
+    "constraints", ["", "[resources]\nwallSeconds = 600\n"], ids=["", "in its own cgroup"]
+)
+def test_an_execution_that_was_launched_ends_after_a_restart_of_the_daemon(
+    system: Running, constraints: str
+) -> None:
     """Its artifact was presented, and is in no folder: the next daemon finds it in the record."""
-    program = system.copy("/bin/cat", "launched")
-    artifact = system.issue(program, name="launched.json")
+    program = system.copy("/bin/cat", f"launched-{bool(constraints)}")
+    with program.open("ab") as grown:
+        grown.write(program.name.encode())
+    file = system.folder / "launched.toml"
+    file.write_text(constraints)
+    more = ("--constraints", str(file)) if constraints else ()
+    artifact = system.issue(program, *more, name="launched.json")
     egs = str(Path(sys.executable).with_name("egs"))
     command = [egs, "run", "--artifact", str(artifact), "--", str(program)]
     with subprocess.Popen(
@@ -192,6 +215,8 @@ def test_an_execution_that_was_launched_ends_after_a_restart_of_the_daemon(syste
         system.start()
         system.instance.egs("revoke", f"subject:{program}")
         assert launched.wait(SECONDS) == -signal.SIGKILL
+    response = system.entries(ResponseEntry)[-1]
+    assert (response.response, response.verified) == ("terminate", True)
 
 
 # -- lists -------------------------------------------------------------------------------------------
