@@ -21,6 +21,7 @@ class UnknownStepError(Exception):
 
 def load() -> None:
     """Import what steps may take, before anybody asks for any."""
+    decode(b"{}")
     for name in MODULES:
         _module(name)
 

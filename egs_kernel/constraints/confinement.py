@@ -18,7 +18,7 @@ from egs_kernel.constraints.namespaces import NEEDED, isolate, may_isolate, netw
 from egs_kernel.constraints.proc import Status, not_attested, task_identity
 from egs_kernel.constraints.reach import SINCE_ABI, enforceable
 from egs_kernel.constraints.rulesets import create, impose, kernel_abi
-from egs_kernel.constraints.tracing import while_stopped
+from egs_kernel.constraints.tracing import hold
 from egs_kernel.constraints.view import View, open_root, require_trusted_view, view_of
 from egs_kernel.errors import HostLacks, Refused
 from egs_kernel.model import Reason
@@ -69,7 +69,7 @@ def require_namespaces() -> None:
 
 
 class Confinement:
-    """One launcher's. `prepare` first; `part` is for its attestation; `close` at the end, whatever happened.
+    """One launcher's. First `look`, then `isolate`; `part` is for its attestation; `close` at the end, whatever happened.
 
     Args:
         task: the launcher. Nothing is done to another process that came to bear its number.
@@ -93,18 +93,25 @@ class Confinement:
         self._network: tuple[int, int] | None = None
         self._ruleset: int | None = None
 
-    def prepare(self) -> None:
-        """Give it its namespaces, and make its ruleset. Blocks for some milliseconds.
+    def look(self) -> None:
+        """See where its files are, and make its ruleset. Nothing is done to it.
 
         Raises:
-            Refused: it is not who may be confined, the kernel does not do it, or a path is not there.
+            Refused: it is not who may be confined, or a path is not there.
         """
         require_trusted_view(self._pid)
         self._view = view_of(self._pid)
-        if self._reach.own_network:
-            while_stopped(self._pid, self._isolate)
         if self._reach.ruleset is not None:
             self._ruleset = self._create(self._reach.ruleset)
+
+    def isolate(self) -> None:
+        """Give it its namespaces; stops it meanwhile. For a thread that ends when this fails (`hold`).
+
+        Raises:
+            Refused: it is not who may be confined, or the kernel does not do it.
+        """
+        if self._reach.own_network:
+            hold(self._pid, self._isolate)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -114,7 +121,9 @@ class Confinement:
     @property
     def part(self) -> Part:
         """Its part of the attestation: the domain is imposed, and the new image is where it was put."""
-        return Part(installed=None if self._ruleset is None else self._impose, executed=self._require_place)
+        return Part(
+            installed=None if self._reach.ruleset is None else self._impose, executed=self._require_place
+        )
 
     def close(self) -> None:
         """Forget the ruleset; a domain that was made of it stays."""

@@ -1,4 +1,4 @@
-"""One launcher, from its attestation to its exec, held by ptrace where something could be taken back in between.
+"""One launcher, from the decision to its exec, held by ptrace where something could be taken back in between.
 
 What a launcher installs and cannot take back (filters, no_new_privs, a Landlock domain) is attested once. For the rest
 (limits, umask, folder, environment, namespaces) the daemon stays with it:
@@ -19,6 +19,7 @@ import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.constraints.attest import Before, Plan, Stopped, confirm, inspect, require_single
@@ -29,6 +30,7 @@ from egs_kernel.constraints.tracing import Stop, Traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from egs_kernel.constraints.confinement import Confinement
     from egs_kernel.model import TaskIdentity
 
 _FIRST_PAUSE: Final = 20e-6
@@ -42,15 +44,23 @@ class Escort:
     """The calls come from the event loop; the work is done by a thread of its own, as ptrace demands.
 
     `close` it: with the thread's end the kernel lets go of whatever is still held.
+
+    Args:
+        pid: the launcher.
+        plan: what has to hold, but for what the confinement adds.
+        confinement: what is to be done to it; None: nothing. Closed with the escort.
     """
 
-    def __init__(self, pid: int, plan: Plan, before: Before) -> None:
+    def __init__(self, pid: int, plan: Plan, confinement: Confinement | None = None) -> None:
         self._pid = pid
-        self._plan = plan
-        self._before = before
+        self._confinement = confinement
+        self._plan = plan if confinement is None else replace(plan, parts=(*plan.parts, confinement.part))
+        self._before = Before(filters=0)
         self._traced: Traced | None = None
         self._leave = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-escort")
+        self._looked = self._thread.submit(self._look)
+        self._closed = False
 
     @property
     def filters(self) -> int | None:
@@ -62,9 +72,16 @@ class Escort:
         """Whether the new image is looked at."""
         return self._plan.follows
 
-    def attest(self) -> Future[TaskIdentity]:
+    def isolate(self) -> Future[tuple[int, ...]]:
+        """Put it into namespaces of its own, if it is to have any: from now on something is done to it.
+
+        The future is what to send to it with its steps: descriptors.
+        """
+        return self._thread.submit(self._isolate)
+
+    def attest(self, before: Before) -> Future[TaskIdentity]:
         """Stop it and check it. It stays stopped."""
-        return self._thread.submit(self._attest)
+        return self._thread.submit(self._attest, before)
 
     def conduct(self, arm: Callable[[], None]) -> Future[bool]:
         """Let it go on to its exec; call `arm`, from the thread, when it stands at its entry; check the new image.
@@ -79,14 +96,29 @@ class Escort:
         self._leave.set()
 
     def close(self) -> None:
-        """Let it go, if it is still held, and end the thread. Does not wait."""
+        """Let it go, if it is still held, and end the thread. Does not wait, and does nothing again."""
+        if self._closed:
+            return
+        self._closed = True
         self._leave.set()
-        self._thread.submit(self._let_go)
+        self._thread.submit(self._end)
         self._thread.shutdown(wait=False)
 
     # -- in the thread ---------------------------------------------------------------------------
 
-    def _attest(self) -> TaskIdentity:
+    def _look(self) -> None:
+        if self._confinement is not None:
+            self._confinement.look()
+
+    def _isolate(self) -> tuple[int, ...]:
+        self._looked.result()
+        if self._confinement is None:
+            return ()
+        self._confinement.isolate()
+        return self._confinement.descriptors
+
+    def _attest(self, before: Before) -> TaskIdentity:
+        self._before = before
         self._traced = Traced(self._pid)
         self._traced.stop()
         return inspect(self._pid, self._plan, self._before)
@@ -95,6 +127,11 @@ class Escort:
         if self._traced is not None:
             self._traced.detach()
             self._traced = None
+
+    def _end(self) -> None:
+        self._let_go()
+        if self._confinement is not None:
+            self._confinement.close()
 
     def _conduct(self, arm: Callable[[], None]) -> bool:
         traced = self._traced

@@ -192,19 +192,25 @@ def while_stopped(pid: int, look: Callable[[], _T]) -> _T:
     Raises:
         Refused: it cannot be stopped; or whatever `look` raises.
     """
-
-    def hold() -> _T:
-        traced = Traced(pid)
-        traced.stop()
-        try:
-            return look()
-        finally:
-            traced.detach()
-
-    # A thread of its own: the kernel detaches everything that a tracing thread holds when the thread ends.
-    # So the process goes on whatever happens here, even when it did not stop in time and cannot be detached.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="egs-attest") as tracer:
-        return tracer.submit(hold).result()
+        return tracer.submit(hold, pid, look).result()
+
+
+def hold(pid: int, look: Callable[[], _T]) -> _T:
+    """`while_stopped` for a thread that ends when this fails.
+
+    The kernel detaches everything that a tracing thread holds when the thread ends. So the process goes on whatever
+    happens here, even when it did not stop in time and cannot be detached.
+
+    Raises:
+        Refused: it cannot be stopped; or whatever `look` raises.
+    """
+    traced = Traced(pid)
+    traced.stop()
+    try:
+        return look()
+    finally:
+        traced.detach()
 
 
 def ptrace(request: int, pid: int, data: int = 0) -> None:

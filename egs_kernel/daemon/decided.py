@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from egs_kernel import verify
     from egs_kernel.constraints.attest import Plan
+    from egs_kernel.constraints.escort import Escort
     from egs_kernel.daemon.host import Settings
     from egs_kernel.daemon.programs import Program
     from egs_kernel.daemon.trees import Tree
@@ -31,6 +32,7 @@ class Decided:
         authorization: as what.
         settings: in force when that was decided.
         plan: what the launcher has to do first, and what has to hold.
+        escort: sees to the constraints; None: there are none.
         entered: done when the launcher is under its scope, and in its cgroup; the one of its own, if it has one.
     """
 
@@ -43,4 +45,5 @@ class Decided:
     authorization: verify.Authorization
     settings: Settings
     plan: Plan
+    escort: Escort | None
     entered: asyncio.Task[Tree | None]

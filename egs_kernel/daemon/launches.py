@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,10 +46,12 @@ if TYPE_CHECKING:
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.daemon.judging import Judge
+    from egs_kernel.daemon.programs import Program
     from egs_kernel.daemon.server import Connection
     from egs_kernel.daemon.trees import Growing, Tree, Trees
     from egs_kernel.gate.pins import Gate
     from egs_kernel.model import ExecEvent, TaskIdentity
+    from egs_kernel.peers import Peer as Connected
 
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Launches:
         try:
             decided = await self._decide(connection, request, descriptor)
             try:
-                watcher = await self._arm(connection, decided, descriptor)
+                watcher = await self._arm(connection, decided)
             except EgsError as error:
                 await asyncio.gather(decided.entered, return_exceptions=True)
                 await self._arming.record_end(decided, error)
@@ -157,10 +158,13 @@ class Launches:
         entered = asyncio.get_running_loop().create_task(
             self._enter(peer.task, settings.config, trial.authorization, own)
         )
+        escort = _escort(peer, plan, trial.artifact, program, descriptor)
         try:
             await asyncio.shield(durable)
         except BaseException:
             entered.cancel()
+            if escort is not None:
+                escort.close()
             raise
         return Decided(
             number,
@@ -172,6 +176,7 @@ class Launches:
             trial.authorization,
             settings,
             plan,
+            escort,
             entered,
         )
 
@@ -210,53 +215,29 @@ class Launches:
 
     # -- constraints -----------------------------------------------------------------------------
 
-    async def _confine(self, connection: Connection, decided: Decided, program: int) -> Escort | None:
+    async def _confine(self, connection: Connection, decided: Decided, escort: Escort) -> None:
         """Have the launcher do its steps, do the rest to it, see that all holds. It stays stopped, held by the escort."""
-        plan = decided.plan
-        if plan.empty:
-            return None
-        if plan.reach.unlimited:
-            return await self._attest(connection, decided, plan)
+        pid, plan = decided.task.pid, decided.plan
         if plan.reach.ruleset is not None and plan.reach.ruleset.degraded:
             _log.warning(
                 "launch %s: its artifact consents to %s unrestricted, which this kernel cannot restrict",
                 decided.id,
                 " and ".join(plan.reach.ruleset.degraded),
             )
-        code = [subject.name for subject in decided.artifact.statement.subject[1:]]
-        confinement = Confinement(
-            decided.task, connection.peer.uid, plan.reach, program, [decided.program.path, *code]
-        )
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, confinement.prepare)
-            whole = replace(plan, parts=(*plan.parts, confinement.part))
-            return await self._attest(connection, decided, whole, confinement.descriptors)
-        finally:
-            confinement.close()
-
-    async def _attest(
-        self, connection: Connection, decided: Decided, plan: Plan, descriptors: tuple[int, ...] = ()
-    ) -> Escort:
-        pid = decided.task.pid
+        descriptors = await asyncio.wrap_future(escort.isolate())
         before = Before.of(pid)
         if plan.steps or descriptors:
             await connection.send(protocol.Constrain(steps=plan.steps), descriptors)
             if not isinstance(await connection.receive(), protocol.ReadyRequest):
                 raise protocol.protocol_error("after its steps the launcher says ready, and nothing else")
-        escort = Escort(pid, plan, before)
-        try:
-            _require_same(connection, decided, await asyncio.wrap_future(escort.attest()))
-        except BaseException:
-            escort.close()
-            raise
-        return escort
+        _require_same(connection, decided, await asyncio.wrap_future(escort.attest(before)))
 
-    async def _arm(
-        self, connection: Connection, decided: Decided, program: int
-    ) -> asyncio.Task[ExecEvent | None]:
+    async def _arm(self, connection: Connection, decided: Decided) -> asyncio.Task[ExecEvent | None]:
         """Attest it, arm it and let it go; the task is done when its exec is decided, or will not come."""
-        escort = await self._confine(connection, decided, program)
+        escort = decided.escort
         try:
+            if escort is not None:
+                await self._confine(connection, decided, escort)
             governed = self._gate.scope_of(decided.task.pid) is not None
             goes_on = governed and escort is not None and escort.follows and not decided.entered.done()
             if not goes_on:  # else it is armed at its exec, and there that is waited for
@@ -282,6 +263,18 @@ class Launches:
                 "the gate refused the exec",
                 f"Look at what it was: egs audit query --type exec --pid {event.pid}",
             )
+
+
+def _escort(
+    peer: Connected, plan: Plan, artifact: verify.Artifact, program: Program, descriptor: int
+) -> Escort | None:
+    """What sees to the constraints. Its thread, and what does nothing to the launcher, begin while the disk is waited for."""
+    if plan.empty:
+        return None
+    if plan.reach.unlimited:
+        return Escort(peer.task.pid, plan)
+    named = [program.path, *(subject.name for subject in artifact.statement.subject[1:])]
+    return Escort(peer.task.pid, plan, Confinement(peer.task, peer.uid, plan.reach, descriptor, named))
 
 
 def _require_same(connection: Connection, decided: Decided, attested: TaskIdentity) -> None:

@@ -63,6 +63,13 @@ def attempt(name, action):
 """
 
 
+def isolate_as_daemon(confinement: Confinement) -> None:
+    """In a thread that ends when it fails."""
+    confinement.look()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(confinement.isolate).result(COMMAND_SECONDS)
+
+
 class Launcher:
     """A process that behaves as a launcher, but for what a test has it do."""
 
@@ -77,7 +84,7 @@ class Launcher:
         confinement = Confinement(task_identity(self.pid), self.uid, reach, os.open(PYTHON, os.O_PATH), ())
         try:
             self.daemon.recv(1)
-            confinement.prepare()
+            isolate_as_daemon(confinement)
             socket.send_fds(self.daemon, [b"x"], confinement.descriptors)
             self.daemon.recv(1)
             attested = Attested(parts=(confinement.part,))
@@ -326,7 +333,7 @@ def test_nothing_is_done_to_a_process_that_came_to_bear_the_launchers_number() -
         )
         network = Path(f"/proc/{it.pid}/ns/net").readlink()
         with pytest.raises(Refused) as caught:
-            confinement.prepare()
+            isolate_as_daemon(confinement)
         assert caught.value.reason is Reason.LAUNCHER_LOST
         assert Path(f"/proc/{it.pid}/ns/net").readlink() == network
 
@@ -344,7 +351,7 @@ def test_nothing_is_done_to_a_program_with_other_privileges(folder: Path, how: s
         reach = Reach(own_network=True, no_sockets=True)
         confinement = Confinement(task_identity(process.pid), NOBODY, reach, os.open(PYTHON, os.O_PATH), ())
         with pytest.raises(Refused, match="other privileges"):
-            confinement.prepare()
+            isolate_as_daemon(confinement)
         assert Path(f"/proc/{process.pid}/ns/net").readlink() == network
         process.kill()
 
