@@ -1,0 +1,132 @@
+"""The monitor between two sweeps, which are an hour apart: what only events can tell it, found and answered at once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from egs_kernel.audit.entries import FindingEntry
+from egs_kernel.findings import Finding
+from egs_kernel.gate import libbpf
+from egs_kernel.gate.cgroups import cgroup_mount
+from tests.monitoring import Monitor, Obedient, text_of
+from tests.running import Running, running_on_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.kernel
+
+LIBC: Final = ctypes.CDLL(None, use_errno=True)
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Running]:
+    """One for all of these."""
+    with running_on_disk(drift="required") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def monitor(system: Running) -> Iterator[Monitor]:
+    """Its monitor, whose next sweep no test waits for."""
+    started = Monitor(system, 'interval = "1h"\n')
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def program(system: Running, monitor: Monitor) -> Obedient:
+    """A program that does what it is told. Its artifact stands only while somebody watches."""
+    assert monitor.pid
+    return Obedient(system, "obedient", constraints='[drift.on]\nanonymous_code = "terminate"\n')
+
+
+@pytest.fixture
+def victim(program: Obedient, monitor: Monitor) -> Iterator[int]:
+    """A process of it, which the monitor has seen begin."""
+    pid = program.start()
+    monitor.begun(pid)
+    yield pid
+    program.stop()
+
+
+def test_a_namespace_that_is_left_and_entered_again(victim: int, program: Obedient, monitor: Monitor) -> None:
+    program.tell(
+        "d=os.open('/proc/self/ns/uts',0);assert libc.unshare(0x04000000)==0;assert libc.setns(d,0)==0"
+    )
+    assert monitor.finding(Finding.NAMESPACE_CHANGED, victim).source == "drift"
+
+
+def test_a_tracer_that_comes_and_goes(victim: int, monitor: Monitor) -> None:
+    assert LIBC.ptrace(PTRACE_SEIZE, victim, None, None) == 0
+    LIBC.ptrace(PTRACE_INTERRUPT, victim, None, None)
+    os.waitpid(victim, 0)
+    assert LIBC.ptrace(PTRACE_DETACH, victim, None, None) == 0
+    found = monitor.finding(Finding.TRACED, victim)
+    assert (found.source, found.by) == ("drift", os.getpid())
+
+
+def test_memory_that_is_written_and_written_back(victim: int, monitor: Monitor) -> None:
+    with Path(f"/proc/{victim}/mem").open("r+b", buffering=0) as memory:
+        memory.seek(text_of(victim))
+        before = memory.read(1)
+        memory.seek(text_of(victim))
+        memory.write(before)
+    found = monitor.finding(Finding.MEMORY_WRITTEN, victim)
+    assert (found.source, found.by) == ("drift", os.getpid())
+
+
+def test_a_process_that_is_moved_out_and_back(system: Running, victim: int, monitor: Monitor) -> None:
+    (cgroup_mount() / "cgroup.procs").write_text(f"{victim}\n")
+    system.instance.cgroup.procs.write_text(f"{victim}\n")
+    assert monitor.finding(Finding.CGROUP_LEFT, victim).source == "drift"
+
+
+def test_shellcode_ends_the_program_before_a_sweep_would_look(
+    victim: int, program: Obedient, monitor: Monitor
+) -> None:
+    program.say("kept.append(mmap.mmap(-1,4096,prot=7))")
+    found = monitor.finding(Finding.ANONYMOUS_CODE, victim)
+    response = monitor.response(found)
+    assert (found.source, response.response, response.verified) == ("drift", "terminate", True)
+    assert program.process is not None
+    assert program.process.wait(20) == -9
+
+
+def test_a_script_that_is_rewritten(system: Running, monitor: Monitor) -> None:
+    named = system.folder / "named.conf"
+    named.write_text("as signed\n")
+    reader = Obedient(system, "reader", more=("--library", str(named)))
+    pid = reader.start()
+    monitor.begun(pid)
+    named.write_text("not as signed\n")
+    found = monitor.finding(Finding.SUBJECT_CHANGED, pid)
+    assert found.source == "files"
+    reader.stop()
+
+
+def test_a_link_of_the_gate_that_is_unpinned(system: Running, monitor: Monitor) -> None:
+    """Held open here, so that the next test has a gate."""
+    pin = system.instance.paths.pins / "link_gate_fork"
+    link = libbpf.open_pin(pin)
+    pin.unlink()
+    found = system.wait_for(FindingEntry, lambda entry: entry.finding is Finding.GATE_LINK_LOST)
+    assert (found.severity, found.source) == ("critical", "integrity")
+    assert "link_gate_fork" in found.detail
+    libbpf.pin(link, pin)
+    os.close(link)
+
+
+def test_what_the_daemon_and_the_monitor_do_to_the_gate_is_no_finding(
+    system: Running, monitor: Monitor
+) -> None:
+    """Heartbeats, grants and a response that was written to it meanwhile, all of this file's."""
+    assert monitor.pid
+    assert not [e for e in system.entries(FindingEntry) if e.finding is Finding.GATE_TAMPERED]
