@@ -266,6 +266,7 @@ def test_the_clock_may_be_a_minute_behind_and_an_end_is_an_end(bundles: Bundles)
 
 # -- X.509-SVIDs -------------------------------------------------------------------------------------
 
+CHAIN = OURS.chain()
 MIDDLE = authority(replace(AUTHORITY, name="middle"), OURS.root)
 
 
@@ -503,3 +504,70 @@ def test_the_unit_of_a_cgroup(cgroup: str, unit: str | None) -> None:
 @pytest.mark.parametrize("name", ["a.slice", "a", "a/b.service", ".service", "a.target", "a.service\n"])
 def test_no_unit_names(name: str) -> None:
     assert not is_unit_name(name)
+
+
+# -- whatever comes ----------------------------------------------------------------------------------
+
+PARTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    ["alg", "kid", "typ", "sub", "aud", "exp", "iat", "nbf", "keys", "use", "kty", "x5c", "crv", "x"]
+)
+OBJECTS = st.dictionaries(
+    NAMES, PARTS | st.sampled_from(["ES256", "k1", "JWT", AGENT, AUDIENCE, "EC", "jwt-svid"]), max_size=6
+)
+
+
+def encoded(value: object) -> str:
+    return urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    folder = tmp_path_factory.mktemp("bundles")
+    OURS.write(folder)
+    return Bundles(folder)
+
+
+@given(
+    st.text(max_size=80)
+    | st.builds(lambda head, said: f"{encoded(head)}.{encoded(said)}.AAAA", OBJECTS, OBJECTS)
+)
+def test_no_token_does_anything_but_be_refused(lasting: Bundles, token: str) -> None:
+    with pytest.raises(Refused):
+        by_token(token, lasting)
+
+
+@given(OBJECTS)
+def test_signed_nonsense_is_refused_or_names_its_workload(lasting: Bundles, claims: dict[str, Any]) -> None:
+    """By a good key of our domain: what it says must still be a JWT-SVID."""
+    token = jwt.PyJWS().encode(
+        json.dumps(claims).encode(), OURS.jwt_keys["k1"], "ES256", {"kid": "k1", "typ": "JWT"}
+    )
+    try:
+        found = by_token(token, lasting)
+    except Refused:
+        return
+    assert found.spiffe_id == claims["sub"]
+
+
+@given(st.data())
+def test_a_flipped_byte_of_a_certificate_names_nobody_else(lasting: Bundles, data: st.DataObject) -> None:
+    content = bytearray(CHAIN[0])
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(Refused):
+        by_certificate((bytes(content),), lasting)
+
+
+@given(st.binary(max_size=60) | OBJECTS.map(lambda one: json.dumps({"keys": [one]}).encode()))
+def test_no_bundle_is_a_traceback(content: bytes) -> None:
+    try:
+        parse_bundle(content, DOMAIN)
+    except UsageError as error:
+        problem = error.reason
+    else:
+        problem = Reason.BUNDLE_UNTRUSTED
+    assert problem is Reason.BUNDLE_UNTRUSTED
