@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 START_SECONDS: Final = 20.0
 ASK_SECONDS: Final = 1.0
 """Less than the gate waits for a heartbeat: the daemon does nothing else meanwhile."""
-_NOBODY: Final = 65534
+_OF_ITS_OWN: Final = 2**32 - 3
+"""The evaluator's user and group. No account has it: whoever has the same may trace it and stop it, as with nobody's."""
 _NOTHING: Final[dict[str, str]] = {}
 _LENGTH: Final = struct.Struct(">I")
 _LONGEST: Final = 4 * 1024 * 1024
@@ -48,7 +49,7 @@ class Evaluator:
             Refused: POLICY_INVALID, with what is wrong with the set; POLICY_UNAVAILABLE, when it cannot be started.
         """
         ours, theirs = socket.socketpair()
-        nobody = _NOBODY if os.geteuid() == 0 else None  # who is not root has no privilege to give away
+        own = _OF_ITS_OWN if os.geteuid() == 0 else None  # who is not root cannot become somebody else
         self._channel = ours
         with theirs:
             try:
@@ -59,9 +60,9 @@ class Evaluator:
                     cwd="/",
                     env=_NOTHING,
                     process_group=0,  # what a terminal sends to egsd is not for it
-                    user=nobody,
-                    group=nobody,
-                    extra_groups=None if nobody is None else [],
+                    user=own,
+                    group=own,
+                    extra_groups=None if own is None else [],
                 )
             except OSError as error:
                 ours.close()

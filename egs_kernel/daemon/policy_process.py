@@ -1,6 +1,6 @@
 """The evaluator: the process that has Cedar, so that egsd has not. It decides nothing, egsd does.
 
-It runs as nobody, holds a policy set and one end of a socket pair, and ends with it. Frames as on egsd's socket: a
+It runs as a user that nobody else is, holds a policy set and one end of a socket pair, and ends with it. Frames as on egsd's socket: a
 length, and JSON. The first is the manifest; it is answered with "" or with what is wrong. Each after it is a question,
 answered with an evaluation, or with why there is none.
 """
@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from egs_kernel.apply.libc import prctl
 from egs_kernel.errors import EgsError
 from egs_kernel.packages import Packages
 from egs_kernel.policy.evaluate import answer
@@ -23,6 +24,8 @@ from egs_kernel.policy.questions import Question
 from egs_kernel.policy.sets import PolicySet
 
 LENGTH: Final = struct.Struct(">I")
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -34,6 +37,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 def main() -> None:
     """Serve until the other end is closed."""
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_DUMPABLE, 0)
     for limit in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
     with socket.socket(fileno=0) as channel:

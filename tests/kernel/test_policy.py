@@ -13,6 +13,8 @@ import pytest
 
 from egs_kernel.artifact.envelope import parse_envelope
 from egs_kernel.audit.entries import PolicyChange
+from egs_kernel.cli.client import ask
+from egs_kernel.daemon import protocol
 from egs_kernel.verify import artifact_id as id_of
 from tests.running import SECONDS, Running
 
@@ -54,8 +56,8 @@ def refused(system: Running, path: Path) -> str:
     return str(json.loads(done.stdout)["error"]["reason"])
 
 
-def shown(system: Running) -> Any:
-    return json.loads(system.instance.egs("policy", "show", "--json").stdout)
+def active(system: Running) -> protocol.PolicyAnswer:
+    return ask(system.instance.paths, protocol.PolicyRequest(), protocol.PolicyAnswer)
 
 
 def state_of(system: Running, artifact_id: str) -> tuple[str, str]:
@@ -105,6 +107,9 @@ def test_a_set_is_activated_recorded_and_followed(running: Running) -> None:
         == "policy_denied"
     )
 
+    shown = json.loads(running.instance.egs("policy", "show", "--json").stdout)
+    assert (shown["digest"], shown["daemon"]["problem"], shown["policies"]) == (digest, "", ["all"])
+
     # A restart follows the record, and an older or another set of the same version is refused.
     second = write_set(running, PERMIT + '@id("more") permit(principal, action, resource);\n', version=2)
     newer = activate(running, second)["digest"]
@@ -112,14 +117,14 @@ def test_a_set_is_activated_recorded_and_followed(running: Running) -> None:
     assert refused(running, write_set(running, PERMIT + "// another\n", version=2)) == "policy_outdated"
     running.stop()
     running.start()
-    assert (shown(running)["daemon"]["digest"], shown(running)["daemon"]["problem"]) == (newer, "")
+    assert (active(running).digest, active(running).problem) == (newer, "")
     assert refused(running, first) == "policy_outdated"
 
     # Put in the place of the file, an older one changes nothing, and says so after a restart: nothing runs then.
     running.stop()
     running.instance.paths.policy_set.write_bytes(first.read_bytes())
     running.start()
-    assert "version 2" in shown(running)["daemon"]["problem"]
+    assert "version 2" in active(running).problem
     last = running.issue(program, "--user", "root", "--policy-digest", newer, name="last.json")
     assert not_added(running, last) == "policy_unavailable"
     assert running.inside(str(program)) != 0
@@ -159,9 +164,11 @@ def test_an_evaluator_that_dies_refuses_until_there_is_another(running: Running)
     trust_policy_key(running)
     digest = activate(running, write_set(running, PERMIT))["digest"]
     artifact = running.issue(program, "--policy-digest", digest)
-    pid = shown(running)["daemon"]["evaluator"]
+    pid = active(running).pid
+    assert pid is not None
     status = Path(f"/proc/{pid}/status").read_text()
-    assert "Uid:\t65534\t65534\t65534\t65534" in status
+    assert "Uid:\t" + "\t".join(4 * [str(2**32 - 3)]) in status
+    assert "NoNewPrivs:\t1" in status
     assert "CapEff:\t0000000000000000" in status
     os.kill(pid, signal.SIGKILL)
     launched = running.run("--artifact", str(artifact), "--", str(program))
@@ -169,7 +176,7 @@ def test_an_evaluator_that_dies_refuses_until_there_is_another(running: Running)
     while running.run("--artifact", str(artifact), "--", str(program)).returncode != 0:
         assert running.daemon is not None
         assert running.daemon.poll() is None
-    assert shown(running)["daemon"]["evaluator"] != pid
+    assert active(running).pid != pid
 
 
 def test_a_set_that_locks_everyone_out_is_told_before(running: Running) -> None:
