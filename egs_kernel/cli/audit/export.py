@@ -17,9 +17,10 @@ from egs_kernel.cli.audit.common import add_path, add_word
 from egs_kernel.cli.audit.indexes import index_place, open_index
 from egs_kernel.cli.audit.query import since_of
 from egs_kernel.cli.output import print_json
+from egs_kernel.cli.signing import KEY, add_passphrase_option, open_key
 from egs_kernel.errors import ExitCode, UsageError
 from egs_kernel.model import Reason
-from egs_kernel.trust.keys import Algorithm, algorithm_of, load_private
+from egs_kernel.trust.keys import Algorithm, algorithm_of
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +45,8 @@ def add_words(words: Commands) -> None:
     parser.add_argument(
         "--format", choices=["jsonl", _RECEIPTS], default="jsonl", help="jsonl, or eg-receipts"
     )
-    parser.add_argument("--key", type=Path, metavar="N.key", help="the Ed25519 key that signs receipts")
+    parser.add_argument("--key", metavar=KEY, help="the Ed25519 key that signs receipts, a file or a URI")
+    add_passphrase_option(parser)
     parser.add_argument("--since", metavar="T", help="entries from this time on; written as for query")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a new file (default: the standard output)")
     add_path(parser, "--path")
@@ -90,7 +92,7 @@ def _write_entries(arguments: argparse.Namespace, since: str | None, out: Binary
 
 
 def _write_receipts(arguments: argparse.Namespace, since: int | None, out: BinaryIO) -> dict[str, Any]:
-    signer = load_private(arguments.key)
+    signer = open_key(arguments.key, arguments.passphrase_file)
     if algorithm_of(signer.public_key) is not Algorithm.ED25519:
         raise UsageError(Reason.USAGE, f"{arguments.key} is no Ed25519 key", "egs keys generate makes one.")
     public = bytes.fromhex(signer.public_key.keyval["public"])
