@@ -15,7 +15,7 @@ import msgspec
 
 from egs_kernel.audit.checkpoint import CHECKPOINT, Checkpoint, open_checkpoint
 from egs_kernel.audit.damage import corrupt
-from egs_kernel.audit.edge import Edge
+from egs_kernel.audit.edge import Batch, Edge
 from egs_kernel.audit.entries import ENTRY_TYPES
 from egs_kernel.audit.frames import Frame, frame_after, frames_in
 from egs_kernel.audit.layout import JOURNAL, STATE, require_ours
@@ -223,7 +223,7 @@ class _Walk:
         self._count(lines, headers)
         leaves = [leaf_hash(line) for line in lines]
         above = self._frontier.extend(leaves, HEIGHT)
-        for tile, content in self._edge.grow([pack_entry(line) for line in lines], leaves, above):
+        for tile, content in self._edge.grow(Batch([pack_entry(line) for line in lines], leaves, above)):
             self._shelves.compare(tile, content)
         self._compare_noted()
 

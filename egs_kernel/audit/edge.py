@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from egs_kernel.audit.merkle import HASH_BYTES
 from egs_kernel.audit.tiles import HEIGHT, WIDTH, Tile, complete_root, pack_entry, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from egs_kernel.audit.tiles import ReadTile
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Entries that come together.
+
+    `packed`: each after its length; `leaves`: their hashes; `above`: the nodes of higher tile levels that they complete.
+    """
+
+    packed: Sequence[bytes]
+    leaves: Sequence[bytes]
+    above: Sequence[tuple[int, int, bytes]]
 
 
 class Edge:
@@ -49,14 +63,13 @@ class Edge:
             level += 1
         return edge
 
-    def grow(
-        self, packed: Sequence[bytes], leaves: Sequence[bytes], above: Sequence[tuple[int, int, bytes]]
-    ) -> Iterator[tuple[Tile, bytes]]:
-        """Add entries, each after its length, their leaf hashes, and the nodes of higher tile levels that they complete.
+    def grow(self, batch: Batch) -> Iterator[tuple[Tile, bytes]]:
+        """Add entries.
 
         Yields:
             The bundles and tiles that are full with them, and their content.
         """
+        packed, leaves = batch.packed, batch.leaves
         start = 0
         while start < len(leaves):
             taken = min(WIDTH - len(self._entries), len(leaves) - start)
@@ -70,11 +83,11 @@ class Edge:
                 yield Tile(0, index), bytes(self._rows[0])
                 self._entries = []
                 self._rows[0] = bytearray()
-        for level, index, node in above:
+        for level, index, node in batch.above:
             yield from self._raise_row(level, index, node)
 
     def partial(self) -> Iterator[Tile]:
-        """The partial bundle and tiles of the tree as it is."""
+        """The partial bundle and tiles of the tree as it is; `content` has what is in them."""
         if self._entries:
             yield Tile(None, self.size // WIDTH, len(self._entries))
         for level, row in enumerate(self._rows):

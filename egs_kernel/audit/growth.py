@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from egs_kernel.audit.checkpoint import Checkpoint
+from egs_kernel.audit.edge import Batch
 from egs_kernel.audit.frames import MAX_APPEND, encode_frame
 from egs_kernel.audit.lines import encode
 from egs_kernel.audit.merkle import Frontier, leaf_hash
 from egs_kernel.audit.parts import parts_of
-from egs_kernel.audit.publisher import Batch
 from egs_kernel.audit.tiles import HEIGHT, pack_entry
 from egs_kernel.errors import RecordError
 from egs_kernel.model import Reason

@@ -6,15 +6,13 @@ In this order, so that whoever reads a checkpoint finds every tile and bundle th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from egs_kernel.audit.checkpoint import CHECKPOINT
-from egs_kernel.audit.tiles import WIDTH, Tile, tiles_between
+from egs_kernel.audit.tiles import Tile, tiles_between
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from egs_kernel.audit.edge import Edge
@@ -25,37 +23,28 @@ _FOLDER = 1000
 """Tiles of a folder (`Tile.path`)."""
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """Entries that became durable together.
+class Publisher:
+    """One log's, of whose entries `full` are in full bundles on the disk. One thread at a time.
 
-    `packed`: each after its length; `leaves`: their hashes; `above`: the nodes of higher tile levels that they complete.
+    Attributes:
+        full: entries in full bundles: after `write`, on the disk (not synced).
     """
 
-    packed: Sequence[bytes]
-    leaves: Sequence[bytes]
-    above: Sequence[tuple[int, int, bytes]]
-
-
-class Publisher:
-    """One log's. `edge`: what is in full tiles on the disk, and what is not yet. One thread at a time."""
-
-    def __init__(self, folder: Path, files: Files, edge: Edge) -> None:
+    def __init__(self, folder: Path, files: Files, full: int) -> None:
+        self.full = full
         self._folder = folder
         self._files = files
-        self._edge = edge
         self._full: deque[tuple[Tile, bytes]] = deque()
         self._outdated: deque[Tile] = deque()
         self._partial: set[Tile] = set()  # that are written
         self._folders: set[Path] = set()  # that are there
 
-    @property
-    def full(self) -> int:
-        """Entries in full bundles: after `write`, on the disk (not synced)."""
-        return self._edge.size // WIDTH * WIDTH
-
-    def take(self, batch: Batch) -> None:
-        """Put entries where they will be written from."""
-        self._full += self._edge.grow(batch.packed, batch.leaves, batch.above)
+    def take(self, tiles: Iterable[tuple[Tile, bytes]]) -> None:
+        """Put full bundles and tiles, and their content, where they will be written from."""
+        for tile, content in tiles:
+            self._full.append((tile, content))
+            if tile.level is None:
+                self.full = tile.end
 
     def write(self) -> None:
         """Write the tiles and bundles that have become full.
@@ -69,16 +58,18 @@ class Publisher:
             self._outdated.append(tile)
             self._full.popleft()
 
-    def publish(self, note: bytes) -> None:
+    def publish(self, note: bytes, partial: Iterable[tuple[Tile, bytes]]) -> None:
         """Write what is left, and the checkpoint of all that was taken; remove what no checkpoint needs any more.
+
+        `partial`: the partial bundle and tiles at its size, and their content.
 
         Raises:
             OSError: something cannot be written; the checkpoint that is there stays good.
         """
         self.write()
-        for tile in self._edge.partial():
+        for tile, content in partial:
             if tile not in self._partial:
-                self._put(tile, self._edge.content(tile))
+                self._put(tile, content)
                 self._partial.add(tile)
         self._files.put(self._folder / CHECKPOINT, note, synced=True)
         while self._outdated:
@@ -87,17 +78,17 @@ class Publisher:
             self._partial = {kept for kept in self._partial if kept.full != tile}
             self._outdated.popleft()
 
-    def repair(self, base: int) -> None:
+    def repair(self, base: int, edge: Edge) -> None:
         """Write partial tiles anew that a power loss may have left empty, of the tree from `base` entries on.
 
-        Those that are part of a full tile are removed.
+        Those that are part of a full tile are removed. `edge`: the tree's right end.
 
         Raises:
             OSError: the disk fails.
         """
         self.write()
-        now = {(tile.level, tile.index) for tile in self._edge.partial()}
-        for tile in tiles_between(base - 1 if base else 0, self._edge.size):
+        now = {(tile.level, tile.index) for tile in edge.partial()}
+        for tile in tiles_between(base - 1 if base else 0, edge.size):
             if (tile.level, tile.index) not in now:
                 self._remove_partial(tile)
                 continue
@@ -107,7 +98,7 @@ class Publisher:
                     self._files.unlink(path)
             for path in self._partial_files(tile):
                 older = Tile(tile.level, tile.index, int(path.name))
-                self._put(older, self._edge.content(older))
+                self._put(older, edge.content(older))
 
     def _put(self, tile: Tile, content: bytes) -> None:
         path = self._folder / tile.path

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from egs_kernel.audit.entries import Entry, Recorded
     from egs_kernel.audit.logkeys import LogKeys
-    from egs_kernel.audit.publisher import Batch
+    from egs_kernel.audit.tiles import Tile
 
 PUBLISH_SECONDS: Final = 0.2
 """How long publishing waits for more to come, when it has just published."""
@@ -67,7 +67,8 @@ class Record:
         self._counted = recovered.counted
         self._segments = recovered.segments
         self._publisher = recovered.publisher
-        self._backlog: list[Batch] = []
+        self._edge = recovered.edge
+        self._backlog: list[tuple[Tile, bytes]] = []
         self._backlog_bytes = 0
         self._published = -1
         self._growing = threading.Lock()  # what is expected to be durable next; taken before the next one
@@ -233,7 +234,8 @@ class Record:
         """
         with self._publishing:
             with self._lock:
-                batches, self._backlog = self._backlog, []
+                full, self._backlog = self._backlog, []
+                partial = [(tile, self._edge.content(tile)) for tile in self._edge.partial()]
                 waited = self._backlog_bytes
                 durable = self._durable
                 state = None
@@ -242,11 +244,10 @@ class Record:
                 ):
                     self._counted.tally.forget_expired(timestamp(self._clock() - _DAY))
                     state = self._counted.state(durable.size, durable.frontier.root())
-            for batch in batches:
-                self._publisher.take(batch)
+            self._publisher.take(full)
             try:
                 if durable.note is not None and durable.size != self._published:
-                    self._publisher.publish(durable.note)
+                    self._publisher.publish(durable.note, partial)
                     self._published = durable.size
                 if state is not None:
                     write_state(self._folder, self._files, state)
@@ -324,7 +325,7 @@ class Record:
         except OSError as error:
             raise unavailable(self._folder, error) from error
         self._durable = growth.head
-        self._backlog.append(growth.batch)
+        self._backlog += self._edge.grow(growth.batch)
         self._backlog_bytes += len(growth.frame)
         for entry in entries:
             self._counted.tally.count(entry)

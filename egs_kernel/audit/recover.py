@@ -15,7 +15,7 @@ import msgspec
 
 from egs_kernel.audit.checkpoint import CHECKPOINT, Checkpoint, open_checkpoint
 from egs_kernel.audit.damage import corrupt
-from egs_kernel.audit.edge import Edge
+from egs_kernel.audit.edge import Batch, Edge
 from egs_kernel.audit.entries import Gap
 from egs_kernel.audit.frames import MAX_APPEND, Frame, frame_after, frames_in
 from egs_kernel.audit.layout import (
@@ -30,7 +30,7 @@ from egs_kernel.audit.layout import (
 from egs_kernel.audit.lines import decode
 from egs_kernel.audit.merkle import Frontier, leaf_hash, root
 from egs_kernel.audit.notes import Note, VerifierKey
-from egs_kernel.audit.publisher import Batch, Publisher
+from egs_kernel.audit.publisher import Publisher
 from egs_kernel.audit.reader import Reader
 from egs_kernel.audit.segments import Segments
 from egs_kernel.audit.state import NONE, Counted, State, read_state
@@ -52,6 +52,7 @@ class Recovered(msgspec.Struct, frozen=True):
     counted: Counted
     segments: Segments
     publisher: Publisher
+    edge: Edge
     note: bytes | None
 
 
@@ -84,8 +85,9 @@ def recover(folder: Path, files: Files, origin: str, keys: Sequence[VerifierKey]
         open_checkpoint(journal.note, origin, keys)
 
     segments = _repair(folder, files, journal)
-    publisher = _republish(files, folder, journal, base)
-    return Recovered(frontier, _counted(folder, state, frontier.size), segments, publisher, journal.note)
+    publisher, edge = _republish(files, folder, journal, base)
+    counted = _counted(folder, state, frontier.size)
+    return Recovered(frontier, counted, segments, publisher, edge, journal.note)
 
 
 class _Journal(msgspec.Struct, frozen=True):
@@ -227,14 +229,15 @@ def _repair(folder: Path, files: Files, journal: _Journal) -> Segments:
     return Segments(folder, files, journal.firsts, journal.end)
 
 
-def _republish(files: Files, folder: Path, journal: _Journal, base: int) -> Publisher:
-    publisher = Publisher(folder, files, Edge.of(base, TileFolder(folder).read_full))
+def _republish(files: Files, folder: Path, journal: _Journal, base: int) -> tuple[Publisher, Edge]:
+    publisher = Publisher(folder, files, base // WIDTH * WIDTH)
+    edge = Edge.of(base, TileFolder(folder).read_full)
     frontier = Frontier.of(base, nodes_of(TileFolder(folder).read_full, base))
     for _frame, batch in journal.batches(frontier):
-        publisher.take(batch)
+        publisher.take(edge.grow(batch))
         publisher.write()
-    publisher.repair(base)
-    return publisher
+    publisher.repair(base, edge)
+    return publisher, edge
 
 
 def _counted(folder: Path, state: State, size: int) -> Counted:

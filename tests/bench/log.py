@@ -19,7 +19,7 @@ import msgspec
 
 from egs_kernel import __version__
 from egs_kernel.audit.check import verify
-from egs_kernel.audit.edge import Edge
+from egs_kernel.audit.edge import Batch, Edge
 from egs_kernel.audit.entries import Exec
 from egs_kernel.audit.files import Files
 from egs_kernel.audit.layout import TileFolder
@@ -44,8 +44,8 @@ APPENDERS: Final = 2
 """Threads that append: one makes its entries while those of the other are synced."""
 LEAVES: Final = 10_000_000
 """Of the tree that inclusion proofs are out of."""
-FLAT_MIB: Final = 16
-"""What nine million entries more may add: two bytes each. What waits to be published comes and goes, and leaves holes."""
+FLAT_MIB: Final = 8
+"""What nine million entries more may add: less than one byte each. What waits to be published comes and goes."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -238,7 +238,7 @@ def _proofs(folder: Path, plan: Plan) -> list[float]:
     for first in range(0, plan.leaves, 1 << 16):
         count = min(1 << 16, plan.leaves - first)
         leaves = [hashlib.sha256(number.to_bytes(8)).digest() for number in range(first, first + count)]
-        for tile, content in edge.grow([b""] * count, leaves, frontier.extend(leaves, HEIGHT)):
+        for tile, content in edge.grow(Batch([b""] * count, leaves, frontier.extend(leaves, HEIGHT))):
             if tile.level is not None:
                 files.make_folder((folder / tile.path).parent)
                 files.put(folder / tile.path, content)

@@ -71,7 +71,7 @@ def test_what_was_moved_is_verified_and_found(
     assert "0 entries" in capsys.readouterr().out
 
     code, after = said(capsys, "audit", "verify", "--key", KEY, "--cold", cold)
-    assert (code, after["root"], after["size"]) == (0, before["root"], COUNT)
+    assert (code, after["root_hash"], after["size"]) == (0, before["root_hash"], COUNT)
     code, refused = said(capsys, "audit", "verify", "--key", KEY)
     assert code == 1
     assert Tile(None, 0).path in refused["error"]["message"]

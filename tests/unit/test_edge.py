@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egs_kernel.audit.edge import Edge
+from egs_kernel.audit.edge import Batch, Edge
 from egs_kernel.audit.merkle import Frontier, leaf_hash
 from egs_kernel.audit.tiles import Tile, nodes_of, pack_entry, tiles_between
 
@@ -20,13 +20,14 @@ def grow(edge: Edge, frontier: Frontier, count: int) -> list[tuple[Tile, bytes]]
     entries = entries_from(frontier.size, count)
     leaves = [leaf_hash(entry) for entry in entries]
     above = frontier.extend(leaves, step=8)
-    return list(edge.grow([pack_entry(entry) for entry in entries], leaves, above))
+    return list(edge.grow(Batch([pack_entry(entry) for entry in entries], leaves, above)))
 
 
 def contents(edge: Edge) -> list[tuple[Tile, bytes]]:
     return [(tile, edge.content(tile)) for tile in edge.partial()]
 
 
+@settings(deadline=None)
 @given(BATCHES, st.data())
 def test_an_edge_gives_every_tile_once_and_can_be_built_from_them(
     batches: list[int], data: st.DataObject
