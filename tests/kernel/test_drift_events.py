@@ -249,8 +249,8 @@ def test_a_storm_takes_no_room_from_the_grave(watched: Watched, tmp_path: Path) 
     assert any(isinstance(each, Lost) for each in watched.events.sweep()), "the storm was none"
 
 
+@pytest.mark.usefixtures("gate")
 def test_where_no_drift_programs_are_wanted_none_are_loaded(instance: Instance) -> None:
-    instance.load_gate().close()
     with pytest.raises(GateError) as caught:
         DriftGate.open(instance.paths.pins)
     assert caught.value.reason is Reason.GATE_NOT_LOADED
