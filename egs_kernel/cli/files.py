@@ -35,9 +35,18 @@ def read_artifact(path: Path) -> bytes:
     Raises:
         UsageError: it cannot be read.
     """
+    return read_file(path, MAX_ARTIFACT)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The bytes of a file, one more than `limit` at most.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            return file.read(MAX_ARTIFACT + 1)
+            return file.read(limit + 1)
     except OSError as error:
         raise _unreadable(path, error) from error
 

@@ -295,14 +295,9 @@ def _parse(path: Path) -> RevocationList:
 
 def _read(path: Path) -> bytes:
     from egs_kernel.artifact.revocations import LIST_LIMIT  # noqa: PLC0415 - as above
+    from egs_kernel.cli.files import read_file  # noqa: PLC0415 - as above
 
-    try:
-        with path.open("rb") as file:
-            return file.read(LIST_LIMIT + 1)
-    except OSError as error:
-        raise UsageError(
-            Reason.NOT_FOUND, f"cannot read {path}: {error.strerror}", "Name a revocation list."
-        ) from error
+    return read_file(path, LIST_LIMIT)
 
 
 # -- things ------------------------------------------------------------------------------------------
@@ -337,13 +332,7 @@ def _artifact_id(path: Path) -> str:
 
 
 def _key_id(path: Path) -> str:
-    from egs_kernel.trust.keys import KEY_LIMIT, load_public  # noqa: PLC0415 - cryptography, only for a file
+    from egs_kernel.cli.files import read_file  # noqa: PLC0415 - cryptography, only for a file
+    from egs_kernel.trust.keys import KEY_LIMIT, load_public  # noqa: PLC0415 - as above
 
-    try:
-        with path.open("rb") as file:
-            content = file.read(KEY_LIMIT + 1)
-    except OSError as error:
-        raise UsageError(
-            Reason.NOT_FOUND, f"cannot read {path}: {error.strerror}", "Name a key id, or the .pub file."
-        ) from error
-    return str(load_public(content, str(path)).keyid)
+    return str(load_public(read_file(path, KEY_LIMIT), str(path)).keyid)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.artifact.revocations import LIST_LIMIT
 from egs_kernel.artifact.statement import format_time, parse_statement, parse_time
+from egs_kernel.checks.revocation import applies, authenticate_list, check_revoked, merged
 from egs_kernel.checks.subjects import check_bound, check_digest, check_script
-from egs_kernel.cli.files import inspect_program, read_artifact
+from egs_kernel.cli.files import inspect_program, read_artifact, read_file
 from egs_kernel.cli.output import print_json, print_lines
 from egs_kernel.errors import ExitCode, Refused, UsageError
 from egs_kernel.model import ProgramKind, Reason
@@ -35,6 +37,7 @@ _NOTES = {"host": "  (only the host can tell)", "skipped": "  (not checked)"}
 _OFFLINE_PART = {
     Step.DIGEST: "  (the file that was named; the host measures the others)",
     Step.INTENT: "  (bound where they must be; the host compares them)",
+    Step.REVOCATION: "  (by the lists that were named)",
 }
 
 
@@ -54,6 +57,14 @@ def add_commands(commands: Commands) -> None:
         help="compare this file with the authorized program, or this script with the authorized script",
     )
     verify.add_argument(
+        "--revocations",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a signed revocation list that the artifact must not be in; repeat for several",
+    )
+    verify.add_argument(
         "--at", metavar="T", help="verify as of this time, like 2026-11-23T14:00:00Z (default: now)"
     )
     verify.add_argument("--json", action="store_true", help="print one JSON object")
@@ -68,9 +79,13 @@ def _verify(options: argparse.Namespace) -> int:
     content = read_artifact(options.file)
     trust = TrustStore.load(Paths.from_environment().trust if options.trust is None else options.trust)
     program = None if options.program is None else inspect_program(options.program)
+    lists = [read_file(path, LIST_LIMIT) for path in options.revocations]
     progress = _Progress()
     try:
         artifact = _run_steps(content, trust, program, _moment(options.at), progress)
+        if lists:
+            progress.reached(Step.REVOCATION)
+            _check_revocations(artifact, lists, trust, _moment(options.at))
     except Refused as refusal:
         progress.fail()
         if not options.json:
@@ -146,6 +161,23 @@ def _run_steps(
         executed = ProgramKind.INTERPRETER if program.kind is ProgramKind.SCRIPT else program.kind
         check_bound(artifact.statement, executed)
     return artifact
+
+
+def _check_revocations(artifact: Artifact, lists: list[bytes], trust: TrustStore, now: datetime) -> None:
+    """Step 13, as far as signed lists tell: whether a host was revoked, that host can tell."""
+    scope = artifact.ties.scope
+    found = [authenticate_list(content, trust, now) for content in lists]
+    fitting = [one.content for one in found if applies(one.content, scope)]
+    if not fitting:
+        raise UsageError(
+            Reason.USAGE, f"none of the lists is for the scope {scope!r}", "Name a list for it, or one for *."
+        )
+    check_revoked(artifact.ties, merged(content.things for content in fitting), "")
+    newest = max(content.next_update for content in fitting)
+    if parse_time(newest) <= now:
+        raise Refused(
+            Reason.REVOCATION_LIST_STALE, f"the newest list was good until {newest}", "Get a newer one."
+        )
 
 
 def _show(options: argparse.Namespace) -> int:
