@@ -93,14 +93,9 @@ class Demo:
 
     def outside(self, *command: str | Path, **options: Any) -> Ended:
         """Run a command in no scope."""
+        given: dict[str, Any] = {"env": self.environment, "timeout": SECONDS} | options
         done = subprocess.run(
-            [str(word) for word in command],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-            **options,
+            [str(word) for word in command], capture_output=True, text=True, check=False, **given
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -245,8 +245,8 @@ class Service:
         found = ruling.evaluation
         error = Refused(
             Reason.POLICY_DENIED,
-            f"policy {rules.policy.name} version {rules.policy.version} does not permit it"
-            + (f": {', '.join(short(found.determining))}" if found.determining else ""),
+            f"policy {rules.policy.name} version {rules.policy.version} does not permit it: "
+            + (", ".join(short(found.determining)) or "nothing in it does"),
             " ".join(found.advice) or "egs policy explain says why.",
         )
         return _denied(

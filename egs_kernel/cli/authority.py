@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egs_kernel.cli.output import announce, print_json, print_lines
-from egs_kernel.errors import ExitCode, UsageError
-from egs_kernel.model import Reason
+from egs_kernel.errors import ExitCode
 from egs_kernel.paths import Paths
 
 if TYPE_CHECKING:
@@ -24,15 +20,9 @@ _SERVE = """Answer requests for artifacts, as any user but root: over a Unix soc
 with client certificates where authority.toml says so. What is asked, what policy says and what is issued is in a record of its
 own before anybody learns of it. SIGHUP has settings, trust and policy read again; a change of their files does, too."""
 
-_INIT = """Make what a first authority on this host needs, and keep what is there: its user's folder, its key, its settings, and the
-trust in its key. Run it as root, once. The key is readable by the authority's user alone."""
-
-_SETTINGS = """# The authority (docs/authority.md).
-default_scope = "{scope}"
-valid_for = "5m"
-max_valid_for = "1h"
-may_see = ["group:egs-approvers"]
-"""
+_INIT = """Make what a first authority on this host needs, and keep what is there: egs.toml with the scope, the folder of the
+authority's user, its key, its settings, the trust in its key. The key is readable by that user alone. With --agent also a policy set
+made of the starter ai-agent, for this script as it is, and a key that signs it; put that key where it is safe. Run it as root."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -58,6 +48,19 @@ def add_commands(commands: Commands) -> None:
     )
     init.add_argument("--scope", required=True, metavar="S", help="the scope that it issues for")
     init.add_argument("--user", metavar="U", default=USER, help=f"the user that it runs as ({USER})")
+    init.add_argument(
+        "--cgroup", metavar="PATH", help="of the scope, when egs.toml is made (/egs.slice/egs-S.slice)"
+    )
+    init.add_argument(
+        "--agent",
+        type=Path,
+        metavar="FILE",
+        help="also make, sign and trust a policy set: this script, with Python",
+    )
+    init.add_argument("--account", metavar="U", help="the account that the agent runs as (who calls this)")
+    init.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="where set and policy key go (here)"
+    )
     init.set_defaults(run=run_init)
     for parser in (serve, init):
         parser.add_argument(
@@ -108,49 +111,14 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 
 def run_init(arguments: argparse.Namespace) -> int:
-    """Make the settings, the key and the trust in it, where they are missing.
+    """Make what a first authority needs.
 
     Raises:
         EgsError: it may not, or there is no such user.
     """
-    from egs_kernel.authority.settings import ISSUER_KEY  # noqa: PLC0415 - as above
-    from egs_kernel.cli.files import replace_file  # noqa: PLC0415 - as above
-    from egs_kernel.trust import keys, store  # noqa: PLC0415 - as above
+    from egs_kernel.cli.first import init  # noqa: PLC0415 - as above
 
-    store.require_scope_name(arguments.scope)
-    paths, folder = Paths.from_environment(), arguments.state
-    owner = _account(arguments.user)
-    _own_folder(folder, owner, 0o700)
-    _own_folder(paths.authority_socket.parent, owner, 0o755)
-    key = folder / ISSUER_KEY
-    if not key.exists():
-        private, public = keys.write_pair(keys.generate(keys.Algorithm.ED25519), folder, ISSUER_KEY[:-4])
-        for path in (private, public):
-            os.chown(path, owner.pw_uid, owner.pw_gid)
-    trusted = keys.load_public((folder / f"{ISSUER_KEY[:-4]}.pub").read_bytes(), str(key))
-    arguments.config.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if not arguments.config.exists():
-        replace_file(arguments.config, _SETTINGS.format(scope=arguments.scope).encode())
-    paths.trust.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if trusted.keyid not in store.TrustStore.load(paths.trust).keys:
-        entry = store.TrustedKey(
-            key=trusted,
-            roles=frozenset({store.Role.ISSUER}),
-            scopes=frozenset({arguments.scope}),
-            name="egs-authority",
-        )
-        store.add(paths.trust, entry)
-    answer = {
-        "config": str(arguments.config),
-        "key": str(key),
-        "key_id": trusted.keyid,
-        "user": arguments.user,
-    }
-    if arguments.json:
-        print_json(answer)
-    else:
-        print_lines(f"{name.replace('_', ' '):8} {value}" for name, value in answer.items())
-    return int(ExitCode.DONE)
+    return init(arguments)
 
 
 def run_status(arguments: argparse.Namespace) -> int:
@@ -167,27 +135,3 @@ def run_status(arguments: argparse.Namespace) -> int:
     else:
         print_lines(f"{name:14} {value}" for name, value in answer.items())
     return int(ExitCode.DONE)
-
-
-def _account(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError as error:
-        raise UsageError(
-            Reason.NOT_FOUND,
-            f"this host has no user {name}",
-            "systemd-sysusers makes it (systemd/sysusers.d); or: useradd --system --no-create-home egs-authority",
-        ) from error
-
-
-def _own_folder(folder: Path, owner: pwd.struct_passwd, mode: int) -> None:
-    folder.mkdir(mode=mode, parents=True, exist_ok=True)
-    try:
-        shutil.chown(folder, owner.pw_uid, owner.pw_gid)
-        folder.chmod(mode)
-    except OSError as error:
-        raise UsageError(
-            Reason.NOT_PERMITTED,
-            f"cannot give {folder} to {owner.pw_name}: {error.strerror}",
-            "Run it as root.",
-        ) from error
