@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+import termios
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +24,7 @@ from egs_kernel.trust import keys
 from egs_kernel.trust.keys import Algorithm, generate, write_pair
 from egs_kernel.trust.passphrases import Passphrases
 from egs_kernel.trust.signers import open_signer
+from tests.harness import BIN
 from tests.signing import MODULE, PIN, TOKEN, Token, Vault, require_softhsm, vault
 
 if TYPE_CHECKING:
@@ -372,3 +377,60 @@ def test_generate_encrypts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert answer["encrypted"] is True
     assert PASSPHRASE not in json.dumps(answer)
     assert open_signer(answer["private"], answering(PASSPHRASE)).public_key.keyid == answer["keyid"]
+
+
+# -- a person at a terminal --------------------------------------------------------------------------
+
+
+class Terminal:
+    """A command with a terminal of its own, and a person who answers what it asks."""
+
+    def __init__(self, *words: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [str(BIN / "egs"), *words],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def answer(self, question: str, secret: str) -> None:
+        """Wait for a question, and type."""
+        while question not in self.shown:
+            ready, _, _ = select.select([self._ours], [], [], 30)
+            assert ready, self.shown
+            self.shown += os.read(self._ours, 1024).decode()
+        self.shown = self.shown.partition(question)[2]
+        os.write(self._ours, f"{secret}\n".encode())
+
+    def end(self) -> int:
+        """Its exit code."""
+        self.process.communicate(timeout=30)
+        os.close(self._ours)
+        return self.process.returncode
+
+
+def test_a_person_types_the_passphrase_and_it_is_not_shown(tmp_path: Path) -> None:
+    terminal = Terminal("keys", "generate", "--name", "n", "--out", str(tmp_path), "--encrypt")
+    terminal.answer("passphrase of n: ", PASSPHRASE)
+    terminal.answer("once more: ", PASSPHRASE)
+    assert terminal.end() == ExitCode.DONE
+    key, public = str(tmp_path / "n.key"), str(tmp_path / "again.pub")
+    for typed, code in (("something else entirely", ExitCode.USAGE), (PASSPHRASE, ExitCode.DONE)):
+        terminal = Terminal("keys", "public", "--key", key, "--out", public)
+        terminal.answer(f"passphrase of {key}: ", typed)
+        assert terminal.end() == code
+        assert typed not in terminal.shown
+    assert (tmp_path / "again.pub").read_bytes() == (tmp_path / "n.pub").read_bytes()
+
+
+def test_two_different_passphrases_make_no_key(tmp_path: Path) -> None:
+    terminal = Terminal("keys", "generate", "--name", "n", "--out", str(tmp_path), "--encrypt")
+    terminal.answer("passphrase of n: ", PASSPHRASE)
+    terminal.answer("once more: ", PASSPHRASE + "!")
+    assert terminal.end() == ExitCode.USAGE
+    assert list(tmp_path.iterdir()) == []
