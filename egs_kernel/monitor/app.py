@@ -138,7 +138,6 @@ class Monitor:
             reader=reader,
             refresh=(trust.refresh, sockets.refresh),
         )
-        self._systemd = sdnotify.SystemdNotifier()
         self._ending = False
 
     def close(self) -> None:
@@ -193,7 +192,7 @@ class Monitor:
             for source in self._sources:
                 if source.fileno() >= 0:
                     ready.register(source, selectors.EVENT_READ, source)
-            self._systemd.notify("READY=1")
+            sdnotify.SystemdNotifier().notify("READY=1")
             _log.info("watching %s, a sweep every %d s", self._paths.pins, self._rules.interval)
             next_sweep, deadline = 0.0, time.monotonic()
             while not self._ending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -13,9 +14,10 @@ from typing import Final
 import msgspec
 
 from egs_kernel import __version__
-from egs_kernel.audit.entries import ResponseEntry
+from egs_kernel.audit.entries import FindingEntry, ResponseEntry
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import processes_below
+from egs_kernel.monitor.tail import Tail
 from tests.bench import machine
 from tests.bench.part import Part
 from tests.bench.report import table
@@ -30,7 +32,7 @@ CPU_PERCENT: Final = 2.0
 PROCESS_BYTES: Final = 10 * 1024
 RESPONSE_P50_MS, RESPONSE_P99_MS = 5.0, 25.0
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_FULL, _QUICK = 200, 10
+_FULL, _QUICK = 100, 10
 
 
 class Drift(msgspec.Struct, frozen=True):
@@ -145,25 +147,39 @@ def _resident(monitor: Monitor) -> int:
 def _responses(running: Running, monitor: Monitor, word: str, finding: Finding, rounds: int) -> list[float]:
     """Milliseconds from the kernel's event to the verified end of the response, as the record has them."""
     program = Obedient(running, f"to-{word}", constraints=f'[drift.on]\n{finding.value} = "{word}"\n')
-    act = (
-        "libc.unshare(0x04000000)"
-        if finding is Finding.NAMESPACE_CHANGED
-        else "kept.append(mmap.mmap(-1,4096,prot=7))"
-    )
-    numbers = set()
+    act = {
+        Finding.NAMESPACE_CHANGED: "libc.unshare(0x04000000)",
+        Finding.ANONYMOUS_CODE: "kept.append(mmap.mmap(-1,4096,prot=7))",
+    }[finding]
+    tail = Tail(running.instance.paths.record)
+    tail.skip()
+    found = []
     for number in range(rounds):
         if number % max(1, rounds // 4) == 0:
             say(f"{word} {number + 1} of {rounds}")
         pid = program.start()
         program.tell("time.sleep(.1)")  # the record has its exec
         program.say(act)
-        found = monitor.finding(finding, pid)
-        numbers.add(found.number)
-        monitor.response(found)
+        response = _next(tail, pid, monitor)
+        assert response.verified, response
+        found.append(response.microseconds / 1000)
         program.stop()
-    done = [entry for entry in running.entries(ResponseEntry) if entry.number in numbers]
-    assert all(entry.verified for entry in done), done
-    return [entry.microseconds / 1000 for entry in done]
+    tail.close()
+    return found
+
+
+def _next(tail: Tail, pid: int, monitor: Monitor) -> ResponseEntry:
+    """The response to a finding about this process, as soon as it is recorded."""
+    number, deadline = 0, time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for recorded in tail.read():
+            entry = recorded.entry
+            if isinstance(entry, FindingEntry) and entry.pid == pid:
+                number = entry.number
+            if isinstance(entry, ResponseEntry) and entry.number == number:
+                return entry
+        select.select([tail], [], [], 1)
+    raise AssertionError(f"no response; the monitor said: {monitor.log()}")
 
 
 def render(measured: Drift) -> str:
