@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
+from tests.vm.guest.constrained import constrained, witnessed
 from tests.vm.guest.observing import (
     DAEMON_CAN_TAKE,
     EGS,
@@ -336,6 +337,8 @@ PARTS: Final = (
     governed_slice,
     slice_comes_back,
     launches,
+    constrained,
+    witnessed,
     commands,
     daemon_dies,
     services_stop,

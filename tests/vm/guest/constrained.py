@@ -1,0 +1,132 @@
+"""Parts of the case `boot` (units.py): what egsd's capabilities are for, and a witness beside the log, under a real systemd."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.vm.guest.observing import EGS, egs, issue, journal, run, show, until
+
+if TYPE_CHECKING:
+    from tests.vm.guest.observing import Guest
+
+PROGRAM: Final = "/opt/agent/launched"  # cat(1)
+FILES: Final = (
+    "/proc/self/net/dev",
+    "/proc/self/status",
+    "/proc/self/limits",
+    "/proc/self/cgroup",
+    "/etc/shadow",
+)
+CONSTRAINTS: Final = """\
+[syscalls]
+profile = "default"
+deny = ["fadvise64"]        # which cat makes, and does without
+
+[filesystem]
+base = "system"
+read = ["/proc"]
+degrade = ["truncate", "device-control"]
+
+[network]
+mode = "none"
+
+[resources]
+wallSeconds = 600
+memory = 268435456
+processes = 32
+cpuPercent = 400
+openFiles = 64
+
+[process]
+newPrivileges = "refused"
+capabilities = "none"
+umask = "0077"
+"""
+WITNESS: Final = """\
+name = "vm/w1"
+listen = "127.0.0.1:9733"
+
+[[log]]
+origin = "{origin}"
+keys = ["{key}"]
+"""
+SUBMITTED: Final = """\
+[record]
+witness_interval = "1s"
+
+[[witness]]
+url = "http://127.0.0.1:9733"
+key = "{key}"
+"""
+AS_WITNESS: Final = ("setpriv", "--reuid=egs-witness", "--regid=egs-witness", "--clear-groups")
+
+
+def constrained(guest: Guest) -> None:
+    """A launch with every constraint, by root and by an ordinary user."""
+    file = Path("/root/constraints.toml")
+    file.write_text(CONSTRAINTS)
+    words = [word for argument in (PROGRAM, *FILES) for word in ("--argv", argument)]
+    artifact = issue("constrained", PROGRAM, *words, "--constraints", str(file))
+    hers = Path("/home/alice/constrained.json")
+    hers.write_bytes(Path(artifact).read_bytes())
+    command = f"{EGS} run --artifact {{}} -- {PROGRAM} {' '.join(FILES)}"
+    for user, line in (("root", command.format(artifact)), ("alice", command.format(hers))):
+        said = run("su", "--login", user, "--command", line).stdout
+        devices = [
+            words[0] for words in map(str.split, said.splitlines()) if words and words[0].endswith(":")
+        ]
+        devices = [
+            name for name in devices if name in {"lo:", "eth0:", "ens3:", "enp0s3:", "sit0:", "dummy0:"}
+        ]
+        guest.check(f"{user}: a network of its own", devices == ["lo:"], said)
+        wanted = ("NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "Umask:\t0077")
+        guest.check(f"{user}: filter, capabilities, umask", all(line in said for line in wanted), said)
+        guest.check(f"{user}: limits", "Max open files            64 " in said, said)
+        guest.check(
+            f"{user}: a cgroup of its own in the slice", "/egs.slice/egs-agents.slice/egs-tree-" in said, said
+        )
+        guest.check(f"{user}: /etc/shadow is refused", "/etc/shadow: Permission denied" in said, said)
+    until(lambda: len(refusals()) >= 2)
+    found = [(entry["word"], entry["what"]) for entry in refusals()]
+    guest.check("what a filter refused is in the record", found.count(("syscalls", "fadvise64")) == 2, found)
+
+
+def refusals() -> list[dict[str, str]]:
+    """The entries of what constraints refused."""
+    return [
+        json.loads(line) for line in egs("audit", "query", "--type", "refusal", "--json").stdout.splitlines()
+    ]
+
+
+def witnessed(guest: Guest) -> None:
+    """A witness on this host, for once, and what brings it the log's checkpoints."""
+    shown = json.loads(egs("audit", "key", "show", "--json").stdout)
+    Path("/etc/egs/witness.toml").write_text(
+        WITNESS.format(origin=shown["origin"], key=shown["verifier_key"])
+    )
+    run("systemctl", "start", "egs-witness.service")
+    until(lambda: run(*AS_WITNESS, EGS, "witness", "key").returncode == 0)
+    key = run(*AS_WITNESS, EGS, "witness", "key").stdout.strip()
+    config = Path("/etc/egs/egs.toml")
+    before = config.read_text()
+    config.write_text(f"{before}\n{SUBMITTED.format(key=key)}")
+    reloaded = run("systemctl", "reload", "egsd.service")
+    guest.check("egsd takes a witness", reloaded.returncode == 0, reloaded.stdout)
+    run("systemctl", "start", "egs-submit.service")
+    cosigned = until(lambda: any(witness["entries"] for witness in witnesses()))
+    said = journal("egs-witness.service") + journal("egs-submit.service")
+    guest.check("the witness cosigns what egs-submit brings it", cosigned is not None, said)
+    for unit in ("egs-witness.service", "egs-submit.service"):
+        state = show(unit, "ActiveState", "NRestarts")
+        guest.check(f"{unit} runs", state == {"ActiveState": "active", "NRestarts": "0"}, state)
+    run("systemctl", "stop", "egs-submit.service", "egs-witness.service")
+    config.write_text(before)
+    run("systemctl", "reload", "egsd.service")
+
+
+def witnesses() -> list[dict[str, int]]:
+    """What egsd knows of its witnesses."""
+    said = egs("status", "--json")
+    return list(json.loads(said.stdout)["witnesses"]) if said.returncode == 0 else []
