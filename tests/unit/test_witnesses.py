@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import subprocess
 import tempfile
@@ -140,17 +141,11 @@ class Daemon:
         )
 
     def control(self) -> Control:
-        parts: dict[str, Any] = dict.fromkeys(
-            ("standing", "launches", "holds", "reports", "sealing", "reload")
-        )
-        return Control(
-            self.paths,
-            host=cast("Any", self.host),
-            journal=cast("Any", self.journal),
-            keys=self.keys,
-            witnesses=self.witnesses,
-            **parts,
-        )
+        """It asks nothing of its other parts here."""
+        _self, _paths, *names = inspect.signature(Control.__init__).parameters
+        parts: dict[str, Any] = dict.fromkeys(names)
+        own = {"host": self.host, "journal": self.journal, "keys": self.keys, "witnesses": self.witnesses}
+        return Control(self.paths, **(parts | own))
 
     def take(self, checkpoint: bytes | None, key: VerifierKey = W1.key, **said: Any) -> str:
         request = protocol.WitnessRequest(witness=str(key), checkpoint=checkpoint, **said)
