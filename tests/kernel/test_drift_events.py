@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from egs_kernel.drift.observations import HostEvent, Lost, ProcessEvent
+from egs_kernel.drift.observations import HostEvent, Lost, ProcessEvent, Queue
 from egs_kernel.errors import GateError
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import cgroup_mount
@@ -235,6 +235,19 @@ def test_a_storm_is_bounded_and_counted(watched: Watched) -> None:
     assert 0 < len(seen) < 1000
     assert len(seen) + lost.count >= 20000
     assert list(watched.events.sweep()) == []
+
+
+def test_a_compiler_at_run_time_is_one_observation_a_second(watched: Watched) -> None:
+    """It makes code again and again: the same is told, which a queue counts in one."""
+    watched.told()
+    pid = watched.run("protects_often", "200")
+    told = [event for event in watched.told_of(pid) if event.suspicion is Finding.ANONYMOUS_CODE]
+    assert len(told) >= 100
+    assert len({event.name for event in told}) <= 2, "of two seconds, at most"
+    queue = Queue()
+    for event in told:
+        queue.put(event)
+    assert len(queue) <= 2
 
 
 def test_a_storm_takes_no_room_from_the_grave(watched: Watched, tmp_path: Path) -> None:

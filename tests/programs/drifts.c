@@ -209,6 +209,21 @@ static int storms(int count)
 	return 0;
 }
 
+/* As a compiler at run time does: the same memory is written and becomes code again. */
+static int protects_often(int count)
+{
+	void *place = memory(PROT_READ | PROT_WRITE, 0);
+
+	for (int i = 0; i < count; i++) {
+		if (mprotect(place, PAGE, PROT_READ | PROT_WRITE))
+			return check(0);
+		memcpy(place, code, sizeof(code));
+		if (mprotect(place, PAGE, PROT_READ | PROT_EXEC) || !runs(place))
+			return check(0);
+	}
+	return 0;
+}
+
 static int waits(void)
 {
 	printf("%#lx\n", (unsigned long)word);
@@ -257,6 +272,8 @@ int main(int argc, char **argv)
 		return writes_nested();
 	if (!strcmp(act, "storms"))
 		return storms(atoi(more));
+	if (!strcmp(act, "protects_often"))
+		return protects_often(atoi(more));
 	if (!strcmp(act, "writes_memory"))
 		return writes_memory_of(more, place);
 	if (!strcmp(act, "writes_directly"))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BATCH: Final = 512
 """Events of each ring that one `read` takes; the rest keeps it readable."""
 _TICK: Final = 10_000_000
+_SECOND: Final = 1_000_000_000
+_REMEMBERED: Final = 1024
 _NO_FILE: Final = FileIdentity(0, 0, 0, 0, 0, 0)
 _NAMESPACES: Final = {
     0x80: "time",
@@ -69,6 +71,7 @@ class DriftEvents:
         self._proc = proc
         self._since = _now()
         self._untold = self._count()
+        self._anonymous: dict[tuple[int, int], tuple[int, int]] = {}
         gate.trust(TaskIdentity(os.getpid(), start_ticks(os.getpid())))
 
     def fileno(self) -> int:
@@ -94,7 +97,7 @@ class DriftEvents:
 
     def _count(self) -> int:
         counters = self._gate.counters()
-        return sum(counters.untold.values()) + counters.failures["target"] + counters.missed
+        return sum(counters.untold.values()) + counters.missed
 
     def _observations(self, event: Event) -> Iterator[Observation]:
         kind = Kind(event.kind)
@@ -187,11 +190,22 @@ class DriftEvents:
             )
 
     def _of_protected(self, event: Event) -> ProcessEvent:
-        """Memory that was made code: what it is of says the process's map, if it is still there."""
-        path = self._mapped(event)
-        if path:
-            return self._of(event, Finding.CODE_MAPPED, path)
-        return self._of(event, Finding.ANONYMOUS_CODE, f"{event.address:#x}")
+        """Memory that was made code: what it is of says the process's map, if it is still there.
+
+        Compilers at run time do this all the time. Of a process that has just made code of no file the map is not read
+        again within a second: it is the same observation once more.
+        """
+        process = (event.pid, event.started)
+        second, address = self._anonymous.get(process, (-1, 0))
+        if second != event.time // _SECOND:
+            path = self._mapped(event)
+            if path:
+                return self._of(event, Finding.CODE_MAPPED, path)
+            if len(self._anonymous) >= _REMEMBERED:
+                self._anonymous.clear()
+            address = event.address
+            self._anonymous[process] = (event.time // _SECOND, address)
+        return self._of(event, Finding.ANONYMOUS_CODE, f"{address:#x}", 0)
 
     def _mapped(self, event: Event) -> str:
         """The file of the memory at an event's address; "": none, or nobody can say any more."""
