@@ -16,15 +16,17 @@ from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.record import Record
 from egs_kernel.authority.api import Answer, Status
 from egs_kernel.authority.app import Api
+from egs_kernel.authority.askers import proven_asker
 from egs_kernel.authority.desk import Desk
 from egs_kernel.authority.measuring import Measurer
 from egs_kernel.authority.rules import RuleBook, Rules
 from egs_kernel.authority.service import Service
 from egs_kernel.authority.settings import Settings, load_settings
 from egs_kernel.authority.store import Store
-from egs_kernel.checks.policy import authenticate_set
+from egs_kernel.checks.policy_sets import authenticate_set
 from egs_kernel.config import Config, load_config
 from egs_kernel.errors import UsageError
+from egs_kernel.identity.bundles import Bundles
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
 from egs_kernel.policy.manifest import SET_LIMIT
@@ -39,6 +41,7 @@ from egs_kernel.trust.store import TrustStore
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from egs_kernel.authority.askers import Asker
     from egs_kernel.authority.desk import Session
     from egs_kernel.paths import Paths
     from egs_kernel.sslib import Signer
@@ -113,7 +116,21 @@ def opened(
                 record_size=record.size,
             )
 
-        api = Api(desk=desk, service=Service(signer), measurer=Measurer(), settings=settings, status=status)
+        bundles = Bundles(paths.bundles)
+
+        def identify(asker: Asker, token: str) -> Asker:
+            return proven_asker(
+                asker, token, book.now().host_id, bundles, datetime.fromtimestamp(clock(), UTC)
+            )
+
+        api = Api(
+            desk=desk,
+            service=Service(signer),
+            measurer=Measurer(),
+            settings=settings,
+            status=status,
+            identify=identify,
+        )
         yield Authority(api.application(), settings, signer, book.forget)
 
 

@@ -1,7 +1,8 @@
 """A policy set comes: by somebody's request, or as the file that was put in the place of the active one.
 
 Verified, taken in by an evaluator, written, recorded, and only then in force. What a crash leaves half done is done
-again at the next start, which finds a file that the record does not name.
+again at the next start, which finds a file that the record does not name. What only a set needs is imported with one: the
+memory of a daemon without policy is tested.
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from egs_kernel.audit.entries import PolicyChange
-from egs_kernel.checks.policy import SignedSet, authenticate_set, check_newer
 from egs_kernel.daemon import protocol
-from egs_kernel.daemon.evaluator import Evaluator
 from egs_kernel.daemon.host import now
 from egs_kernel.durable import replace_file
 from egs_kernel.errors import EgsError, Refused, UnsafePath
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
-from egs_kernel.policy.manifest import SET_LIMIT
 from egs_kernel.posture import EMPTY_POLICY
 from egs_kernel.trust.store import ANY_SCOPE
 
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from egs_kernel.audit.entries import Peer
+    from egs_kernel.checks.policy_sets import SignedSet
+    from egs_kernel.daemon.evaluator import Evaluator
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
     from egs_kernel.paths import Paths
@@ -71,6 +71,8 @@ class Activating:
         """Look at the file. What is wrong with it is recorded; what is active stays, if it can be asked."""
         async with self._turn:
             policy = self._host.policy
+            if policy.digest == EMPTY_POLICY and not self._file.exists():
+                return
             try:
                 content = await asyncio.to_thread(_read, self._file)
                 if content is None:
@@ -78,8 +80,6 @@ class Activating:
                 if not await self._again(content):
                     await self._take(cause, content, peer, written=True)
             except EgsError as error:
-                if policy.digest == EMPTY_POLICY and error.reason is Reason.NOT_FOUND:
-                    return  # no policy was ever active
                 _log.error("the active policy set: %s", error)
                 if not policy.answers:
                     policy.problem = error.message
@@ -91,14 +91,15 @@ class Activating:
             return False
         if self._host.policy.answers:
             return True
-        evaluator = await asyncio.to_thread(Evaluator, found.manifest.payload)
-        self._host.policy.put(found, evaluator)
+        self._host.policy.put(found, await _evaluator(found))
         return True
 
     async def _take(
         self, cause: str, content: bytes, peer: Peer | None, *, written: bool = False
     ) -> SignedSet:
         """Verify, write, record, put in force."""
+        from egs_kernel.checks.policy_sets import authenticate_set, check_newer  # noqa: PLC0415 - see the module
+
         signed: SignedSet | None = None
         policy = self._host.policy
         try:
@@ -107,7 +108,7 @@ class Activating:
             if signed.digest == policy.digest and policy.answers:
                 return signed
             check_newer(signed, policy.newest.get(signed.manifest.name))
-            evaluator = await asyncio.to_thread(Evaluator, signed.manifest.payload)
+            evaluator = await _evaluator(signed)
         except EgsError as error:
             await self._journal.append(_refusal(signed, cause, error, peer))
             raise
@@ -135,7 +136,15 @@ class Activating:
             )
 
 
+async def _evaluator(signed: SignedSet) -> Evaluator:
+    from egs_kernel.daemon.evaluator import Evaluator  # noqa: PLC0415 - see the module
+
+    return await asyncio.to_thread(Evaluator, signed.manifest.payload)
+
+
 def _read(path: Path) -> bytes | None:
+    from egs_kernel.policy.manifest import SET_LIMIT  # noqa: PLC0415 - see the module
+
     try:
         return read_private_file(path, SET_LIMIT)
     except FileNotFoundError:
@@ -161,8 +170,9 @@ def _write(path: Path, content: bytes) -> None:
 
 def _unverified(content: bytes) -> SignedSet | None:
     """What a file holds, to compare its digest; None when it is no set."""
-    from egs_kernel.artifact.envelope import parse_envelope  # noqa: PLC0415 - beside its only use
-    from egs_kernel.policy.manifest import PAYLOAD_TYPE, parse_manifest  # noqa: PLC0415 - as above
+    from egs_kernel.artifact.envelope import parse_envelope  # noqa: PLC0415 - see the module
+    from egs_kernel.checks.policy_sets import SignedSet  # noqa: PLC0415 - see the module
+    from egs_kernel.policy.manifest import PAYLOAD_TYPE, SET_LIMIT, parse_manifest  # noqa: PLC0415 - see the module
 
     try:
         envelope = parse_envelope(content, PAYLOAD_TYPE, SET_LIMIT)

@@ -17,7 +17,7 @@ from egs_kernel.posture import EMPTY_POLICY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from egs_kernel.checks.policy import SignedSet
+    from egs_kernel.checks.policy_sets import SignedSet
     from egs_kernel.daemon.evaluator import Evaluator
     from egs_kernel.policy.evaluation import Evaluation
     from egs_kernel.policy.manifest import Manifest

@@ -10,7 +10,7 @@ import pytest
 
 from egs_kernel.artifact import canonical
 from egs_kernel.artifact.envelope import sign
-from egs_kernel.checks.policy import SignedSet, authenticate_set, check_newer
+from egs_kernel.checks.policy_sets import SignedSet, authenticate_set, check_newer
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import Reason
 from egs_kernel.policy.manifest import PAYLOAD_TYPE, SET_LIMIT, TYPE, Manifest, parse_manifest
