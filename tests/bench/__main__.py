@@ -20,6 +20,7 @@ from egs_kernel import __version__
 from egs_kernel.daemon.app import METRICS_SECONDS
 from egs_kernel.gate.pins import Gate
 from tests.bench import (
+    authority,
     constraints,
     drift,
     events,
@@ -45,7 +46,7 @@ DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
 LATEST: Final = Path(__file__).parent / "results/latest.json"
 PARTS: Final = {
     part.name: part
-    for part in (constraints.PART, drift.PART, events.PART, guards.PART, log.PART, policy.PART, revocation.PART)
+    for part in (authority.PART, constraints.PART, drift.PART, events.PART, guards.PART, log.PART, policy.PART, revocation.PART)
 }
 """Each with a part of the document of its own: scripts/bench NAME."""
 GOVERNED_EXECS: Final = 10_000

@@ -164,8 +164,8 @@ def test_an_expired_artifact_is_not_renewed() -> None:
         deadline = datetime.fromisoformat(first["notAfter"])
         while datetime.now(UTC) <= deadline:
             made.ask("GET", "/v1/status")
+        now = {"askedAt": format_time(datetime.now(UTC))}
         with pytest.raises(EgsError) as error:
-            now = {"askedAt": format_time(datetime.now(UTC))}
             made.ask("POST", f"/v1/artifacts/{first['artifactId']}/renewals", now)
         recorded(made, error.value, Reason.EXPIRED)
 
