@@ -9,18 +9,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from egs_kernel.errors import EgsError, GateError, HostLacks
 from egs_kernel.gate import btf, drift_abi, libbpf
-from egs_kernel.gate.drift import FOLDER, MAPS, MODULE_TRACEPOINTS, TRACEPOINTS
+from egs_kernel.gate.drift import FOLDER, MAPS, MODULE_TRACEPOINTS, TRACEPOINTS, DriftGate
 from egs_kernel.gate.drift_calls import calls_by_number
+from egs_kernel.gate.inventory import note_objects
+from egs_kernel.gate.manifest import DriftManifest
+from egs_kernel.gate.selftest_drift import prove_drift
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from egs_kernel.gate.pins import Gate
 
     Compiler = Callable[[str, list[str]], "Module"]
 
@@ -96,6 +102,34 @@ class Loading:
 
 
 _DONE: Final = b"\0"
+
+
+def finish_drift(
+    loading: Loading, gate: Gate, staging: Path, *, required: bool
+) -> tuple[DriftManifest, tuple[str, ...]]:
+    """The drift programs, proven, and what was checked; or why there are none. The gate enforces without them.
+
+    Args:
+        loading: under way.
+        gate: the staged gate, proven.
+        staging: its folder of pins.
+        required: there is no gate without them.
+
+    Raises:
+        GateError: they are required, and cannot be had or do not see what there is.
+    """
+    try:
+        loading.finish()
+        with contextlib.closing(DriftGate.open(staging)) as drift:
+            note_objects(staging, drift)
+            checks = prove_drift(gate, drift)
+            drift.reset_counters()
+            return DriftManifest(abi_version=drift_abi.ABI_VERSION, programs=drift.tags()), checks
+    except EgsError as error:
+        if required:
+            raise
+        shutil.rmtree(staging / FOLDER, ignore_errors=True)
+        return DriftManifest(abi_version=drift_abi.ABI_VERSION, missing=error.message), ()
 
 
 def _load_and_say(staging: Path, source: Path, compiler: Compiler, answer: int) -> None:

@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING, Final
 
 from egs_kernel.config import Config, DriftEvents
 from egs_kernel.errors import EgsError, GateError, HostLacks
-from egs_kernel.gate import abi, btf, drift_abi, libbpf, tiers
-from egs_kernel.gate.drift import FOLDER, DriftGate
-from egs_kernel.gate.drift_load import Loading
+from egs_kernel.gate import abi, btf, libbpf, tiers
+from egs_kernel.gate.drift_load import Loading, finish_drift
 from egs_kernel.gate.headers import write_headers
-from egs_kernel.gate.inventory import note_objects, take_inventory
+from egs_kernel.gate.inventory import take_inventory
 from egs_kernel.gate.libraries import apply_library_roots
 from egs_kernel.gate.manifest import DriftManifest, Manifest, read_manifest, write_manifest
 from egs_kernel.gate.parts import (
@@ -46,7 +45,6 @@ from egs_kernel.gate.parts import (
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.selftest import run_self_test
-from egs_kernel.gate.selftest_drift import prove_drift
 from egs_kernel.gate.selftest_guards import prove_exec_guard, prove_hold
 from egs_kernel.gate.selftest_seal import check_seal
 from egs_kernel.gate.source import gate_source, source_folder
@@ -198,7 +196,8 @@ def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, 
             checks = _prove(gate, staging, config)
             drift = None
             if loading is not None:
-                drift, more = _finish_drift(loading, gate, staging, required=_requires_drift(config))
+                required = config.drift.events is DriftEvents.REQUIRED
+                drift, more = finish_drift(loading, gate, staging, required=required)
                 checks = (*checks, *more)
             gate.stop_beating()
             gate.reset_counters()
@@ -207,28 +206,6 @@ def _stage(staging: Path, config: Config, plan: Plan) -> tuple[Gate, tuple[str, 
             gate.close()
             raise
     return gate, checks, drift
-
-
-def _requires_drift(config: Config) -> bool:
-    return config.drift.events is DriftEvents.REQUIRED
-
-
-def _finish_drift(
-    loading: Loading, gate: Gate, staging: Path, *, required: bool
-) -> tuple[DriftManifest, tuple[str, ...]]:
-    """The drift programs, proven; or why there are none, unless they are required. The gate enforces without them."""
-    try:
-        loading.finish()
-        with contextlib.closing(DriftGate.open(staging)) as drift:
-            note_objects(staging, drift)
-            checks = prove_drift(gate, drift)
-            drift.reset_counters()
-            return DriftManifest(abi_version=drift_abi.ABI_VERSION, programs=drift.tags()), checks
-    except EgsError as error:
-        if required:
-            raise
-        _discard(staging / FOLDER)
-        return DriftManifest(abi_version=drift_abi.ABI_VERSION, missing=error.message), ()
 
 
 def _prove(gate: Gate, staging: Path, config: Config) -> tuple[str, ...]:
