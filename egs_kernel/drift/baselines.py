@@ -73,7 +73,7 @@ class Baselines:
         told: findings of this boot that the record has: kind, execution, process and detail.
         suspended: executions that a response stopped.
         quarantined: executions that a response lets execute nothing.
-        daemon: process ids of egsd, the last one last.
+        daemon: the process id of egsd; 0: not known.
         boot_id: of the entries that were taken last.
         watched: the last time at which the monitor was there, by the record; None: never in this boot.
         last_time: of the last entry.

@@ -38,14 +38,13 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """What is compared with.
 
-    `library_roots`: egs.toml's. `cgroups`: the cgroup of each scope that has one. `egsd`: whoever traces launches.
+    `library_roots`: egs.toml's. `cgroups`: the cgroup of each scope that has one.
     """
 
     baselines: Baselines
     rules: Rules
     library_roots: tuple[str, ...] = ()
     cgroups: Mapping[str, str] = {}
-    egsd: frozenset[int] = frozenset()
 
     def expects_code(self, program: str, said: Authorized | None) -> bool:
         """Whether executable memory of no file is expected of a program."""
@@ -206,7 +205,7 @@ def inside(cgroup: str, home: str) -> bool:
 
 
 def _tracer(state: ProcessState, context: Context) -> _Told:
-    if state.tracer and state.tracer not in context.egsd:
+    if state.tracer and state.tracer != context.baselines.daemon:  # which traces launches
         yield Finding.TRACED, f"process {state.tracer} traces it"
 
 

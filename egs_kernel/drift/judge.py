@@ -109,7 +109,7 @@ def judge_event(event: ProcessEvent, context: Context) -> Found | None:
     known = context.baselines.executions.get(event.execution)
     said = None if known is None else context.baselines.artifacts.get(known.artifact_id)
     detail = _event_detail(event)
-    if event.by in context.egsd and event.by:
+    if event.by and event.by == context.baselines.daemon:
         return None
     program = "" if known is None else known.event.filename
     finding = event.suspicion

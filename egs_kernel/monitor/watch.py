@@ -21,6 +21,7 @@ from egs_kernel.drift.judge import compare_authorization, compare_files, judge_e
 from egs_kernel.drift.observations import FileEvent, HostEvent, HostState, Lost, ProcessEvent
 from egs_kernel.drift.rules import decide
 from egs_kernel.findings import HOST_FINDINGS, Finding, Response, severity_of
+from egs_kernel.gate.grants import artifact_key
 from egs_kernel.monitor.processes import Process
 
 if TYPE_CHECKING:
@@ -284,9 +285,8 @@ class Watch:
         if self._is_told(found):
             return
         of_host = found.finding in HOST_FINDINGS
-        known = self._baselines.executions.get(found.execution)
-        scope = "" if known is None else known.event.scope
-        said = self._baselines.artifact_of(found.execution)
+        scope, artifact_id = self._authorized_by(found)
+        said = self._baselines.artifacts.get(artifact_id)
         decided = decide(
             self.context.rules,
             found.finding,
@@ -305,7 +305,7 @@ class Watch:
                 rule=decided.rule,
                 execution=0 if of_host else found.execution,
                 scope=scope,
-                artifact_id=(known and known.artifact_id) or None,
+                artifact_id=artifact_id or None,
                 pid=0 if of_host else found.pid,
                 start_ticks=found.start_ticks,
                 by=found.by,
@@ -314,6 +314,18 @@ class Watch:
         )
         if decided.response is not Response.ALERT and found.execution:
             self._answer(number, decided.response, found.execution, found.time)
+
+    def _authorized_by(self, found: Found) -> tuple[str, str]:
+        """Scope and artifact of what a finding is about; of an exec that the record does not have yet, by the gate's table."""
+        known = self._baselines.executions.get(found.execution)
+        if known is not None:
+            return known.event.scope, known.artifact_id
+        task = self._gate.governed_task(found.pid) if found.execution else None
+        if task is None or task.execution != found.execution:
+            return "", ""
+        # An artifact is in the record before anything runs by it.
+        named = (each for each in self._baselines.artifacts if artifact_key(each) == task.artifact)
+        return task.scope, next(named, "")
 
     def answer_again(self, entries: Sequence[FindingEntry]) -> None:
         """Findings that a monitor before this one told, and did not live to respond to."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from egs_kernel.audit.entries import Exec, FindingEntry
+from egs_kernel.audit.entries import ArtifactChange, Exec, FindingEntry
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import processes_below
 from tests.monitoring import Monitor, Obedient
@@ -180,3 +180,21 @@ def test_a_monitor_that_is_killed_before_it_responds_is_followed_by_one_that_doe
     assert monitor.response(monitor.finding(Finding.ANONYMOUS_CODE, pid)).verified
     assert exit_of(program) == -signal.SIGKILL
     program.stop()
+
+
+def test_what_drifts_before_the_record_has_its_exec_meets_what_was_signed() -> None:
+    """The daemon stands still, so that nothing of the exec is recorded; the response is the artifact's all the same."""
+    with running_on_disk(drift="required") as running:
+        watching = Monitor(running, 'interval = "30s"\n')
+        watching.start()
+        program = Obedient(running, "is-early", constraints='[drift.on]\nnamespace_changed = "terminate"\n')
+        running.wait_for(ArtifactChange, lambda entry: entry.artifact_id == program.artifact_id)
+        with running.paused():
+            program.start()
+            program.say("libc.unshare(0x04000000)")
+            assert exit_of(program) == -signal.SIGKILL
+        found = running.wait_for(FindingEntry, lambda entry: entry.finding is Finding.NAMESPACE_CHANGED)
+        assert (found.artifact_id, found.rule) == (program.artifact_id, "artifact")
+        assert watching.response(found).verified
+        program.stop()
+        watching.stop()

@@ -253,7 +253,10 @@ def test_an_event_that_says_enough_is_a_finding_and_any_other_a_reason_to_look()
         source="drift", time=3, suspicion=Finding.MEMORY_WRITTEN, pid=4242, execution=77, by=9
     )
     assert judge_event(event, known()) is not None
-    assert judge_event(event, msgspec.structs.replace(known(), egsd=frozenset({9}))) is None
+    launching = known()
+    launching.baselines.daemon = 9
+    assert judge_event(event, launching) is None
+    assert found(launching, tracer=9) == []
     for suspicion in (Finding.CODE_MAPPED, Finding.SOCKET_LISTENS):
         assert judge_event(msgspec.structs.replace(event, suspicion=suspicion), known()) is None
     code = msgspec.structs.replace(event, suspicion=Finding.ANONYMOUS_CODE)
