@@ -18,7 +18,7 @@ from egs_kernel.model import Reason, Revoked
 from egs_kernel.trust.store import ANY_SCOPE, Role, TrustStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
     from egs_kernel.artifact.revocations import RevocationList
@@ -67,21 +67,25 @@ def check_revoked(ties: Ties, revoked: Revoked, host_id: str) -> None:
 
 
 def revocation_of(ties: Ties, revoked: Revoked, host_id: str) -> Taken | None:
-    """What of it was revoked; None when nothing was."""
+    """The first thing of it that was revoked; None when nothing was."""
+    return next(revocations_of(ties, revoked, host_id), None)
+
+
+def revocations_of(ties: Ties, revoked: Revoked, host_id: str) -> Iterator[Taken]:
+    """Everything of it that was revoked."""
     if since := revoked.artifact.get(ties.artifact):
-        return Taken("artifact", f"it was revoked at {since}")
+        yield Taken("artifact", f"it was revoked at {since}")
     if since := revoked.host.get(host_id):
-        return Taken("host", f"this host ({host_id}) was revoked at {since}")
+        yield Taken("host", f"this host ({host_id}) was revoked at {since}")
     gone = [keyid for keyid in ties.keys if keyid in revoked.key]
     if gone and len(ties.keys) - len(gone) < ties.threshold:
         words = ", ".join(f"{keyid[:16]} at {revoked.key[keyid]}" for keyid in gone)
-        return Taken("key", f"the key that signed it was revoked: {words}")
+        yield Taken("key", f"the key that signed it was revoked: {words}")
     for digest in ties.subjects:
         if since := revoked.subject.get(digest):
-            return Taken("subject", f"the file with the SHA-256 {digest} was revoked at {since}")
+            yield Taken("subject", f"the file with the SHA-256 {digest} was revoked at {since}")
     if ties.policy is not None and (since := revoked.policy.get(ties.policy)):
-        return Taken("policy", f"the policy set {ties.policy} was revoked at {since}")
-    return None
+        yield Taken("policy", f"the policy set {ties.policy} was revoked at {since}")
 
 
 def authenticate_list(content: bytes, trust: TrustStore, now: datetime) -> SignedList:

@@ -204,6 +204,7 @@ class _Daemon:
         judge.presented = self._running.note
         self._sealing = Sealing(paths, gate=gate, host=self._host, journal=journal)
         drift = Drift(host=self._host, journal=journal, changed=self._standing.rescan)
+        self._running.told = drift.count
         witnesses = Witnesses(paths, host=self._host, journal=journal, keys=keys, clock=time.time)
         self._reports = Reports(
             paths,

@@ -11,8 +11,9 @@ from egs_kernel.audit.entries import FindingEntry, ResponseEntry
 from egs_kernel.daemon import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from egs_kernel.audit.entries import Entry
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
 
@@ -56,14 +57,15 @@ class Drift:
         Raises:
             EgsError: it cannot be recorded.
         """
-        self._count(request)
+        self.count(request.reports)
         self._heard()
         if request.reports:
             await self._journal.append(*request.reports)
         return protocol.Done(message=f"{len(request.reports)} recorded")
 
-    def _count(self, request: protocol.DriftRequest) -> None:
-        for report in request.reports:
+    def count(self, reports: Iterable[Entry]) -> None:
+        """Count findings and responses, the monitor's or the daemon's own."""
+        for report in reports:
             if isinstance(report, FindingEntry):
                 self.findings[report.finding.value, report.severity] += 1
                 _log.warning(

@@ -88,6 +88,7 @@ class Revoking:
             found: SignedList | None = None
             try:
                 found = authenticate_list(content, self._host.trust_for(ANY_SCOPE), now())
+                authenticate_list(content, self._host.trust_for(found.content.scope), now())
                 if not check_number(found, self._host.known.numbers.get(found.content.scope)):
                     return await self._again(found, content)
                 await asyncio.to_thread(write_list, self._folder, found.content.scope, content)

@@ -16,7 +16,7 @@ import msgspec
 from egs_kernel.artifact.envelope import parse_envelope
 from egs_kernel.artifact.statement import parse_statement
 from egs_kernel.audit.entries import ArtifactChange, FindingEntry, ResponseEntry
-from egs_kernel.checks.revocation import Taken, Ties, revocation_of
+from egs_kernel.checks.revocation import Taken, Ties, revocations_of
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Finding, Response, severity_of
 from egs_kernel.gate.grants import artifact_key
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from egs_kernel import verify
     from egs_kernel.artifact.statement import Statement
+    from egs_kernel.audit.entries import Entry
     from egs_kernel.daemon.events import Events
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
@@ -96,7 +97,8 @@ class Running:
         self._events = events
         self._restraint = restraint
         self._bonds: dict[int, Bond] = {}
-        self._answered: set[tuple[int, str]] = set()
+        self._answered: set[tuple[int, str, Finding]] = set()
+        self.told: Callable[[Sequence[Entry]], None] = lambda _entries: None
 
     def note(self, artifact: verify.Artifact) -> None:
         """Something may run by this artifact, which is not, or not much longer, in the folder."""
@@ -158,21 +160,20 @@ class Running:
                 continue  # it came into the scope as it is, and has executed nothing there
             bond = bonds.get(task.artifact) or self._known_by_name(bonds, task)
             name = bond.ties.artifact
-            if (task.execution, name) in self._answered:
-                continue
             revoked = self._host.known.of(bond.ties.scope)
-            taken = revocation_of(bond.ties, revoked, self._host.settings.host_id)
-            if taken is not None:
+            for taken in revocations_of(bond.ties, revoked, self._host.settings.host_id):
                 finding = Finding.KEY_REVOKED if taken.kind == "key" else Finding.ARTIFACT_REVOKED
+                if (task.execution, name, finding) in self._answered:
+                    continue
                 response, rule = bond.response(finding)
                 if task.scope in observed:
                     response, rule = Response.ALERT, "observe"
-                found.setdefault(
-                    task.execution, _Hit(task.execution, task, name, taken, finding, response, rule)
-                )
+                hit = _Hit(task.execution, task, name, taken, finding, response, rule)
+                strongest = found.get(task.execution, hit)
+                found[task.execution] = hit if hit.response > strongest.response else strongest
         alive = {task.execution for task in tasks}
-        self._answered = {(execution, name) for execution, name in self._answered if execution in alive}
-        self._answered |= {(hit.execution, hit.artifact_id) for hit in found.values()}
+        self._answered = {one for one in self._answered if one[0] in alive}
+        self._answered |= {(hit.execution, hit.artifact_id, hit.finding) for hit in found.values()}
         return _outermost(found, self._events.executions.above)
 
     def _known_by_name(self, bonds: Mapping[int, Bond], task: GovernedTask) -> Bond:
@@ -189,35 +190,34 @@ class Running:
         number = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
         if artifact_id:
             self._gate.withdraw_children(artifact_id)
-        self._journal.submit(
-            [
-                FindingEntry(
-                    number=number,
-                    finding=finding,
-                    severity=severity_of(finding).word,
-                    source="egsd",
-                    detail=hit.taken.words,
-                    response=response.word,
-                    rule=hit.rule,
-                    execution=hit.execution,
-                    scope=hit.task.scope,
-                    artifact_id=artifact_id or None,
-                    pid=hit.task.pid,
-                ),
-                ResponseEntry(
-                    number=number,
-                    response=response.word,
-                    verified=done.verified,
-                    processes=done.processes,
-                    microseconds=(time.monotonic_ns() - began) // 1000,
-                    detail=done.detail,
-                    execution=hit.execution,
-                    scope=hit.task.scope,
-                    artifact_id=artifact_id or None,
-                ),
-            ],
-            essential=True,
-        )
+        entries: list[Entry] = [
+            FindingEntry(
+                number=number,
+                finding=finding,
+                severity=severity_of(finding).word,
+                source="egsd",
+                detail=hit.taken.words,
+                response=response.word,
+                rule=hit.rule,
+                execution=hit.execution,
+                scope=hit.task.scope,
+                artifact_id=artifact_id or None,
+                pid=hit.task.pid,
+            ),
+            ResponseEntry(
+                number=number,
+                response=response.word,
+                verified=done.verified,
+                processes=done.processes,
+                microseconds=(time.monotonic_ns() - began) // 1000,
+                detail=done.detail,
+                execution=hit.execution,
+                scope=hit.task.scope,
+                artifact_id=artifact_id or None,
+            ),
+        ]
+        self.told(entries)
+        self._journal.submit(entries, essential=True)
         if not done.verified:
             _log.error("execution %d is not %s: %s", hit.execution, response.word, done.detail)
         return done.processes

@@ -211,9 +211,9 @@ class Standing:
     def withdraw_revoked(self) -> None:
         """Withdraw the grants of all that is revoked now, and examine that again."""
         for candidate in self._candidates.values():
-            if candidate.grant_id is not None and self._is_revoked(candidate):
+            if candidate.trial.reason is not Reason.REVOKED and self._is_revoked(candidate):
                 self._withdraw(candidate)
-                self._touch(candidate.file)
+                self._touch(candidate.file)  # also what is being examined: it is not installed after that
 
     def _is_revoked(self, candidate: Candidate) -> bool:
         if candidate.artifact is None:

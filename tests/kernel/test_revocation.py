@@ -363,6 +363,14 @@ def test_what_its_artifact_says_is_done_and_seen_to_be_so(system: Running, respo
     assert (entry.response, entry.verified, entry.processes) == (response, True, 1)
     (finding,) = of(system, FindingEntry, artifact_id)
     assert finding.rule == "artifact"
+    if response != "alert":
+        return
+    system.wait_for_file(system.instance.paths.metrics)
+    deadline = time.monotonic() + SECONDS
+    counted = f'response="{response}",verified="true"'
+    while counted not in system.instance.paths.metrics.read_text():
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.1)
 
 
 def says(process: subprocess.Popen[str], command: str) -> str:

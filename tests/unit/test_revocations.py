@@ -21,6 +21,7 @@ from egs_kernel.checks.revocation import (
     check_number,
     check_revoked,
     merged,
+    revocations_of,
     without,
 )
 from egs_kernel.config import RevocationConfig
@@ -96,6 +97,17 @@ def test_what_it_does_not_hang_on_changes_nothing() -> None:
         artifact={B: SINCE}, key={"k1": SINCE}, subject={A: SINCE}, policy={"q": SINCE}, host={"there": SINCE}
     )
     check_revoked(TIES, others, "here")  # one of two keys is left, and one is enough
+
+
+def test_everything_that_was_revoked_is_told() -> None:
+    everything = Revoked(
+        artifact={A: SINCE},
+        key={"k1": SINCE, "k2": SINCE},
+        subject={B: SINCE, C: SINCE},
+        host={"here": SINCE},
+    )
+    found = [taken.kind for taken in revocations_of(TIES, everything, "here")]
+    assert found == ["artifact", "host", "key", "subject", "subject"]
 
 
 def test_as_many_keys_as_the_threshold_must_remain() -> None:
