@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import NoReturn
 
-    Authorize = Callable[[str, list[str]], bytes | None]
+    Authorize = Callable[[str, list[str], str | None], bytes | None]
 
 USAGE = """\
 usage: egs run [--artifact FILE] [--argv0 NAME] [--svid FILE] [--] CMD [ARG ...]
@@ -78,7 +78,7 @@ class Command:
 def main(arguments: list[str], authorize: "Authorize | None" = None) -> int:
     """Run `egs run` with these arguments. Returns an exit code only when no program was executed.
 
-    `authorize` asks for an artifact when none was given and none stands: for a program and its arguments; it returns None where
+    `authorize` asks for an artifact when none was given and none stands: for a program, its arguments and an SVID; it returns None where
     nobody can be asked, and raises `Stop` when it is refused.
     """
     _default_interrupt()
@@ -207,10 +207,10 @@ def _default_interrupt() -> None:
 def _launch(command: Command, authorize: "Authorize | None") -> "NoReturn":
     program = find_program(command.name, _decoded(posix.environ.get(b"PATH", _SEARCH)))
     artifact = None if command.artifact is None else _read_artifact(command.artifact)
-    svid = None if command.svid is None else _read_svid(command.svid)
+    svid = None if command.svid is None else read_svid(command.svid)
     daemon, answer = _ask(program, command.argv, artifact, svid)
     if authorize is not None and artifact is None and _NO_GRANT in answer:
-        artifact = authorize(program, command.argv)
+        artifact = authorize(program, command.argv, svid)
         if artifact is not None:
             daemon.close()
             daemon, answer = _ask(program, command.argv, artifact, svid)
@@ -263,7 +263,12 @@ def _read_artifact(path: str) -> bytes:
     return content
 
 
-def _read_svid(path: str) -> str:
+def read_svid(path: str) -> str:
+    """The JWT-SVID in a file.
+
+    Raises:
+        Stop: it cannot be read, or is none.
+    """
     try:
         with open(path, "rb", buffering=0) as file:
             content = file.read(MAX_SVID + 1) or b""

@@ -424,7 +424,7 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
 
     `principal` is who asked, as the kernel or a certificate says; `intent` the canonical JSON of what was asked for, and
     `intent_digest` its SHA-256; `program_kind` is what the program does with its arguments; `unit` the systemd unit of
-    who asked; `renews` the artifact that it is to follow.
+    who asked, `spiffe_id` what an SVID proved; `renews` the artifact that it is to follow.
     """
 
     request: str
@@ -435,6 +435,7 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     program_kind: str
     peer: Peer | None = None
     unit: str | None = None
+    spiffe_id: str | None = None
     idempotency_key: str | None = None
     renews: str | None = None
 

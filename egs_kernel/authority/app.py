@@ -63,9 +63,10 @@ class Api:
         measurer: sees the files of this host.
         settings: for the limits on requests.
         status: the answer to GET /v1/status, for the desk.
+        identify: who asks, and the bearer token that comes with the request → who that proves; raises EgsError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, by name
         self,
         *,
         desk: Desk,
@@ -73,11 +74,13 @@ class Api:
         measurer: Measurer,
         settings: Settings,
         status: Callable[[Session], Answer],
+        identify: Callable[[Asker, str], Asker],
     ) -> None:
         self._desk = desk
         self._service = service
         self._measurer = measurer
         self._status = status
+        self._identify = identify
         self._buckets = Buckets(settings.rate, settings.burst)
         self._turned_away = Counter()
 
@@ -164,11 +167,25 @@ class Api:
 
         async def told(request: Request, asker: Asker) -> Answer:
             try:
-                return await operation(request, asker)
+                return await operation(request, self._proven(request, asker))
             except EgsError as error:
                 return await self._refused(asker, error)
 
         return self._answered(told)
+
+    def _proven(self, request: Request, asker: Asker) -> Asker:
+        """Who asks, with the workload that a bearer token proves, if there is one."""
+        header = request.headers.get("authorization")
+        if header is None:
+            return asker
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Refused(
+                Reason.NOT_PERMITTED,
+                f"nobody is known by {scheme[:20]!r} here",
+                "Show a JWT-SVID, or nothing.",
+            )
+        return self._identify(asker, token)
 
     async def _refused(self, asker: Asker, error: EgsError, count: int = 1) -> Answer:
         """Record a refusal that the desk knows nothing of."""

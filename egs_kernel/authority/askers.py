@@ -5,11 +5,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from egs_kernel.errors import Refused
-from egs_kernel.identity.principal import ClientCertificate, resolve
+from egs_kernel.identity.jwt_svid import audience_of
+from egs_kernel.identity.principal import BearerToken, ClientCertificate, resolve
 from egs_kernel.identity.units import unit_of
 from egs_kernel.identity.x509_svid import claimed_id
 from egs_kernel.model import Reason
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     import socket
     from datetime import datetime
 
+    from egs_kernel.authority.store import Known
     from egs_kernel.identity.bundles import Bundles
     from egs_kernel.peers import Peer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """A principal. `uid` None: it asked over HTTPS, by a certificate with its `spiffe_id`; else `unit` is its systemd unit."""
+    """A principal. `uid` None: it asked over HTTPS, by a certificate; else `unit` is its systemd unit. `spiffe_id` was proven."""
 
     principal: str
     name: str
@@ -71,27 +73,37 @@ def local_asker(connection: socket.socket) -> Asker:
     )
 
 
-def asker_again(principal: str, uid: int | None, gid: int | None, unit: str | None) -> Asker:
-    """Whoever asked earlier, with the groups of now.
-
-    Args:
-        principal: as it was then.
-        uid: None: it asked by a certificate.
-        gid: its primary group then.
-        unit: its systemd unit then.
-    """
-    kind, _, name = principal.partition(":")
-    if uid is None or gid is None:
-        return Asker(principal=principal, name=name, spiffe_id=name if kind == "workload" else None)
-    groups = os.getgrouplist(name, gid)
+def asker_again(known: Known) -> Asker:
+    """Whoever asked earlier, with the groups of now."""
+    _, _, name = known.principal.partition(":")
+    if known.uid is None or known.gid is None:
+        return Asker(principal=known.principal, name=name, spiffe_id=known.spiffe_id)
+    groups = os.getgrouplist(name, known.gid)
     return Asker(
-        principal=principal,
+        principal=known.principal,
         name=name,
-        uid=uid,
-        gid=gid,
+        uid=known.uid,
+        gid=known.gid,
         groups=tuple(sorted(_group_name(group) for group in groups)),
-        unit=unit,
+        unit=known.unit,
+        spiffe_id=known.spiffe_id,
     )
+
+
+def proven_asker(asker: Asker, token: str, host_id: str, bundles: Bundles, now: datetime) -> Asker:
+    """A process of this host that shows a JWT-SVID: as its user, and as that workload.
+
+    Raises:
+        EgsError: the token proves nothing, or the asker has shown a certificate already.
+    """
+    if not asker.is_local:
+        raise Refused(
+            Reason.NOT_PERMITTED,
+            "a client with a certificate shows a token as well",
+            "Over HTTPS the certificate says which workload asks.",
+        )
+    found = resolve(BearerToken(token, audience_of(host_id)), bundles, now)
+    return replace(asker, spiffe_id=found.spiffe_id)
 
 
 def certified_asker(certificate: bytes | None, bundles: Bundles | None, now: datetime) -> Asker:

@@ -60,6 +60,7 @@ def submission(case: Case, key: str | None) -> entries.Submission:
         program_kind=case.draft.kind.value,
         peer=_peer(case.draft.asker),
         unit=case.draft.asker.unit,
+        spiffe_id=case.draft.asker.spiffe_id,
         idempotency_key=key,
         renews=case.renews,
     )

@@ -197,7 +197,7 @@ class Service:
 
     def _counted(self, session: Session, known: Known, given: Given, said: list[Entry]) -> Result[Answer]:
         """What a request comes to with one more answer."""
-        asker = asker_again(known.principal, known.uid, known.gid, known.unit)
+        asker = asker_again(known)
         if not given.approves:
             error = Refused(
                 Reason.APPROVAL_DENIED,

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, principal TEXT NOT NULL, idempotency_key TEXT, intent_digest TEXT NOT NULL, intent TEXT NOT NULL,
     scope TEXT NOT NULL, renews TEXT, action TEXT NOT NULL, reason INTEGER NOT NULL, detail TEXT NOT NULL,
     required INTEGER NOT NULL, until TEXT NOT NULL, artifact TEXT, envelope TEXT, at INTEGER NOT NULL,
-    uid INTEGER, gid INTEGER, kind TEXT NOT NULL, unit TEXT
+    uid INTEGER, gid INTEGER, kind TEXT NOT NULL, unit TEXT, spiffe_id TEXT
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS by_key ON requests (principal, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_artifact ON requests (artifact) WHERE artifact IS NOT NULL;
@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS spent (
 """
 _COLUMNS: Final = (
     "id, principal, idempotency_key, intent_digest, intent, scope, renews, action, reason, detail, required, until, "
-    "artifact, envelope, at, uid, gid, kind, unit"
+    "artifact, envelope, at, uid, gid, kind, unit, spiffe_id"
 )
 _MINUTE: Final = 60
 
@@ -79,6 +79,7 @@ class Known:
     gid: int | None
     kind: str
     unit: str | None
+    spiffe_id: str | None
 
 
 class Store:
@@ -159,7 +160,7 @@ class Store:
         row = (entry.request, entry.principal, entry.idempotency_key, entry.intent_digest, entry.intent)
         more = (entry.scope, entry.renews, "asked", int(Reason.AUTHORIZED), "", 0, "", None, None, at)
         who = (None, None) if entry.peer is None else (entry.peer.uid, entry.peer.gid)
-        values = (*row, *more, *who, entry.program_kind, entry.unit)
+        values = (*row, *more, *who, entry.program_kind, entry.unit, entry.spiffe_id)
         self._sql.execute(f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(values))})", values)
 
     def _answered(self, entry: Issuance) -> None:

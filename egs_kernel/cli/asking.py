@@ -53,6 +53,7 @@ def ask(  # noqa: PLR0913 - the parts of an HTTP request, by name
     *,
     key: str | None = None,
     remote: Remote | None = None,
+    svid: str | None = None,
 ) -> dict[str, Any]:
     """Send a request and return the authority's answer: an artifact, or what else is not a refusal.
 
@@ -63,6 +64,7 @@ def ask(  # noqa: PLR0913 - the parts of an HTTP request, by name
         body: JSON, or the bytes of it.
         key: the idempotency key.
         remote: where else than at the socket.
+        svid: a JWT-SVID that says which workload asks.
 
     Raises:
         Unreachable: there is no authority, or it does not speak this protocol.
@@ -72,6 +74,8 @@ def ask(  # noqa: PLR0913 - the parts of an HTTP request, by name
     headers = dict(_JSON if content is not None else {})
     if key is not None:
         headers["Idempotency-Key"] = key
+    if svid is not None:
+        headers["Authorization"] = f"Bearer {svid}"
     where = remote.url if remote is not None else str(paths.authority_socket)
     try:
         connection = _connect(remote) if remote is not None else _LocalConnection(paths.authority_socket)

@@ -17,7 +17,7 @@ from egs_kernel.cli.intended import intent_of, random_key
 from egs_kernel.cli.output import print_json, print_lines
 from egs_kernel.config import parse_duration
 from egs_kernel.errors import EgsError, ExitCode, Refused, UsageError
-from egs_kernel.launch import Stop, find_program
+from egs_kernel.launch import Stop, find_program, read_svid
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
 
@@ -60,6 +60,7 @@ def add_commands(commands: Commands) -> None:
     )
     request.add_argument("--renew", metavar="ID", help="the artifact to follow, instead of a command")
     request.add_argument("--id", metavar="REQUEST", help="an earlier request, instead of a command")
+    request.add_argument("--svid", type=Path, metavar="FILE", help="a JWT-SVID: ask as that workload, too")
     request.add_argument("--wait", metavar="10m", help="wait so long for approvals")
     request.add_argument("command", nargs="*", metavar="CMD", help="the command and its arguments, after --")
     request.set_defaults(run=run_request)
@@ -112,12 +113,20 @@ def run_request(options: argparse.Namespace) -> int:
         answer = ask(paths, "POST", f"/v1/artifacts/{options.renew}/renewals", body, remote=remote)
     else:
         asked: dict[str, Any] = {"intent": _intent(options), "askedAt": format_time(datetime.now(UTC))}
-        answer = ask(paths, "POST", "/v1/requests", asked, key=options.key or random_key(), remote=remote)
+        key, svid = options.key or random_key(), _svid(options)
+        answer = ask(paths, "POST", "/v1/requests", asked, key=key, remote=remote, svid=svid)
     if answer.get("state") == "pending" and options.wait is not None:
         answer = _awaited(paths, remote, answer, parse_duration(options.wait, "--wait"))
     if answer.get("state") == "pending":
         raise waits(answer)
     return _keep(options, answer)
+
+
+def _svid(options: argparse.Namespace) -> str | None:
+    try:
+        return None if options.svid is None else read_svid(str(options.svid))
+    except Stop as stop:
+        raise UsageError(Reason.SVID_INVALID, stop.message, "Name the file of a JWT-SVID.") from stop
 
 
 def run_approvals(options: argparse.Namespace) -> int:
@@ -190,7 +199,7 @@ def run_approve(options: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def authorized(program: str, argv: list[str]) -> bytes | None:
+def authorized(program: str, argv: list[str], svid: str | None = None) -> bytes | None:
     """For `egs run`: the artifact that the authority gives for this launch; None: this host has no authority.
 
     Raises:
@@ -202,7 +211,7 @@ def authorized(program: str, argv: list[str]) -> bytes | None:
     try:
         intent = intent_of(program, argv) | {"uses": 1}
         body = {"intent": intent, "askedAt": format_time(datetime.now(UTC))}
-        answer = ask(paths, "POST", "/v1/requests", body, key=random_key())
+        answer = ask(paths, "POST", "/v1/requests", body, key=random_key(), svid=svid)
         if answer.get("state") == "pending":
             raise waits(answer)
         return str(answer["artifact"]).encode()

@@ -11,17 +11,12 @@ if TYPE_CHECKING:
     from egs_kernel.identity.bundles import Bundles
 
 
-def audience_of(host_id: str) -> str:
-    """What an SVID for this host's daemon names as its audience: it is of no use on another host."""
-    return f"egs-kernel/{host_id}"
-
-
 class Workloads:
     """Verifies SVIDs against the host's trust bundles. What that takes, 4 MB, is imported with the first one."""
 
     def __init__(self, folder: Path, host_id: str) -> None:
         self._folder = folder
-        self._audience = audience_of(host_id)
+        self._host_id = host_id
         self._bundles: Bundles | None = None
 
     def identify(self, token: str, now: datetime) -> str:
@@ -32,8 +27,8 @@ class Workloads:
             UsageError: the bundle of its trust domain is malformed or unsafe.
         """
         from egs_kernel.identity.bundles import Bundles  # noqa: PLC0415 - of no use to a daemon without SVIDs
-        from egs_kernel.identity.jwt_svid import verify_jwt_svid  # noqa: PLC0415 - as above
+        from egs_kernel.identity.jwt_svid import audience_of, verify_jwt_svid  # noqa: PLC0415 - as above
 
         if self._bundles is None:
             self._bundles = Bundles(self._folder)
-        return str(verify_jwt_svid(token, self._audience, self._bundles, now).spiffe_id)
+        return str(verify_jwt_svid(token, audience_of(self._host_id), self._bundles, now).spiffe_id)

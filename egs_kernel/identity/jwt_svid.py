@@ -34,6 +34,11 @@ _OURS: Final[Options] = {"verify_exp": False, "verify_nbf": False, "verify_iat":
 """Checked here, with the clock that is passed in."""
 
 
+def audience_of(host_id: str) -> str:
+    """What an SVID for this host's daemon and authority names as its audience: it is of no use on another host."""
+    return f"egs-kernel/{host_id}"
+
+
 @dataclass(frozen=True)
 class JwtSvid:
     """A JWT-SVID that verified. `expires`: valid until before."""

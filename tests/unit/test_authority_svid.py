@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from egs_kernel.artifact.envelope import parse_envelope
-from egs_kernel.artifact.statement import parse_statement
+from egs_kernel.artifact.statement import Identity, parse_statement
+from egs_kernel.audit.entries import Issuance, Submission
 from egs_kernel.cli.asking import Remote, ask
-from egs_kernel.errors import Unreachable
+from egs_kernel.errors import EgsError, Unreachable
+from egs_kernel.model import Reason
 from tests.authorities import AUTHORITY, Home, body_of, home
 from tests.certificates import Certificates, address
 from tests.svids import AGENT, Shape, TrustDomain, certificate, new_key
@@ -88,6 +92,74 @@ def test_a_workload_asks_with_its_svid(served: Served) -> None:
 def test_nobody_is_named_by_somebody_else(domain: TrustDomain, uris: tuple[str, ...], served: Served) -> None:
     with pytest.raises(Unreachable):
         served.request(served.client(domain, *uris))
+
+
+# -- a process of this host, with a JWT-SVID ---------------------------------------------------------
+
+
+def token(served: Served, domain: TrustDomain = OURS, **claims: Any) -> str:
+    """For this host, now, with these claims instead."""
+    now = int(time.time())
+    host = served.home.ask("GET", "/v1/status")["host"]
+    return domain.token(**{"aud": [f"egs-kernel/{host}"], "iat": now - 5, "exp": now + 300, **claims})
+
+
+def locally(served: Served, svid: str | None) -> Identity:
+    answer = ask(served.home.paths, "POST", "/v1/requests", body_of("/bin/true"), svid=svid)
+    identity = parse_statement(parse_envelope(answer["artifact"].encode()).payload).predicate.identity
+    assert identity is not None
+    return identity
+
+
+def test_a_process_asks_as_its_user_and_as_its_workload(served: Served) -> None:
+    identity = locally(served, token(served))
+    assert (identity.uid, identity.spiffe_id) == (os.geteuid(), AGENT)
+    asked = served.home.of(Submission)[-1]
+    assert (asked.spiffe_id, asked.principal) == (AGENT, "user:root")
+    assert locally(served, None).spiffe_id is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda served: token(served, exp=int(time.time()) - 1), Reason.SVID_EXPIRED),
+        (lambda served: token(served, aud=["egs-kernel/another"]), Reason.SVID_INVALID),
+        (lambda served: token(served, STRANGER), Reason.SVID_INVALID),
+        (lambda _served: "nonsense", Reason.SVID_INVALID),
+        (lambda _served: "", Reason.SVID_INVALID),
+    ],
+)
+def test_a_process_is_no_workload_by_a_bad_token(
+    change: Callable[[Served], str], reason: Reason, served: Served
+) -> None:
+    with pytest.raises(EgsError) as caught:
+        locally(served, change(served))
+    assert caught.value.reason is reason
+    assert served.home.of(Issuance)[-1].reason is reason
+
+
+def test_a_certificate_and_a_token_are_one_too_many(served: Served) -> None:
+    body = body_of("/bin/true", host="host-7")
+    with pytest.raises(EgsError) as caught:
+        ask(
+            served.home.paths,
+            "POST",
+            "/v1/requests",
+            body,
+            remote=served.client(OURS, AGENT),
+            svid=token(served),
+        )
+    assert caught.value.reason is Reason.NOT_PERMITTED
+
+
+def test_the_command_shows_a_token(served: Served) -> None:
+    svid, out = served.home.root / "token", served.home.root / "artifact.json"
+    svid.write_text(token(served))
+    asked = served.home.egs("request", "--svid", str(svid), "--out", str(out), "--", "/bin/true")
+    assert asked.returncode == 0, asked.stderr
+    assert AGENT in served.home.egs("show", str(out), "--json").stdout
+    missing = served.home.egs("request", "--svid", str(svid) + "x", "--out", str(out), "--", "/bin/true")
+    assert (missing.returncode, "[svid_invalid]" in missing.stderr) == (2, True)
 
 
 def test_without_a_bundle_it_does_not_start(tmp_path: Path) -> None:
