@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from egs_kernel.artifact import canonical
@@ -212,6 +213,25 @@ def test_a_trial_tells_how_far_it_came() -> None:
     garbage.authorize(intent(), host(), NOW, unasked)
     assert garbage.artifact_id is None
     assert [step.name for step in garbage.steps] == ["envelope"]
+
+
+def test_it_is_known_who_started_whom_also_when_that_has_ended() -> None:
+    executions = Executions()
+    for pid, number, parent in ((1, 10, 0), (2, 20, 10), (2, 21, 20), (3, 30, 21), (4, 40, 0)):
+        executions.take(msgspec.structs.replace(executed(pid, number), parent_execution=parent))
+    executions.take(ExitEvent(scope="test", time=50, execution=21, pid=2, status=0))
+    assert list(executions.above(30)) == [21, 20, 10]
+    assert list(executions.above(40)) == []
+    executions.forget([30])
+    assert list(executions.above(30)) == [21, 20, 10]
+    executions.forget([21])
+    assert list(executions.above(30)) == []
+    assert not executions.crowded
+    for number in range(100, 1200):
+        executions.take(msgspec.structs.replace(executed(5, number), parent_execution=number - 1))
+    assert executions.crowded
+    executions.forget([])
+    assert not executions.crowded
 
 
 def test_revocations_are_files(tmp_path: Path) -> None:
