@@ -1,0 +1,88 @@
+"""A workload from its SVID to its exec: the authority names it, the artifact is for it, the node asks policy about it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from egs_kernel.audit.entries import Request
+from egs_kernel.trust import keys, store
+from tests.authorities import AUTHORITY, Home
+from tests.running import Running, running_on_disk
+from tests.svids import AGENT, DOMAIN, TrustDomain
+
+pytestmark = pytest.mark.kernel
+
+OURS = TrustDomain()
+POLICY = f'@id("agent") permit(principal == Workload::"{AGENT}", action, resource);\n'
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Running]:
+    """A host with gate, daemon, authority, and a policy set that permits one workload everything."""
+    with running_on_disk() as running:
+        home, paths = Home(running.instance.root), running.instance.paths
+        OURS.write(_folder(paths.bundles))
+        signer = keys.generate(keys.Algorithm.HYBRID)
+        state = _folder(paths.authority_state, 0o700)
+        keys.write_pair(signer, state, "issuer")
+        roles, scopes = frozenset({store.Role.ISSUER}), frozenset({"test"})
+        store.add(paths.trust, store.TrustedKey(key=signer.public_key, roles=roles, scopes=scopes))
+        home.settings()
+        for owned in (_folder(paths.authority_socket.parent), state, *state.iterdir()):
+            os.chown(owned, AUTHORITY, AUTHORITY)
+        _permit(running)
+        home.start()
+        try:
+            yield running
+        finally:
+            home.stop()
+
+
+def _folder(path: Path, mode: int = 0o755) -> Path:
+    path.mkdir(parents=True, mode=mode, exist_ok=True)
+    return path
+
+
+def _permit(running: Running) -> None:
+    egs, folder = running.instance.egs, running.folder
+    egs("keys", "generate", "--name", "policy", "--out", str(folder))
+    egs("trust", "add", str(folder / "policy.pub"), "--role", "policy", "--scope", "test")
+    egs("reload")
+    source = _folder(folder / "set")
+    (source / "policy.toml").write_text('name = "tests"\nversion = 1\nscopes = ["test"]\n')
+    (source / "a.cedar").write_text(POLICY)
+    signed = str(folder / "set.json")
+    egs("policy", "sign", str(source), "--key", str(folder / "policy.key"), "--out", signed)
+    egs("policy", "activate", "--anyway", signed)
+
+
+def svid(system: Running, **claims: Any) -> str:
+    """A JWT-SVID for this host, in a file."""
+    now = int(time.time())
+    host = json.loads(system.instance.egs("status", "--json").stdout)["details"]["host_id"]
+    path = system.folder / "svid"
+    path.write_text(OURS.token(**{"aud": [f"egs-kernel/{host}"], "iat": now - 5, "exp": now + 300, **claims}))
+    return str(path)
+
+
+def test_a_workload_runs_what_policy_permits_it(system: Running) -> None:
+    program = system.copy("/bin/true", "program")
+    ended = system.run("--svid", svid(system), "--", str(program))
+    assert ended.returncode == 0, ended.stderr
+    assert system.entries(Request)[-1].intent.spiffe_id == AGENT
+
+
+def test_its_user_alone_and_another_workload_run_nothing(system: Running) -> None:
+    program = system.copy("/bin/true", "other")
+    for options in ((), ("--svid", svid(system, sub=f"spiffe://{DOMAIN}/other"))):
+        ended = system.run(*options, "--", str(program))
+        assert (ended.returncode, "[policy_denied]" in ended.stderr) == (126, True), ended.stderr
+    ended = system.run("--svid", svid(system, exp=int(time.time()) - 1), "--", str(program))
+    assert (ended.returncode, "[svid_expired]" in ended.stderr) == (126, True), ended.stderr
