@@ -16,10 +16,12 @@ from egs_kernel.audit.entries import (
     Code,
     Decision,
     Exec,
+    FindingEntry,
     Outcome,
     Recorded,
     Refusal,
     Request,
+    ResponseEntry,
     Verification,
 )
 from egs_kernel.errors import EgsError
@@ -77,7 +79,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 
     `subject` is the exec, or the last decision about the request. `request`, `verification`, `decision`: those that let it
     run, or refused it. `artifact`: the entry that brought the artifact. `refused`: code and constraints that were refused
-    it while it ran.
+    it while it ran. `drift`: findings about it, and responses to them.
     """
 
     subject: Recorded
@@ -89,6 +91,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     more: tuple[Recorded, ...] = ()
     artifact: Recorded | None = None
     refused: tuple[Recorded, ...] = ()
+    drift: tuple[Recorded, ...] = ()
     end: End
     outcome: Recorded | None = None
 
@@ -169,6 +172,7 @@ class Lineage:
             more=tuple(decided),
             artifact=self._artifact(decided, event.artifact_id, recorded.seq),
             refused=tuple(item for item in own if isinstance(item.entry, Code | Refusal)),
+            drift=tuple(item for item in own if isinstance(item.entry, FindingEntry | ResponseEntry)),
             outcome=outcome,
             end=self._end(recorded, boot, outcome, decided),
         )

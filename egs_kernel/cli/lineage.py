@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.text import Text
 from rich.tree import Tree
 
-from egs_kernel.audit.entries import Decision, Refusal, Request, Verification
+from egs_kernel.audit.entries import Decision, FindingEntry, Refusal, Request, Verification
 from egs_kernel.audit.lineage import Lineage
 from egs_kernel.cli.audit.common import add_path
 from egs_kernel.cli.audit.indexes import index_place, open_index
@@ -141,6 +141,7 @@ def _object(log: OpenLog, link: Link) -> dict[str, Any]:
         "decision": _entry(log, link.decision),
         "artifact": _entry(log, link.artifact),
         "refused": [_entry(log, item) for item in link.refused],
+        "drift": [_entry(log, item) for item in link.drift],
         "outcome": _entry(log, link.outcome),
         "entries": [item.seq for item in link.entries],
     }
@@ -246,6 +247,10 @@ def _facts(link: Link) -> list[tuple[str, str]]:
         entry = item.entry
         what = f"{entry.word}: {entry.what}" if isinstance(entry, Refusal) else "code"
         facts.append(("refused", f"{what}{_at(item)}"))
+    for item in link.drift:
+        drift = item.entry
+        if isinstance(drift, FindingEntry):
+            facts.append(("drift", f"{drift.finding.value}: {drift.detail}: {drift.response}{_at(item)}"))
     if link.outcome is not None:
         used = (
             f"{link.end.cpu_nanoseconds / 1e9:.3f} s of processor time, {link.end.max_rss_bytes // 1024} KiB"
