@@ -20,7 +20,7 @@ from egs_kernel.audit.entries import ENTRY_TYPES
 from egs_kernel.audit.frames import Frame, frame_after, frames_in
 from egs_kernel.audit.layout import JOURNAL, STATE, require_ours
 from egs_kernel.audit.lines import checked_header, decode
-from egs_kernel.audit.merkle import Frontier, leaf_hash
+from egs_kernel.audit.merkle import Frontier, leaf_hashes
 from egs_kernel.audit.notes import Note, VerifierKey
 from egs_kernel.audit.reader import Reader, open_record
 from egs_kernel.audit.shelves import Shelves
@@ -221,7 +221,7 @@ class _Walk:
         self._types.update(found.type for found in headers)
         self._times = [*self._times[:1], headers[0].time, headers[-1].time]
         self._count(lines, headers)
-        leaves = [leaf_hash(line) for line in lines]
+        leaves = leaf_hashes(lines)
         above = self._frontier.extend(leaves, HEIGHT)
         for tile, content in self._edge.grow(Batch([pack_entry(line) for line in lines], leaves, above)):
             self._shelves.compare(tile, content)

@@ -11,7 +11,7 @@ from egs_kernel.audit.checkpoint import Checkpoint
 from egs_kernel.audit.edge import Batch
 from egs_kernel.audit.frames import MAX_APPEND, encode_frame
 from egs_kernel.audit.lines import encode
-from egs_kernel.audit.merkle import Frontier, leaf_hash
+from egs_kernel.audit.merkle import Frontier, leaf_hashes
 from egs_kernel.audit.parts import parts_of
 from egs_kernel.audit.tiles import HEIGHT, pack_entry
 from egs_kernel.errors import RecordError
@@ -61,7 +61,7 @@ def grow(base: Head, entries: Sequence[Entry], time: str, origin: str, signers: 
     lines = [encode(part, seq=seq, time=time) for seq, part in enumerate(chain(*parted), base.size)]
     ends = accumulate(map(len, parted), initial=base.size - 1)
     frontier = base.frontier.copy()
-    leaves = [leaf_hash(line) for line in lines]
+    leaves = leaf_hashes(lines)
     above = frontier.extend(leaves, HEIGHT)
     note = Checkpoint(origin, frontier.size, frontier.root()).sign(*signers)
     packed = [pack_entry(line) for line in lines]

@@ -28,6 +28,11 @@ def leaf_hash(entry: bytes) -> bytes:
     return _sha256(b"\0" + entry).digest()
 
 
+def leaf_hashes(entries: Iterable[bytes]) -> list[bytes]:
+    """The hash of each leaf: an append takes it of every entry."""
+    return [_sha256(b"\0" + entry).digest() for entry in entries]
+
+
 def node_hash(left: bytes, right: bytes) -> bytes:
     """The hash over two nodes."""
     return _sha256(b"\1" + left + right).digest()
