@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from egs_kernel.authority.askers import asker_again, local_asker
+from egs_kernel.authority.store import Known
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.identity.units import unit_of
 from egs_kernel.processes import cgroup_of
@@ -120,8 +122,10 @@ def test_the_authority_sees_the_unit_of_who_asks(tmp_path: Path) -> None:
                     with connection:
                         found = local_asker(connection)
                 assert (found.unit, found.pid) == (unit, asker.pid)
-        again = asker_again(found.principal, found.uid, found.gid, "report.service")
-        assert (again.unit, again.groups) == ("report.service", found.groups)
+        said: dict[str, Any] = {field.name: None for field in fields(Known)}
+        said |= {"principal": found.principal, "uid": found.uid, "gid": found.gid, "unit": "a.service"}
+        again = asker_again(Known(**said))
+        assert (again.unit, again.groups) == ("a.service", found.groups)
     finally:
         inside.rmdir()
         top.rmdir()
