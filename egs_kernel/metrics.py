@@ -79,6 +79,7 @@ class MetricsSnapshot:
         refusals_seen: whether the kernel reports what filters and Landlock refuse.
         refusals_lost: times that the kernel dropped messages of refusals.
         revocation_lists: number and nextUpdate (Unix seconds) of the revocation list in force, by scope.
+        policy_ready: whether the active policy set can be asked; None: there is none.
         revocations_stale: whether nothing is authorized for lack of a list, by scope that demands one.
     """
 
@@ -104,6 +105,7 @@ class MetricsSnapshot:
     responses: Mapping[tuple[str, str], int] = field(default_factory=dict)
     monitor_watches: bool = False
     revocation_lists: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    policy_ready: bool | None = None
     revocations_stale: Mapping[str, bool] = field(default_factory=dict)
 
 
@@ -174,6 +176,12 @@ DEFINITIONS: Final = (
         "gauge",
         ("kernel", "lockdown", "tier", "policy_digest"),
         "Always 1; what the host is.",
+    ),
+    Definition(
+        "egs_policy_ready",
+        "gauge",
+        (),
+        "1: the active policy set can be asked; 0: the scopes under it execute nothing. Absent without a set.",
     ),
     Definition(
         "egs_sealed",
@@ -352,6 +360,7 @@ def _samples(snapshot: MetricsSnapshot) -> dict[str, list[tuple[tuple[str, ...],
         "egs_posture_info": [
             ((posture.kernel, posture.lockdown, posture.tier.value, posture.policy_digest), 1)
         ],
+        "egs_policy_ready": [] if snapshot.policy_ready is None else _plain(snapshot.policy_ready),
         "egs_sealed": _plain(posture.seal == "sealed"),
         "egs_refusals": list(snapshot.refusals.items()),
         "egs_refusals_seen": _plain(snapshot.refusals_seen),

@@ -58,6 +58,13 @@ class Policy:
         return bool(self._payload)
 
     @property
+    def trouble(self) -> str:
+        """Why it cannot be asked now; "": it can, or there is none."""
+        if self.problem or self._evaluator is None:
+            return self.problem
+        return "its evaluator ended" if self._evaluator.closed else ""
+
+    @property
     def pid(self) -> int | None:
         """The process that evaluates, when there is one."""
         return None if self._evaluator is None else self._evaluator.pid

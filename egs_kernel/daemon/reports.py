@@ -15,6 +15,7 @@ from egs_kernel.daemon.host import now
 from egs_kernel.errors import EgsError
 from egs_kernel.metrics import MetricsSnapshot, write_textfile
 from egs_kernel.model import GrantKind, Mode, Revoked
+from egs_kernel.posture import EMPTY_POLICY
 
 if TYPE_CHECKING:
     from egs_kernel.config import ScopeConfig
@@ -198,6 +199,7 @@ class Reports:
                 scope: (found.content.number, parse_time(found.content.next_update).timestamp())
                 for scope, found in self._host.known.lists.items()
             },
+            policy_ready=None if self._host.policy.digest == EMPTY_POLICY else not self._host.policy.trouble,
             revocations_stale={demand.scope: bool(demand.problem) for demand in self._demands()},
         )
 
@@ -221,6 +223,11 @@ class Reports:
             problems.append(self._host.unseen)
         if self._journal.degraded:
             problems.append(self._journal.degraded)
+        if policy := self._host.policy.trouble:
+            where = ", ".join(sorted(self._host.policy.scopes))
+            problems.append(
+                f"nothing is authorized in scope {where}, its policy set cannot be asked: {policy}"
+            )
         stale: dict[str, list[str]] = {}
         for demand in self._demands():
             if demand.problem:

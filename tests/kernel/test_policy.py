@@ -127,6 +127,8 @@ def test_a_set_is_activated_recorded_and_followed(running: Running) -> None:
     assert "version 2" in active(running).problem
     last = running.issue(program, "--user", "root", "--policy-digest", newer, name="last.json")
     assert not_added(running, last) == "policy_unavailable"
+    status = json.loads(running.instance.egs("status", "--json").stdout)
+    assert any("its policy set cannot be asked" in problem for problem in status["details"]["problems"])
     assert running.inside(str(program)) != 0
     assert activate(running, second)["digest"] == newer
     wait_for_state(running, artifact_id(last), "standing", "")

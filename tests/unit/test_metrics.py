@@ -257,3 +257,11 @@ def test_a_missing_or_linked_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UnsafePath, match=folder):
             write_textfile(tmp_path / folder, SNAPSHOT)
     assert names(tmp_path / "real") == []
+
+
+@pytest.mark.parametrize(("ready", "line"), [(True, "1.0"), (False, "0.0"), (None, None)])
+def test_whether_the_policy_set_can_be_asked(tmp_path: Path, *, ready: bool | None, line: str | None) -> None:
+    write_textfile(tmp_path, replace(SNAPSHOT, policy_ready=ready))
+    lines = (tmp_path / "egs.prom").read_text().splitlines()
+    found = [text.split()[-1] for text in lines if text.startswith("egs_policy_ready ")]
+    assert found == ([] if line is None else [line])
