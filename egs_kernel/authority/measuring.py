@@ -32,7 +32,7 @@ class Measurer:
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, ...], tuple[str, ProgramKind]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[tuple[int, ...], str, ProgramKind]] = OrderedDict()
 
     def check(self, document: IntentDocument) -> ProgramKind:
         """The kind of the program, if every file that can be read here is what the intent says that it is.
@@ -89,33 +89,38 @@ class Measurer:
         return kind
 
     def _measure(self, path: str, *, hashing: bool) -> tuple[str, ProgramKind]:
+        known = self._known.get(path)
+        if known is None and not hashing:
+            raise _UnknownError  # it may lie where opening takes long
+        _require_regular(path, os.lstat(path))  # before it is opened: a device could do something
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if os.readlink(f"/proc/self/fd/{descriptor}") != path:  # noqa: PTH115 - asked for with every request
-                raise Refused(
-                    Reason.REQUEST_MALFORMED,
-                    f"{path} goes through a symbolic link",
-                    "Name the file itself: realpath.",
-                )
+            if os.readlink(f"/proc/self/fd/{descriptor}") != path:  # noqa: PTH115 - at every request: Path costs more
+                raise _malformed(f"{path} goes through a symbolic link", "Name the file itself: realpath.")
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-                raise Refused(
-                    Reason.REQUEST_MALFORMED,
-                    f"{path} is no regular file of at most {MAX_FILE} bytes",
-                    "Name a program.",
-                )
-            key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            known = self._known.get(key)
-            if known is None and not hashing:
-                raise _UnknownError
-            if known is None:
+            _require_regular(path, status)
+            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            if known is None or known[0] != version:
+                if not hashing:
+                    raise _UnknownError
                 kind = program_kind(path, partial(os.pread, descriptor))
-                known = self._known[key] = (digest_of(descriptor, path), kind)
+                known = self._known[path] = (version, digest_of(descriptor, path), kind)
                 while len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
-            return known
+            return known[1:]
         finally:
             os.close(descriptor)
+
+
+def _require_regular(path: str, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise _malformed(f"{path} is a symbolic link", "Name the file itself: realpath.")
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+        raise _malformed(f"{path} is no regular file of at most {MAX_FILE} bytes", "Name a program.")
+
+
+def _malformed(message: str, next_step: str) -> Refused:
+    return Refused(Reason.REQUEST_MALFORMED, message, next_step)
 
 
 def claimed_kind(document: IntentDocument) -> ProgramKind:

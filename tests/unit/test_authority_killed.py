@@ -18,41 +18,47 @@ from egs_kernel.errors import EgsError, Unreachable
 from egs_kernel.verify import artifact_id
 from tests.authorities import Home, home
 
-# Where the process ends: a function of its own, before or after its work, with so many calls spared that a start makes.
-DEATH = """
-import signal
-from egs_kernel import authority
-from egs_kernel.audit import record as record_module
-from egs_kernel.authority import app, desk, service, store
-def dying(owner, name, after):
-    work, left = getattr(owner, name), [{spared}]
-    def dies(*arguments, **options):
-        if left[0]:
-            left[0] -= 1
-            return work(*arguments, **options)
-        if not after: os.kill(os.getpid(), signal.SIGKILL)
-        result = work(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
-    setattr(owner, name, dies)
-dying({owner}, {name!r}, {after})
-"""
 STEPS = {
     "understood": ("app", "parse_body", True, False),
     "completed": ("service", "complete", True, False),
     "decided": ("service", "rule", True, False),
     "signed": ("service", "sign", True, False),
-    "before it is recorded": ("record_module.Record", "append", False, False),
+    "unrecorded": ("record_module.Record", "append", False, False),
     "recorded": ("record_module.Record", "append", True, True),
     "kept": ("store.Store", "commit", True, True),
-    "before it is told": ("desk", "_tell", False, True),
+    "untold": ("desk", "_tell", False, True),
     "answered": ("app", "_response", True, True),
 }
-"""Owner and name of the function, whether after it, and whether the artifact is in the record then."""
+"""Owner and name of the function at which the process ends, whether after it, and whether the artifact is recorded then."""
+DEATHS = "".join(
+    f"dying({owner}, {name!r}, {after}, {step!r})\n" for step, (owner, name, after, _) in STEPS.items()
+)
+# It ends where a file says, so that one process serves after a death, and dies the next one.
+DYING = f"""
+import signal
+from pathlib import Path
+from egs_kernel.audit import record as record_module
+from egs_kernel.authority import app, desk, service, store
+here = Path(os.environ["EGS_ROOT"]) / "dies-at"
+def dying(owner, name, after, step):
+    work = getattr(owner, name)
+    def end():
+        if here.exists() and here.read_text() == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def dies(*arguments, **options):
+        if not after: end()
+        result = work(*arguments, **options)
+        if after: end()
+        return result
+    setattr(owner, name, dies)
+{DEATHS}"""
 
 
 @pytest.fixture(scope="module")
-def stopped() -> Iterator[Home]:
+def served() -> Iterator[Home]:
     with home(more='[[quota]]\nartifacts = 100\nper = "1h"\n') as made:
+        made.start(before=DYING)
+        made.request("/bin/true", "the-first")
         yield made
 
 
@@ -79,33 +85,24 @@ def issued(by: Home) -> dict[str, Issuance]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at(step: str, stopped: Home) -> None:
-    owner, name, after, recorded = STEPS[step]
-    known = set(issued(stopped)) if stopped.record.exists() else set()
-    if not stopped.record.exists():
-        stopped.start()
-        stopped.request("/bin/true", "the-first")  # so that no start appends by itself
-        stopped.stop()
-        known = set(issued(stopped))
-    stopped.start(before=DEATH.format(owner=owner, name=name, after=after, spared=int(name == "commit")))
+def test_killed_at(step: str, served: Home) -> None:
+    known, place = set(issued(served)), served.root / "dies-at"
+    place.write_text(step)
     with pytest.raises(Unreachable):
-        stopped.request("/bin/true", step.replace(" ", "-"))
-    assert stopped.process is not None
-    assert stopped.process.wait(20) == -signal.SIGKILL
-    stopped.process.stdout.close()  # type: ignore[union-attr] # it is a pipe
-    left = set(issued(stopped)) - known
-    assert len(left) == recorded
-    stopped.start()
-    answer = stopped.request("/bin/true", step.replace(" ", "-"))
-    assert set(issued(stopped)) - known == {answer["artifactId"]}
+        served.request("/bin/true", step)
+    assert served.stop() == -signal.SIGKILL
+    left = set(issued(served)) - known
+    assert len(left) == STEPS[step][3]
+    place.unlink()
+    served.start(before=DYING)
+    answer = served.request("/bin/true", step)
+    assert set(issued(served)) - known == {answer["artifactId"]}
     assert left <= {answer["artifactId"]}
-    assert answer["artifact"] == issued(stopped)[answer["artifactId"]].envelope
-    stopped.stop()
+    assert answer["artifact"] == issued(served)[answer["artifactId"]].envelope
 
 
-def test_killed_while_many_ask(stopped: Home) -> None:
+def test_killed_while_many_ask(served: Home) -> None:
     """What anybody has is in the record; and a request that was repeated after it has one artifact."""
-    stopped.start()
     enough = Event()
     held: dict[str, str] = {}
 
@@ -113,7 +110,7 @@ def test_killed_while_many_ask(stopped: Home) -> None:
         for count in range(200):
             key = f"{number}-{count}"
             try:
-                held[key] = stopped.request("/bin/true", key)["artifactId"]
+                held[key] = served.request("/bin/true", key)["artifactId"]
             except EgsError:
                 return
             if len(held) > 40:
@@ -123,10 +120,9 @@ def test_killed_while_many_ask(stopped: Home) -> None:
         for number in range(8):
             pool.submit(ask, number)
         assert enough.wait(60)
-        stopped.stop(signal.SIGKILL)
-    found = issued(stopped)
+        served.stop(signal.SIGKILL)
+    found = issued(served)
     assert set(held.values()) <= set(found)
-    stopped.start()
+    served.start()
     for key, artifact in list(held.items())[-5:]:
-        assert stopped.request("/bin/true", key)["artifactId"] == artifact
-    stopped.stop()
+        assert served.request("/bin/true", key)["artifactId"] == artifact
