@@ -39,8 +39,8 @@ class Monitor:
         """Write drift.toml."""
         self._running.instance.paths.drift_rules.write_text(content)
 
-    def start(self) -> None:
-        """Start it, and return when it watches."""
+    def start(self, *prefix: str) -> None:
+        """Start it, by a command before it, and return when it watches."""
         path = self._running.folder / "monitor-notify"
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -48,7 +48,7 @@ class Monitor:
             notify.bind(str(path))
             with (self._running.folder / "monitor.log").open("a") as log:
                 self._process = subprocess.Popen(
-                    [str(BIN / "egs-monitor"), "--foreground"],
+                    [*prefix, str(BIN / "egs-monitor"), "--foreground"],
                     env=self._running.instance.environment | {"NOTIFY_SOCKET": str(path)},
                     stderr=log,
                     text=True,

@@ -29,25 +29,46 @@ _NODE: Final = (
 _SHELL: Final = "echo up; while read line; do ls /usr/bin | sort -r | head -50 | wc -l > /dev/null; (true | wc -c > /dev/null & wait); done"
 
 
-def _programs() -> dict[str, list[str]]:
+_JAVA: Final = """
+public class Work {
+    public static void main(String[] given) throws Exception {
+        System.out.println("up");
+        var lines = new java.io.BufferedReader(new java.io.InputStreamReader(System.in));
+        for (String line; (line = lines.readLine()) != null; ) {
+            var numbers = new java.util.Random(1).doubles(20000).parallel().sorted().sum();
+            var thread = new Thread(() -> String.valueOf(numbers).hashCode());
+            thread.start();
+            thread.join();
+        }
+    }
+}
+"""
+
+
+def _programs(folder: Path, *, java: bool) -> dict[str, list[str]]:
     """Command lines by name, of what this host has. Each says `up`, and does its work once for every line of its input."""
     found = {"python": [str(PYTHON), "-ISs", "-c", _PYTHON], "shell": ["/bin/sh", "-c", _SHELL]}
     if (node := shutil.which("node")) is not None:
         found["node"] = [str(Path(node).resolve()), "-e", _NODE]
+    if java and (virtual_machine := shutil.which("java")) is not None:
+        source = folder / "Work.java"
+        source.write_text(_JAVA)
+        found["java"] = [str(Path(virtual_machine).resolve()), str(source)]
     return {name: [str(Path(command[0]).resolve()), *command[1:]] for name, command in found.items()}
 
 
 class Workload:
-    """All of it, each program governed and under an artifact of its own."""
+    """All of it, each program governed and under an artifact of its own. `java`: it takes long to start."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, *, java: bool = False) -> None:
         for name in ("ls", "sort", "head", "wc", "true"):
             program = Path(shutil.which(name) or f"/bin/{name}").resolve()
             running.add(running.issue(program, name=f"{name}.json"))
         self.processes: dict[str, subprocess.Popen[str]] = {}
-        for name, command in _programs().items():
+        for name, command in _programs(running.folder, java=java).items():
             words = [part for word in command for part in ("--argv", word)]
-            running.add(running.issue(Path(command[0]), *words, name=f"{name}.json"))
+            scripts = [part for word in command if word.endswith(".java") for part in ("--script", word)]
+            running.add(running.issue(Path(command[0]), *words, *scripts, name=f"{name}.json"))
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -182,6 +182,26 @@ def test_a_monitor_that_is_killed_before_it_responds_is_followed_by_one_that_doe
     program.stop()
 
 
+def test_a_monitor_that_is_killed_at_any_moment_misses_nothing_that_lasts(
+    system: Running, monitor: Monitor
+) -> None:
+    """Killed before it can look, as it finds, and as it has responded: what lasts is found by the next, and answered, once."""
+    program = Obedient(system, "outlives-monitors", constraints='[drift.on]\nanonymous_code = "terminate"\n')
+    for moment in ("at once", "found", "answered"):
+        pid = program.start()
+        monitor.begun(pid)
+        program.say(DRIFT)
+        if moment == "found":
+            monitor.finding(Finding.ANONYMOUS_CODE, pid)
+        elif moment == "answered":
+            assert exit_of(program) == -signal.SIGKILL
+        monitor.stop(signal.SIGKILL)
+        monitor.start()
+        assert exit_of(program) == -signal.SIGKILL
+        assert len([found for found in monitor.all() if found[1] == pid]) <= 1
+        program.stop()
+
+
 def test_what_drifts_before_the_record_has_its_exec_meets_what_was_signed() -> None:
     """The daemon stands still, so that nothing of the exec is recorded; the response is the artifact's all the same."""
     with running_on_disk(drift="required") as running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import signal
@@ -344,6 +345,36 @@ def test_without_a_monitor_nothing_is_found_and_a_new_one_compares_with_the_reco
         assert len({(found.finding, found.detail) for found in told}) == len(told), "told twice"
     finally:
         program.stop()
+
+
+def test_a_name_that_looks_like_a_status_misleads_nobody(victim: Obedient, monitor: Monitor) -> None:
+    """A process chooses its name: here one that ends the parenthesis of /proc/PID/stat and begins lines of its own."""
+    pid = pid_of(victim)
+    victim.tell("open('/proc/self/comm','w').write(') R 1 1\\nUid:\\t0')")
+    victim.tell("m=mmap.mmap(-1,4096,prot=7);kept.append(m)")
+    monitor.finding(Finding.ANONYMOUS_CODE, pid)
+    assert {found[0] for found in monitor.all() if found[1] == pid} == {"anonymous_code"}
+
+
+def test_the_commands_tell_what_was_found(system: Running, victim: Obedient, monitor: Monitor) -> None:
+    victim.tell("m=mmap.mmap(-1,4096,prot=7);kept.append(m)")
+    found = monitor.finding(Finding.ANONYMOUS_CODE, pid_of(victim))
+    egs = system.instance.egs
+    by_execution = ("drift", "history", "--execution", str(found.execution), "--json")
+    (told,) = json.loads(egs(*by_execution).stdout)["entries"]
+    assert (told["finding"], told["execution"]) == ("anonymous_code", str(found.execution))
+    explained = json.loads(egs("drift", "explain", str(found.number), "--json").stdout)
+    assert [entry["type"] for entry in explained["baseline"]] == ["exec", "baseline"]
+    rules = system.folder / "stricter.toml"
+    rules.write_text('[responses]\nanonymous_code = "terminate"\n')
+    tried = json.loads(egs("drift", "dry-run", "--rules", str(rules), "--json").stdout)["findings"]
+    mine = next(each for each in tried if each["number"] == found.number)
+    assert (mine["was"], mine["would_be"]) == ("alert", "terminate")
+    lineage = json.loads(egs("lineage", str(found.execution), "--json").stdout)["executions"][0]
+    assert len(lineage["drift"]) == 1
+    assert egs("drift", "resume", str(found.execution), check=False).returncode == 1
+    rules.write_text("[responses]\nanonymous_code = 1\n")
+    assert egs("drift", "dry-run", "--rules", str(rules), check=False).returncode == 2
 
 
 def test_a_storm_of_processes_that_exit_while_they_are_read(
