@@ -161,9 +161,9 @@ class Seal:
         self._seals.put(ctypes.c_uint32(_ZERO), abi.Seal())
 
     def _own_objects(self) -> list[abi.ObjectKey]:
-        return [
-            abi.ObjectKey(kind=_kind(path.name), id=_object_id(path)) for path in sorted(self._pins.iterdir())
-        ]
+        # Not what lies in a folder: the drift programs, which the monitor uses.
+        pins = [path for path in sorted(self._pins.iterdir()) if not path.is_dir()]
+        return [abi.ObjectKey(kind=_kind(path.name), id=_object_id(path)) for path in pins]
 
 
 def boot_now() -> int:
