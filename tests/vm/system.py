@@ -55,7 +55,7 @@ ExecStopPost=/bin/sh -c '[ -e /run/vm-goes-on ] || systemctl --no-block poweroff
 
 EMULATED: Final = """\
 [Service]
-TimeoutStartSec=300
+TimeoutStartSec=900
 """
 """A drop-in of egs-gate.service: to compile and prove the gate takes seconds on a processor, and minutes by emulation on a crowded host."""
 
