@@ -252,7 +252,6 @@ class _Daemon:
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading: asyncio.Task[None] | None = None
         self._recalling: asyncio.Task[None] | None = None
-        self._recalled: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Pick up where the last daemon was. Until the first beat the gate refuses, or lives on its grace."""
@@ -353,17 +352,21 @@ class _Daemon:
             self._heart.posture_changed()
         self._standing.rescan()
         await asyncio.shield(durable)
+        await self._running.respond()  # a key may have been revoked in the trust folder
         await self._activating.follow(cause, peer)
         _log.info("configuration, trust, policy and artifacts were read again")
 
-    def _policy_changed(self) -> None:
-        """What was authorized under another policy set is authorized no more."""
+    async def _policy_changed(self) -> None:
+        """What was authorized under another policy set is authorized no more, from now on."""
+        for artifact in tuple(self._standing.all()):
+            scope = artifact.statement.predicate.scope
+            under_none = scope.policy_digest is None and not self._host.policy.governs(scope.name)
+            if not under_none and scope.policy_digest != self._host.policy.digest:
+                self._standing.withdraw(artifact.id)
         if self._host.refresh_posture():
             self._heart.posture_changed()
         self._standing.rescan()
-        self._recalled = asyncio.get_running_loop().create_task(
-            self._launches.take_back("another policy set was activated")
-        )
+        await self._launches.take_back("another policy set was activated")
 
     def _find(self, artifact_id: str) -> Artifact | None:
         return self._standing.find(artifact_id)

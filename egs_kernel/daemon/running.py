@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from egs_kernel.artifact.envelope import parse_envelope
-from egs_kernel.artifact.statement import parse_statement
+from egs_kernel.artifact.statement import format_time, parse_statement
 from egs_kernel.audit.entries import ArtifactChange, FindingEntry, ResponseEntry
-from egs_kernel.checks.revocation import Taken, Ties, revocations_of
+from egs_kernel.checks.revocation import Taken, Ties, merged, revocations_of
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Finding, Response, severity_of
 from egs_kernel.gate.grants import artifact_key
-from egs_kernel.model import Mode
+from egs_kernel.model import Mode, Revoked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -154,13 +154,17 @@ class Running:
         """The executions to respond to: of each tree the first one alone, and none twice for the same."""
         bonds = self._by_key()
         observed = {name for name, state in self._gate.scopes().items() if state.mode is Mode.OBSERVE}
+        keys = self._host.settings.trust.keys.items()
+        in_store = Revoked(
+            key={keyid: format_time(key.revoked) for keyid, key in keys if key.revoked is not None}
+        )
         found: dict[int, _Hit] = {}
         for task in tasks:
             if not task.execution:
                 continue  # it came into the scope as it is, and has executed nothing there
             bond = bonds.get(task.artifact) or self._known_by_name(bonds, task)
             name = bond.ties.artifact
-            revoked = self._host.known.of(bond.ties.scope)
+            revoked = merged([self._host.known.of(bond.ties.scope), in_store])
             for taken in revocations_of(bond.ties, revoked, self._host.settings.host_id):
                 finding = Finding.KEY_REVOKED if taken.kind == "key" else Finding.ARTIFACT_REVOKED
                 if (task.execution, name, finding) in self._answered:

@@ -170,6 +170,17 @@ def test_in_a_scope_that_only_observes_nothing_is_ended(system: Running) -> None
     assert (response.response, response.processes) == ("alert", 1)
 
 
+def test_a_key_that_is_revoked_in_the_trust_folder_ends_what_runs_at_the_reload(system: Running) -> None:
+    keyid = trust(system, "in-store", "issuer")
+    program, artifact_id = standing(system, "in-store-program", key="in-store")
+    with started(system, program) as process:
+        system.instance.egs("trust", "revoke", keyid)
+        system.instance.egs("reload")
+        assert process.poll() == -signal.SIGKILL
+    (finding,) = of(system, FindingEntry, artifact_id)
+    assert finding.finding is Finding.KEY_REVOKED
+
+
 def test_a_whole_tree_ends_and_nobody_else(system: Running) -> None:
     """What runs under an artifact of its own, what was started by something that has ended, and what left the session."""
     leaf, _ = standing(system, "leaf")
