@@ -13,7 +13,7 @@
 
 #define EGS_DRIFT_PAGES 128      /* of each of the two ring buffers */
 #define EGS_DRIFT_NAME 128
-#define EGS_DRIFT_OBJECTS 256    /* maps, programs and links of the gate and of drift */
+#define EGS_DRIFT_OBJECTS 256    /* maps and programs of the gate and of drift */
 #define EGS_DRIFT_OBJECT_NAME 32
 #define EGS_DRIFT_WRITERS 16     /* processes that may write to them */
 #define EGS_DRIFT_CALLS 1024     /* numbers of system calls */
@@ -86,7 +86,6 @@ enum egs_drift_failure {
 enum egs_drift_object_kind {
 	EGS_DRIFT_MAP = 1,
 	EGS_DRIFT_PROGRAM = 2,
-	EGS_DRIFT_LINK = 3,
 };
 
 struct egs_drift_config {

@@ -108,7 +108,6 @@ LSM_FIELDS: Final = (
 """What the hooks of the tier `lsm` read besides."""
 
 DRIFT_FIELDS: Final = (
-    "bpf_link.id",
     "bpf_map.id",
     "bpf_prog.aux",
     "bpf_prog_aux.id",

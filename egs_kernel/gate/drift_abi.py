@@ -99,7 +99,6 @@ class ObjectKind(IntEnum):
 
     MAP = 1
     PROGRAM = 2
-    LINK = 3
 
 
 class Config(Structure):

@@ -32,6 +32,9 @@ _COMES_AND_GOES: Final = frozenset(f"link_{name}" for name in GUARDS)
 """Links that the daemon attaches while a scope holds."""
 
 _PROGRAM: Final = re.compile(r"program (\d+),")
+_MAP, _PROG, _LINK = "map", "prog", "link"
+_TOLD: Final = {_MAP: ObjectKind.MAP, _PROG: ObjectKind.PROGRAM}
+"""Kinds that a command of bpf(2) changes. The gate's links can only be closed."""
 WRITERS: Final = f"{FOLDER}/drift_writers"
 """The list of those who may change the gate without being told of."""
 _LIST: Final = f"{FOLDER}/drift_objects"
@@ -47,10 +50,12 @@ def take_inventory(pins: Path) -> dict[str, str]:
 
 
 def note_objects(pins: Path, drift: DriftGate) -> None:
-    """Have changes of every map, program and link told; those of the list itself last, as this is one."""
+    """Have changes of every map and program told; those of the list itself last, as this is one."""
     for name, kind, number in sorted(_objects(pins, ""), key=lambda found: found[0] == _LIST):
+        if kind not in _TOLD:
+            continue
         told = Object(name=name.encode()[: OBJECT_NAME - 1], always=name == WRITERS)
-        drift.objects.put(ObjectKey(kind=kind, id=number), told)
+        drift.objects.put(ObjectKey(kind=_TOLD[kind], id=number), told)
 
 
 def foreign_users(pins: Path, noted: Mapping[str, str]) -> dict[str, str]:
@@ -63,7 +68,7 @@ def foreign_users(pins: Path, noted: Mapping[str, str]) -> dict[str, str]:
     Raises:
         OSError: the kernel does not say.
     """
-    maps = {number: name for name, kind, number in _objects(pins, "") if kind is ObjectKind.MAP}
+    maps = {number: name for name, kind, number in _objects(pins, "") if kind == _MAP}
     programs = {int(match[1]) for fact in noted.values() if (match := _PROGRAM.match(fact))}
     found: dict[str, str] = {}
     for number in libbpf.program_numbers():
@@ -88,7 +93,7 @@ def _entries(pins: Path, prefix: str) -> Iterator[tuple[str, Path]]:
             yield prefix + entry.name, entry
 
 
-def _objects(pins: Path, prefix: str) -> Iterator[tuple[str, ObjectKind, int]]:
+def _objects(pins: Path, prefix: str) -> Iterator[tuple[str, str, int]]:
     for name, path in _entries(pins, prefix):
         descriptor = libbpf.open_pin(path)
         try:
@@ -106,25 +111,17 @@ def _facts(pins: Path, prefix: str) -> Iterator[tuple[str, str]]:
             os.close(descriptor)
 
 
-def _kind(descriptor: int) -> ObjectKind:
-    """What kind of object it is: the kernel's name of its file."""
-    return _KINDS[str(Path(f"/proc/self/fd/{descriptor}").readlink())]
-
-
-_KINDS: Final = {
-    "anon_inode:bpf-map": ObjectKind.MAP,
-    "anon_inode:bpf-prog": ObjectKind.PROGRAM,
-    "anon_inode:bpf_link": ObjectKind.LINK,
-    "anon_inode:bpf-link": ObjectKind.LINK,
-}
+def _kind(descriptor: int) -> str:
+    """What kind of object it is, by the kernel's name of its file: anon_inode:bpf-map, bpf-prog, bpf_link or bpf-link."""
+    return Path(f"/proc/self/fd/{descriptor}").readlink().name[-4:].lstrip("-")
 
 
 def _fact(name: str, descriptor: int) -> str:
     kind = _kind(descriptor)
-    if kind is ObjectKind.PROGRAM:
+    if kind == _PROG:
         program = libbpf.program_info(descriptor)
         return f"program {program.id}, tag {bytes(program.tag).hex()}"
-    if kind is ObjectKind.LINK:
+    if kind == _LINK:
         link = libbpf.link_info(descriptor)
         return f"link {link.id} of program {link.prog_id}"
     table = libbpf.map_info(descriptor)

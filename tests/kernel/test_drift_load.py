@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egs_kernel.config import load_config
-from egs_kernel.errors import HostLacks
+from egs_kernel.errors import GateError, HostLacks
+from egs_kernel.gate import btf
 from egs_kernel.gate.drift import FOLDER, TRACEPOINTS
 from egs_kernel.gate.loader import load_gate, unload_gate
 from egs_kernel.gate.pins import Gate
@@ -35,6 +36,24 @@ def test_what_is_required_and_cannot_be_had_leaves_nothing_behind(instance: Inst
     assert 'drift.events = "auto"' in caught.value.next_step
     assert not instance.paths.pins.exists()
     assert not instance.paths.pins.with_name(f"{instance.paths.pins.name}-loading").exists()
+
+
+def test_programs_that_see_something_else_are_not_believed(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One field of the kernel is read beside where it is: the gate is not loaded with that."""
+    real = btf.drift_offsets
+
+    def with_one_wrong(types: btf.KernelTypes) -> dict[str, int]:
+        offsets = real(types)
+        return offsets | {"OFF_cred_cap_effective": offsets["OFF_cred_cap_effective"] + 8}
+
+    monkeypatch.setattr(btf, "drift_offsets", with_one_wrong)
+    instance.configure(drift="required")
+    with pytest.raises(GateError, match="capabilities") as caught:
+        load_gate(instance.paths, load_config(instance.paths.config))
+    assert caught.value.reason is Reason.SELF_TEST_FAILED
+    assert not instance.paths.pins.exists()
 
 
 @pytest.mark.usefixtures("lacking")

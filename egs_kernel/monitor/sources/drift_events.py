@@ -47,8 +47,6 @@ _COMMANDS: Final = {
     25: "map batch take",
     26: "map batch update",
     27: "map batch delete",
-    29: "link update",
-    34: "link detach",
 }
 
 
