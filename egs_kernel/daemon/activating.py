@@ -23,7 +23,7 @@ from egs_kernel.posture import EMPTY_POLICY
 from egs_kernel.trust.store import ANY_SCOPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from egs_kernel.audit.entries import Peer
@@ -47,13 +47,13 @@ class Activating:
     """
 
     def __init__(
-        self, paths: Paths, *, host: Host, journal: Journal, changed: Callable[[], None] = lambda: None
+        self, paths: Paths, *, host: Host, journal: Journal, changed: Callable[[], Awaitable[None]]
     ) -> None:
         self._file: Path = paths.policy_set
         self._host = host
         self._journal = journal
         self._turn = asyncio.Lock()
-        self.changed = changed
+        self._changed = changed
 
     async def activate(self, content: bytes, peer: Peer) -> protocol.Done:
         """Have this set active.
@@ -105,6 +105,7 @@ class Activating:
         try:
             signed = authenticate_set(content, self._host.trust_for(ANY_SCOPE), now())
             self._require_known_scope(signed)
+            self._require_unrevoked(signed, content)
             if signed.digest == policy.digest and policy.answers:
                 return signed
             check_newer(signed, policy.newest.get(signed.manifest.name))
@@ -121,7 +122,7 @@ class Activating:
             raise
         policy.put(signed, evaluator)
         self._host.settings = replace(self._host.settings, policy_digest=signed.digest)
-        self.changed()
+        await self._changed()
         _log.info("policy set %s version %d is active", signed.manifest.name, signed.manifest.version)
         return signed
 
@@ -134,6 +135,19 @@ class Activating:
                 f"it is for {', '.join(signed.manifest.scopes)}, and this host has none of these scopes",
                 "Add the scope to egs.toml, or sign a set for one of: egs status",
             )
+
+    def _require_unrevoked(self, signed: SignedSet, content: bytes) -> None:
+        """Neither the set nor too many of its keys were taken back for any of its scopes."""
+        from egs_kernel.checks.policy_sets import authenticate_set  # noqa: PLC0415 - see the module
+
+        configured = {scope.name for scope in self._host.settings.config.scopes}
+        named = configured if signed.manifest.governs(ANY_SCOPE) else set(signed.manifest.scopes)
+        for scope in sorted(named | {ANY_SCOPE}):
+            if since := self._host.known.of(scope).policy.get(signed.digest):
+                raise Refused(
+                    Reason.REVOKED, f"the policy set was revoked at {since}", "Activate another one."
+                )
+            authenticate_set(content, self._host.trust_for(scope), now())
 
 
 async def _evaluator(signed: SignedSet) -> Evaluator:

@@ -124,6 +124,23 @@ def test_a_set_for_every_scope_by_a_key_for_one(system: Running, program: Path) 
     assert activate(system, sign(system, write(system, 8, scope="*"))) == (1, "key_role_mismatch")
 
 
+def test_a_set_that_was_revoked_before_it_came(system: Running, program: Path) -> None:
+    path = sign(system, write(system, 10))
+    digest = json.loads(system.instance.egs("policy", "show", str(path), "--json").stdout)["digest"]
+    system.instance.egs("revoke", f"policy:{digest}")
+    assert activate(system, path) == (1, "revoked")
+
+
+def test_a_set_by_a_key_that_was_revoked(system: Running, program: Path) -> None:
+    system.instance.egs("keys", "generate", "--name", "lost", "--out", str(system.folder))
+    public = system.folder / "lost.pub"
+    system.instance.egs("trust", "add", str(public), "--role", "policy", "--scope", "test")
+    system.instance.egs("reload")
+    system.instance.egs("revoke", f"key:{public}")
+    code, reason = activate(system, sign(system, write(system, 11), "lost"))
+    assert (code, reason.startswith("key_")) == (1, True), reason
+
+
 def test_an_older_set_and_another_of_the_same_version(system: Running, program: Path) -> None:
     assert activate(system, sign(system, write(system, 4))) == (1, "policy_outdated")
     lax = write(system, 5, '@id("anything") permit(principal, action, resource);', "test")

@@ -90,7 +90,8 @@ def test_a_set_is_activated_recorded_and_followed(running: Running) -> None:
     assert refused(running, write_set(running, PERMIT, version=9, key="issuer")) == "key_role_mismatch"
     digest = activate(running, first)["digest"]
 
-    # What was issued under no set is denied from now on, standing or not.
+    # What was issued under no set is denied from now on, standing or not: there is no waiting in between.
+    assert running.inside(str(program)) != 0
     wait_for_state(running, before, "refused", "policy_mismatch")
     assert running.inside(str(program)) != 0
     launched = running.run("--artifact", str(running.issue(program, name="old.json")), "--", str(program))
