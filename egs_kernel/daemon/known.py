@@ -87,7 +87,7 @@ class Known:
             return Knowledge(
                 f"the list in force was issued at {early[0].content.issued_at}, and here it is {format_time(now)}"
             )
-        until = max(good_until(one.content, age) for one in found)
+        until = min(good_until(one.content, age) for one in found)
         if now >= until:
             return Knowledge(f"the list in force was good until {format_time(until)}", until)
         return Knowledge("", until)

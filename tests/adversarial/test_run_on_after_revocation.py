@@ -135,7 +135,7 @@ def test_nobody_is_ended_who_only_bears_a_number(system: Running) -> None:
     for churner in churners:
         churner.start()
     try:
-        for _ in range(5):
+        for _ in range(3):
             program, artifact_id = permitted(system)
             with running(system, program) as process:
                 system.instance.egs("revoke", artifact_id)

@@ -21,9 +21,9 @@ from egs_kernel.audit.entries import FindingEntry, ResponseEntry, Revocation, Re
 from egs_kernel.cli.client import ask
 from egs_kernel.daemon import protocol
 from egs_kernel.findings import Finding
-from egs_kernel.model import Verdict
+from egs_kernel.model import Tier, Verdict
 from tests.harness import PATIENCE, Instance
-from tests.refusals import REFUSED
+from tests.refusals import REFUSED, TIER
 from tests.running import SECONDS, Running
 
 if TYPE_CHECKING:
@@ -362,8 +362,7 @@ def test_what_its_artifact_says_is_done_and_seen_to_be_so(system: Running, respo
             assert process.poll() is None
             if response == "suspend":
                 assert "\nState:\tT" in Path(f"/proc/{process.pid}/status").read_text()
-                process.send_signal(signal.SIGCONT)
-                assert process.wait(SECONDS) == -signal.SIGKILL
+                continued(process)
             else:
                 ran = response == "alert"
                 command = f"{program} --version >/dev/null 2>&1; echo $?"
@@ -382,6 +381,16 @@ def test_what_its_artifact_says_is_done_and_seen_to_be_so(system: Running, respo
     while counted not in system.instance.paths.metrics.read_text():
         assert time.monotonic() < deadline
         select.select([], [], [], 0.1)
+
+
+def continued(process: subprocess.Popen[str]) -> None:
+    """Whoever continues what is suspended ends it; on the tier lsm nobody may."""
+    if TIER is Tier.LSM:
+        with pytest.raises(PermissionError):
+            process.send_signal(signal.SIGCONT)
+    else:
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(SECONDS) == -signal.SIGKILL
 
 
 def says(process: subprocess.Popen[str], command: str) -> str:

@@ -266,6 +266,10 @@ def test_a_list_is_good_until_it_is_too_old() -> None:
     assert known.next_boundary(RevocationConfig(), NOW) is None
     known.put(taken(number=8, nextUpdate="2026-11-23T14:40:00Z"))
     assert known.knowledge("agents", demand, NOW).until == NOW + timedelta(minutes=10)
+    everywhere = store(trusted(ISSUER, roles=frozenset({Role.REVOKER}), scopes=frozenset({"*"})))
+    for_all = content(scope="*", nextUpdate="2026-11-23T14:35:00Z")
+    known.put(authenticate_list(for_all, everywhere, NOW))
+    assert known.knowledge("agents", demand, NOW).until == NOW + timedelta(minutes=5)  # the older of both
 
 
 def test_a_clock_that_was_set_back_is_noticed() -> None:
