@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = 256
 """Observations that are compared before descriptors are looked at again."""
+_EXEC_WAIT: Final = 0.1
 _LAST_WORDS: Final = 3.0
 _DEADLINE_LONGEST: Final = 3600.0
 
@@ -205,6 +206,8 @@ class Monitor:
                     deadline = now + self._until_deadline()
                 busy = self._sweep.under_way or bool(self._queue) or bool(self._fresh)
                 wait = 0.0 if busy else max(0.0, min(next_sweep, deadline) - now)
+                if self._watch.waits:
+                    wait = min(wait, _EXEC_WAIT)
                 for key, _ in ready.select(wait):
                     self._read(key.data)
                 if self._baselines_changed():
@@ -212,6 +215,7 @@ class Monitor:
                 self._look_at_fresh()
                 self._observe()
                 self._sweep.go_on()
+                self._watch.look_again()
 
     def sweep_now(self) -> None:
         """One whole sweep.
@@ -229,6 +233,9 @@ class Monitor:
             self._sweep.go_on()
         while self._queue:
             self._observe()
+        while self._watch.waits:
+            self._watch.look_again()
+            time.sleep(_EXEC_WAIT)
 
     def stop(self) -> None:
         """Say the last words."""

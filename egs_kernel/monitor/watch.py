@@ -44,6 +44,8 @@ TOLD: Final = 64
 """Findings about one execution that are told one by one; what comes then is counted."""
 _FRESH: Final = 5_000_000_000
 """Nanoseconds since an exec within which what is seen of it is taken as how it began."""
+_EXEC_LASTS: Final = 1_000_000_000
+"""Nanoseconds: an exec that reads its program from a slow disk included."""
 _LOOKS: Final = frozenset({"sweep", "exec"})
 """Sources that see what an event has told, in other words."""
 _BY_EGSD: Final = frozenset({Finding.ARTIFACT_REVOKED, Finding.KEY_REVOKED})
@@ -91,6 +93,7 @@ class Watch:
         self._number = 0
         self._counts: Counter[int] = Counter()
         self._by_event: set[tuple[Finding, int, int]] = set()
+        self._executing: dict[tuple[int, int], int] = {}
         self._host: dict[Finding, dict[str, str]] = {}
         self.suppressed = 0
         self.started = boot_now()
@@ -118,8 +121,10 @@ class Watch:
                 state = self._reader.look(process, known, self._baselines.artifact_of(event.execution))
         except ProcessLookupError:
             return
-        self._begin(known, state)
-        self._tell_all(compare_process(state, self.context, "exec"))
+        found = state.executable
+        if found is None or found.inode == known.event.file.inode:  # not in the middle of the next exec
+            self._begin(known, state)
+        self._compare(task, known, state, "exec")
 
     def _begin(self, known: Baseline, state: ProcessState) -> None:
         inherited = self._baselines.facts_of(known.event.parent_execution)
@@ -184,11 +189,41 @@ class Watch:
                 state = self._reader.look(process, known, said, closely=closely)
         except ProcessLookupError:
             return None
+        return state if self._compare(task, known, state, source) else None
+
+    def _compare(self, task: GovernedTask, known: Baseline, state: ProcessState, source: str) -> bool:
+        """Tell what of a process is not as it was authorized; False: it executes something else, or is about to.
+
+        In the middle of an exec a process has the new program already, and the gate has decided nothing yet.
+        """
         again = self._gate.governed_task(task.pid)
         if again is None or again.execution != task.execution:
-            return None  # it executed something else while it was read
+            return False
+        key = (task.pid, task.execution)
+        found = state.executable
+        if found is not None and found.inode != known.event.file.inode:
+            if state.time - self._executing.setdefault(key, state.time) < _EXEC_LASTS:
+                return False
+        else:
+            self._executing.pop(key, None)
         self._tell_all(compare_process(state, self.context, source))
-        return state
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether some process may be in the middle of an exec."""
+        return bool(self._executing)
+
+    def look_again(self) -> None:
+        """At those that were in the middle of an exec, and must be through by now."""
+        for key, since in list(self._executing.items()):
+            pid, execution = key
+            task = self._gate.governed_task(pid)
+            if task is None or task.execution != execution:
+                del self._executing[key]
+            elif boot_now() - since >= _EXEC_LASTS:
+                self.look_at(task, "sweep")
+                self._executing.pop(key, None)
 
     def check_authorizations(self, source: str) -> None:
         """What became of the authorizations of everything that runs."""
