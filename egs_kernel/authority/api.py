@@ -74,6 +74,7 @@ class Status(Strict, frozen=True):
     policy_version: int
     policy_digest: str
     record_origin: str
+    record_key: str
     record_size: int
 
 

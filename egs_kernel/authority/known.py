@@ -8,10 +8,13 @@ from egs_kernel.artifact.statement import parse_time
 from egs_kernel.authority.api import Answer, Issued, Pending, Problem, Vote
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
+from egs_kernel.trust.store import Role
 
 if TYPE_CHECKING:
+    from egs_kernel.authority.approvals import Given
     from egs_kernel.authority.desk import Session
     from egs_kernel.authority.store import Known
+    from egs_kernel.trust.store import TrustStore
 
 
 def answer_of(session: Session, known: Known) -> Answer:
@@ -79,3 +82,23 @@ def require_waiting(session: Session, known: Known | None) -> Known:
 def no_request(message: str) -> Refused:
     """The refusal for what does not exist, or is none of the asker's."""
     return Refused(Reason.NOT_FOUND, message, "Look at what there is: egs approvals")
+
+
+def has_answered(trust: TrustStore, given: Given, votes: dict[str, tuple[str, str]]) -> bool:
+    """Whether this person has answered: by this key, by one that goes back to the same, or under this name."""
+    new = trust.keys[given.keyid]
+    known = [trust.keys[keyid] for keyid in votes if keyid in trust.keys]
+    return given.name in {name for name, _ in votes.values()} or any(
+        trust.holders([new, key]) == 1 for key in known
+    )
+
+
+def standing_votes(session: Session, known: Known) -> list[str]:
+    """Who approved a request with a key that may still approve."""
+    trust = session.rules.trust
+    found = []
+    for keyid, (name, action) in session.store.approvals(known.id).items():
+        key = trust.keys.get(keyid)
+        if action == "approved" and key is not None and key.covers(Role.APPROVER, known.scope):
+            found += [name] if key.problem(session.now) is None else []
+    return sorted(found)

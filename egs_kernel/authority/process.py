@@ -113,6 +113,7 @@ def opened(
                 policy_version=rules.policy.version,
                 policy_digest=rules.policy.digest,
                 record_origin=origin,
+                record_key=str(keys.listed.current),
                 record_size=record.size,
             )
 

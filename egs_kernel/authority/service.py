@@ -23,7 +23,15 @@ from egs_kernel.authority.deciding import rule
 from egs_kernel.authority.desk import Result
 from egs_kernel.authority.drafts import Draft, complete, statement_of
 from egs_kernel.authority.intent import decode_intent, encode_intent, intent_digest
-from egs_kernel.authority.known import answer_of, no_request, pending_of, require_waiting, votes_of
+from egs_kernel.authority.known import (
+    answer_of,
+    has_answered,
+    no_request,
+    pending_of,
+    require_waiting,
+    standing_votes,
+    votes_of,
+)
 from egs_kernel.authority.said import Case, approval, denial, evaluation, issue, short, submission, wait
 from egs_kernel.errors import EgsError, Refused
 from egs_kernel.model import ProgramKind, Reason
@@ -181,11 +189,11 @@ class Service:
                 tolerance = timedelta(seconds=rules.settings.clock_tolerance)
                 given = verify_approval(document, wanted, rules.trust, session.now, tolerance)
                 votes = session.store.approvals(known.id)
-                if given.keyid in votes:
+                if has_answered(rules.trust, given, votes):
                     raise Refused(
                         Reason.APPROVAL_INVALID,
                         f"this approval does not count: {given.name} has answered already",
-                        "Each key counts once. Look at who is missing: egs approvals",
+                        "Each person counts once. Look at who is missing: egs approvals",
                     )
                 said.append(approval(known.id, known.intent_digest, given, document, asker))
                 return self._counted(session, known, given, said)
@@ -205,9 +213,7 @@ class Service:
                 "Ask them, then ask anew: egs request",
             )
             return _denied(session, asker, error, said, scope=known.scope, request=known.id)
-        names = sorted(
-            vote for vote, action in session.store.approvals(known.id).values() if action == "approved"
-        )
+        names = standing_votes(session, known)
         document = decode_intent(known.intent)
         draft = Draft(asker=asker, intent=document, kind=ProgramKind(known.kind))
         case = Case(known.id, draft, known.intent_digest, known.renews, (*names, given.name))

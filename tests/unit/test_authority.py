@@ -15,14 +15,16 @@ import pytest
 
 from egs_kernel.artifact.envelope import parse_envelope
 from egs_kernel.artifact.statement import format_time, parse_statement
+from egs_kernel.audit.check import verify
 from egs_kernel.audit.entries import Approval, Evaluated, Issuance, Submission
+from egs_kernel.audit.notes import VerifierKey
 from egs_kernel.authority.approvals import sign_approval
 from egs_kernel.authority.intent import MAX_REQUEST
 from egs_kernel.errors import EgsError
 from egs_kernel.model import Reason
 from egs_kernel.sslib import Signer
 from egs_kernel.trust import keys
-from egs_kernel.trust.store import Role, TrustStore
+from egs_kernel.trust.store import Role, TrustStore, revoke
 from egs_kernel.verify import artifact_id
 from tests.authorities import POLICY, Home, body_of, home, serving
 
@@ -369,6 +371,36 @@ def test_an_approval_by_nobody_who_may(authority: Home, people: dict[str, Signer
     forged = json.loads(signed(people["ann"], waiting))
     forged["signatures"][0]["sig"] = json.loads(signed(people["bob"], waiting))["signatures"][0]["sig"]
     assert "not good" in not_counted(authority, waiting, json.dumps(forged).encode())
+
+
+def test_one_person_s_two_keys_count_once() -> None:
+    with home() as made:
+        old = made.trust("ann-1", Role.APPROVER)
+        new = made.trust("ann-2", Role.APPROVER, replaces=old.public_key.keyid)
+        made.start(
+            before="import egs_kernel.authority.process as p; p.CryptoSigner = p.HybridSigner"
+        )  # decides elsewhere
+        waiting = made.request("/bin/echo")
+        approve(made, waiting, signed(old, waiting))
+        assert "answered already" in not_counted(made, waiting, signed(new, waiting))
+        status = made.ask("GET", "/v1/status")
+        made.stop()
+        key = VerifierKey.parse(status["recordKey"])
+        assert verify(made.record, [key]).size == len(made.entries())
+
+
+def test_an_approval_by_a_key_that_was_revoked_since_counts_no_more() -> None:
+    with home() as made:
+        ann, bob, eve = (made.trust(name, Role.APPROVER) for name in ("ann", "bob", "eve"))
+        made.start()
+        waiting = made.request("/bin/echo")
+        approve(made, waiting, signed(ann, waiting))
+        revoke(made.paths.trust, ann.public_key.keyid, datetime.now(UTC))
+        deadline = datetime.now(UTC) + MINUTE
+        while "revoked" not in not_counted(made, waiting, signed(ann, waiting)):
+            assert datetime.now(UTC) < deadline
+        assert approve(made, waiting, signed(bob, waiting))["state"] == "pending"
+        assert approve(made, waiting, signed(eve, waiting))["state"] == "issued"
 
 
 def test_one_no_ends_it(authority: Home, people: dict[str, Signer]) -> None:
