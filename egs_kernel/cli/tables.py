@@ -46,6 +46,8 @@ def status_lines(status: StatusAnswer) -> list[str]:
     if status.details is not None:
         parts += [Text(f"Problem: {problem}", style="red") for problem in status.details.problems]
     parts.append(Text(_seal(status)))
+    if not status.watched:
+        parts.append(Text("Nobody watches for drift: egs-monitor does not run."))
     parts.append(
         Text(
             f"Up {_age(status.uptime_seconds)}, last heartbeat {status.heartbeat_age:.1f} s ago. {status.governed} governed "

@@ -327,7 +327,7 @@ class StatusDetails(msgspec.Struct, frozen=True, kw_only=True):
 class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
     """The daemon's state. `details` is None for those who are not root.
 
-    `seal` is sealed, unsealed, or lifted, until `lifted_until`.
+    `seal` is sealed, unsealed, or lifted, until `lifted_until`. `watched`: a monitor looks for drift.
     """
 
     version: str
@@ -342,6 +342,7 @@ class StatusAnswer(_Answer, frozen=True, kw_only=True, tag="status"):
     governed: int
     seal: str = "unsealed"
     lifted_until: str = ""
+    watched: bool = False
     details: StatusDetails | None = None
 
 

@@ -81,6 +81,7 @@ class Reports:
             governed=len(self._gate.governed()),
             seal=self._sealing.word,
             lifted_until=self._sealing.lifted_until,
+            watched=self._drift.watching,
             details=self._details() if detailed else None,
         )
 
