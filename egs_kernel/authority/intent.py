@@ -21,7 +21,7 @@ from egs_kernel.artifact.statement import (
     Time,
     argv_size,
 )
-from egs_kernel.artifact.strict import Strict
+from egs_kernel.artifact.strict import Strict, misfit
 from egs_kernel.errors import Refused
 from egs_kernel.model import ARGV_MAX, Reason
 
@@ -124,20 +124,12 @@ def parse_body(content: bytes, decoder: msgspec.json.Decoder[msgspec.Struct]) ->
         if error.__cause__ is not None:  # it fits its type, and contradicts itself
             raise Refused(
                 Reason.ARTIFACT_MALFORMED,
-                f"no artifact can say this: {_plain(str(error))}",
+                f"no artifact can say this: {misfit(error)}",
                 "docs/artifact.md says what an artifact can say.",
             ) from error
-        raise _malformed(f"the request does not fit its type: {_plain(str(error))}") from error
+        raise _malformed(f"the request does not fit its type: {misfit(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(f"the request is no JSON: {error}") from error
-
-
-def _plain(problem: str) -> str:
-    """The expression itself helps nobody."""
-    what, at, place = problem.partition(" - at ")
-    if "matching regex" in what:
-        what = "characters or a form that this field cannot have"
-    return f"{what}{at}{place}"
 
 
 def _malformed(message: str) -> Refused:

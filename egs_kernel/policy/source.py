@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from egs_kernel.artifact.statement import Label, ScopeName
+from egs_kernel.artifact.strict import misfit
 from egs_kernel.errors import UsageError
 from egs_kernel.policy.catalog import Catalog
 from egs_kernel.policy.manifest import TYPE, FileName, Manifest, SetScope
@@ -161,10 +162,7 @@ def _convert(path: str, table: dict[str, Any], kind: type[_T]) -> _T:
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        problem, at, place = str(error).partition(" - at ")
-        if "matching regex" in problem:
-            problem = "characters or a form that this field cannot have"
-        raise invalid(f"{path}: {problem}{at}{place}") from error
+        raise invalid(f"{path}: {misfit(error)}") from error
 
 
 def _name(path: str) -> str:
