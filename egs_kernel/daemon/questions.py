@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from egs_kernel.artifact.statement import SubjectRole, format_time
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason
-from egs_kernel.policy.questions import File, Host, HostState, Lineage, Program, Question, Who
+from egs_kernel.policy.questions import MOST_WORDS, File, Host, HostState, Lineage, Program, Question, Who
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,12 +31,21 @@ def question_of(  # noqa: PLR0913 - what is known of this node, each for itself
 
     Program, user, arguments and host are what was found; scripts, libraries and children are what the artifact names, which
     was compared before; purpose, risk, time and approvals are what was signed.
+
+    Raises:
+        Refused: POLICY_DENIED: more words than policy is asked about.
     """
     predicate = statement.predicate
     declared, governance, lineage = predicate.intent, predicate.governance, predicate.lineage
     start, end = predicate.window
     fixed = None if declared is None else declared.argv
     environment = intent.environment
+    if max(len(intent.argv or ()), len(environment or ())) > MOST_WORDS:
+        raise Refused(
+            Reason.POLICY_DENIED,
+            f"policy is asked about {MOST_WORDS} arguments and variables at most",
+            "Pass the rest in a file.",
+        )
     return Question(
         scope=predicate.scope.name,
         now=format_time(now),

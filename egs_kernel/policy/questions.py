@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,8 @@ from egs_kernel.model import ProgramKind
 
 Risk = Literal["low", "medium", "high", "critical"]
 Count = Annotated[int, Meta(ge=0, le=2**32)]
+MOST_WORDS: Final = 4096
+"""Most arguments, and most variables: a few milliseconds for Cedar, which nobody else's launch waits longer for."""
 Word = Annotated[str, Meta(max_length=128 * 1024)]
 """An argument, or the name of a variable: any text, as what is left free is compared with nothing."""
 
@@ -123,10 +125,10 @@ class Question(_Part, frozen=True, kw_only=True):
     scripts: Annotated[tuple[File, ...], Meta(max_length=256)] = ()
     libraries: Annotated[tuple[File, ...], Meta(max_length=256)] = ()
     children: Annotated[tuple[Program, ...], Meta(max_length=256)] = ()
-    argv: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=64 * 1024)] | None = None
+    argv: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=MOST_WORDS)] | None = None
     standing: bool = False
     cwd: AbsolutePath | None = None
-    variables: Annotated[tuple[Word, ...], Meta(max_length=64 * 1024)] | None = None
+    variables: Annotated[tuple[Word, ...], Meta(max_length=MOST_WORDS)] | None = None
     purpose: Text | None = None
     ticket: Label | None = None
     risk: Risk | None = None

@@ -20,7 +20,7 @@ from egs_kernel.errors import Refused
 from egs_kernel.model import Intent, ProgramKind, Reason
 from egs_kernel.policy.evaluate import answer
 from egs_kernel.policy.evaluation import Effect, Evaluation
-from egs_kernel.policy.questions import Question, Who
+from egs_kernel.policy.questions import MOST_WORDS, Question, Who
 from egs_kernel.policy.requests import requests_for
 from egs_kernel.posture import EMPTY_POLICY
 from tests.unit.issuing import EVERY_FIELD, host, intent, statement
@@ -57,6 +57,14 @@ def test_what_is_asked_is_what_was_found_and_what_was_signed() -> None:
     assert launch.posture is not None
     assert launch.now == "2026-11-23T14:30:00Z"
     assert requests_for(launch, policy_set().catalog)
+
+
+def test_more_words_than_policy_is_asked_about_are_refused() -> None:
+    """Who launches with many keeps nobody else waiting."""
+    assert asked(by=msgspec.structs.replace(intent(), argv=("a",) * MOST_WORDS))
+    with pytest.raises(Refused) as caught:
+        asked(by=msgspec.structs.replace(intent(), argv=("a",) * (MOST_WORDS + 1)))
+    assert caught.value.reason is Reason.POLICY_DENIED
 
 
 def test_what_stands_is_asked_about_by_what_was_signed() -> None:

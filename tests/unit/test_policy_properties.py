@@ -159,7 +159,7 @@ def by_cedar_alone(found: PolicySet, request: Request) -> tuple[str, list[str], 
     return result.decision.value, reasons, len(result.diagnostics.errors)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(policy_texts(), QUESTIONS)
 def test_slices_say_what_cedar_says_to_the_whole(text: str, question: Question) -> None:
     found = policy_set(text)
@@ -170,7 +170,7 @@ def test_slices_say_what_cedar_says_to_the_whole(text: str, question: Question) 
         assert said.permitted == (decision == "Allow" and not errors)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(policy_texts(), QUESTIONS)
 def test_the_same_set_and_question_give_the_same_bytes(text: str, question: Question) -> None:
     """Another set of the same content, another order of what is a set, another time: the same."""
