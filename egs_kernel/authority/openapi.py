@@ -78,7 +78,7 @@ def _paths() -> dict[str, Any]:
     key = {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "The same key and the same intent get the same answer, for a day.",
+        "description": "The same key and the same intent get the same answer, for an hour and as long as the artifact.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"},
     }
     issued = {"200": ("An artifact.", "Issued"), "202": ("It waits for approvals.", "Pending")}

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from egs_kernel.audit.record import Record
     from egs_kernel.authority.settings import Quota
 
-KEPT_SECONDS: Final = 24 * 3600
-"""How long an answered request is found again: an idempotency key means what it meant for so long."""
+KEPT_SECONDS: Final = 3600
+"""How long an answered request is found again, and at least as long as its artifact is valid: so long an idempotency key means
+what it meant. Each takes some 4 KiB."""
+_FORGET_AT_ONCE: Final = 600
 _VERSION: Final = 1
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -144,8 +146,11 @@ class Store:
                 self._answered(entry)
 
     def forget(self, now: float) -> None:
-        """Drop what is no longer asked for, some of it at a time: the state does not grow with the record."""
-        old = "SELECT id FROM requests WHERE at < ? AND (action != 'pending' OR until < ?) LIMIT 500"
+        """Drop what is no longer asked for, some of it at a time: the state does not grow with the record.
+
+        Called every second.
+        """
+        old = f"SELECT id FROM requests WHERE at < ? AND until < ? LIMIT {_FORGET_AT_ONCE}"
         bounds = (int(now) - KEPT_SECONDS, _text(now))
         self._sql.execute(f"DELETE FROM approvals WHERE request IN ({old})", bounds)
         self._sql.execute(f"DELETE FROM requests WHERE id IN ({old})", bounds)

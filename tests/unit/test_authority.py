@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -174,6 +175,23 @@ def test_an_expired_artifact_is_not_renewed() -> None:
         with pytest.raises(EgsError) as error:
             made.ask("POST", f"/v1/artifacts/{first['artifactId']}/renewals", now)
         recorded(made, error.value, Reason.EXPIRED)
+
+
+def test_what_was_answered_is_forgotten_in_time() -> None:
+    """Not sooner than its artifact expires; the record keeps it."""
+    with serving() as made:
+        made.request("/bin/true", "short")
+        made.request("/bin/true", "long", validFor=3600)
+        made.stop()
+        made.start(first="import time; real = time.time; time.time = lambda: real() + 3700")
+        later = body_of() | {"askedAt": format_time(datetime.now(UTC) + timedelta(seconds=3700))}
+        made.ask("POST", "/v1/requests", later)
+        with sqlite3.connect(made.paths.authority_state / "state.sqlite") as state:
+            rows = state.execute(
+                "SELECT idempotency_key FROM requests WHERE idempotency_key IS NOT NULL"
+            ).fetchall()
+        assert rows == []
+        assert sum(entry.action == "issued" for entry in made.of(Issuance)) == 3
 
 
 # -- limits --------------------------------------------------------------------------------------
