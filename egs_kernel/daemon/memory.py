@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import Final
 
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _LARGE: Final = 128 * 1024
+
+
+_ANNOTATED: Final = ("SSLContext", "TLSVersion", "PROTOCOL_TLS_CLIENT", "PROTOCOL_TLS_SERVER")
+
+
+def without_tls() -> None:
+    """Keep `ssl`, 1.2 MB, out of a process that speaks over Unix sockets alone; to be called before anything imports it.
+
+    asyncio does without it. prometheus_client only names it, in the signatures of its own servers and clients, which are not
+    called here. Whoever asks for TLS later gets an error.
+    """
+    absent: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment] # None: importing it fails (import system, 5.3.1)
+    absent["ssl"] = None
+    import_module("asyncio")
+    named = ModuleType("ssl")
+    named.__dict__.update(dict.fromkeys(_ANNOTATED))
+    absent["ssl"] = named
+    import_module("prometheus_client")
+    absent["ssl"] = None
 
 
 def keep_small() -> None:

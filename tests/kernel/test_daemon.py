@@ -377,6 +377,7 @@ def test_metrics_and_memory(running: Running) -> None:
     status = Path(f"/proc/{running.pid}/status").read_text()
     resident = int(status.split("VmRSS:")[1].split()[0])
     assert resident <= 48 * 1024, f"{resident} kB"
+    assert "libssl" not in Path(f"/proc/{running.pid}/maps").read_text(), "egsd speaks no TLS"
 
 
 def test_the_socket_is_for_everyone_and_the_folder_is_not(running: Running) -> None:
