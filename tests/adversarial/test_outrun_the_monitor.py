@@ -12,7 +12,9 @@ import pytest
 from egs_kernel.audit.entries import ArtifactChange, Exec, FindingEntry
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import processes_below
+from egs_kernel.model import Tier
 from tests.monitoring import Monitor, Obedient
+from tests.refusals import TIER
 from tests.running import SECONDS, Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 DRIFT: Final = "kept.append(mmap.mmap(-1,4096,prot=7))"
+SPAWN: Final = (
+    r"exec('def spawn(path):\n try: return os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(path,[path],{}),0)[1])"
+    r"\n except PermissionError: return -9\n',globals())"
+)
+"""How a program ended: killed by the gate at its exec, or refused before."""
 STORM: Final = """
 exec("def storm():\\n while True:\\n  if os.fork(): os._exit(0)\\n")
 """.strip()
@@ -94,8 +101,12 @@ def test_what_is_suspended_is_nobodys_to_continue(system: Running, monitor: Moni
     assert done.verified
     stat = Path(f"/proc/{program.process.pid}/stat").read_text()
     assert stat.rpartition(")")[2].split()[0] == "T"
-    os.kill(program.process.pid, signal.SIGCONT)
-    assert exit_of(program) == -signal.SIGKILL
+    if TIER is Tier.LSM:  # the signal is refused, and it stands on
+        with pytest.raises(PermissionError):
+            os.kill(program.process.pid, signal.SIGCONT)
+    else:
+        os.kill(program.process.pid, signal.SIGCONT)
+        assert exit_of(program) == -signal.SIGKILL
     program.stop()
 
 
@@ -112,13 +123,10 @@ def test_what_is_quarantined_executes_nothing(system: Running, monitor: Monitor)
     """It goes on, and what it executes is refused, though it is authorized; so for what it forks."""
     true = system.copy("/bin/true", "true-for-all")
     system.add(system.issue(true, name="true.json"))
-    run = (
-        f"assert os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn({str(true)!r},['true'],{{}}),0)[1])==%d"
-    )
-    program, done = drifted(system, monitor, "quarantine", run % 0)
+    program, done = drifted(system, monitor, "quarantine", f"{SPAWN};assert spawn({str(true)!r})==0")
     assert done.verified
     program._expect("done")
-    program.tell(run % -9)
+    program.tell(f"assert spawn({str(true)!r})==-9")
     refused = system.wait_for(
         Exec, lambda entry: entry.event.filename == str(true) and entry.event.verdict.name != "ALLOW"
     )
@@ -142,6 +150,7 @@ def test_a_number_that_became_another_process_is_not_hit(system: Running, monito
     bystander.stop()
 
 
+@pytest.mark.skipif(TIER is Tier.LSM, reason="on tier lsm the gate refuses such code")
 def test_a_flood_is_counted_and_hits_nobody_else(system: Running, monitor: Monitor) -> None:
     """Hundreds of distinct findings about one execution: some are told, the rest is counted; another program goes on."""
     bystander = Obedient(system, "stands-by", constraints='[drift.on]\nanonymous_code = "terminate"\n')

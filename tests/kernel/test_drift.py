@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +22,12 @@ from egs_kernel.drift.rules import Rules
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.gate.pins import Gate
+from egs_kernel.model import Tier
 from egs_kernel.monitor.app import Monitor as Watching
 from tests.harness import BIN
 from tests.monitoring import Monitor, Obedient, text_of
 from tests.ordinary import Workload
+from tests.refusals import TIER
 from tests.running import SECONDS, Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
+seen_afterwards = pytest.mark.skipif(TIER is Tier.LSM, reason="on tier lsm the gate refuses such code")
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 PTRACE_SEIZE: Final = 0x4206
 SWEEPS: Final = 1800 // Rules().interval
@@ -77,6 +81,7 @@ def pid_of(victim: Obedient) -> int:
 # -- what it does itself -----------------------------------------------------------------------------
 
 
+@seen_afterwards
 def test_code_of_a_file_that_nobody_signed(victim: Obedient, monitor: Monitor) -> None:
     """A library is loaded that is neither a subject nor in a trusted root."""
     evil = victim.running.folder / "libevil.so"
@@ -95,6 +100,7 @@ def test_shellcode_in_anonymous_memory(victim: Obedient, monitor: Monitor) -> No
     monitor.finding(Finding.ANONYMOUS_CODE, pid_of(victim))
 
 
+@seen_afterwards
 def test_memory_of_a_memfd_that_is_executed(victim: Obedient, monitor: Monitor) -> None:
     """Executing a memfd is refused by the gate; its code can still be mapped."""
     victim.tell("d=os.memfd_create('x');os.truncate(d,4096);kept.append(mmap.mmap(d,4096,prot=5))")
@@ -193,6 +199,7 @@ def test_a_tracer(victim: Obedient, monitor: Monitor) -> None:
     assert found.by == os.getpid()
 
 
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb")
 def test_gdb_injects_a_call(victim: Obedient, monitor: Monitor) -> None:
     """A debugger attaches, makes it load code, and is gone before any sweep."""
     pid = pid_of(victim)
