@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from egs_kernel.audit.entries import PolicyChange
 from egs_kernel.cli.client import ask
 from egs_kernel.daemon import protocol
 from egs_kernel.verify import artifact_id as id_of
-from tests.running import SECONDS, Running
+from tests.running import SECONDS, Running, running_on_disk
 
 pytestmark = pytest.mark.kernel
 
 PERMIT = '@id("all") permit(principal, action, resource);\n'
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Running]:
+    """One system, which trusts a policy key, for the tests that leave no trace in one another."""
+    with running_on_disk() as found:
+        trust_policy_key(found)
+        yield found
 
 
 def write_set(
@@ -141,51 +150,48 @@ def test_a_set_is_activated_recorded_and_followed(running: Running) -> None:
     assert entries[-1] == ("activated", "authorized", 2)
 
 
-def test_the_node_asks_again_with_what_it_knows(running: Running) -> None:
+def test_the_node_asks_again_with_what_it_knows(node: Running) -> None:
     """The authority may not know the host's state; the node does."""
-    program = running.copy("/bin/true", "program")
-    trust_policy_key(running)
+    program = node.copy("/bin/true", "program")
     text = PERMIT + (
         '@id("sealed") @advice("Seal the host.") forbid(principal, action, resource)\n'
         'when { context has posture && context.posture.seal != "sealed" && context has ticket };\n'
         '@id("words") forbid(principal == User::"root", action, resource)\n'
         'when { context has argv && context.argv.contains("--no") };\n'
     )
-    digest = activate(running, write_set(running, text))["digest"]
-    free = running.issue(program, "--policy-digest", digest)
-    assert running.run("--artifact", str(free), "--", str(program), "--yes").returncode == 0
-    launched = running.run("--artifact", str(free), "--", str(program), "--no")
+    digest = activate(node, write_set(node, text, version=2))["digest"]
+    free = node.issue(program, "--policy-digest", digest)
+    assert node.run("--artifact", str(free), "--", str(program), "--yes").returncode == 0
+    launched = node.run("--artifact", str(free), "--", str(program), "--no")
     assert (launched.returncode, "words forbids it" in launched.stderr) == (126, True), launched.stderr
-    other = running.issue(program, "--policy-digest", digest, "--ticket", "T-1", name="ticket.json")
-    launched = running.run("--artifact", str(other), "--", str(program))
+    other = node.issue(program, "--policy-digest", digest, "--ticket", "T-1", name="ticket.json")
+    launched = node.run("--artifact", str(other), "--", str(program))
     assert (launched.returncode, "sealed forbids it" in launched.stderr) == (126, True)
     assert "Seal the host." in launched.stderr
 
 
-def test_an_evaluator_that_dies_refuses_until_there_is_another(running: Running) -> None:
-    program = running.copy("/bin/true", "program")
-    trust_policy_key(running)
-    digest = activate(running, write_set(running, PERMIT))["digest"]
-    artifact = running.issue(program, "--policy-digest", digest)
-    pid = active(running).pid
+def test_an_evaluator_that_dies_refuses_until_there_is_another(node: Running) -> None:
+    program = node.copy("/bin/true", "program")
+    digest = activate(node, write_set(node, PERMIT, version=3))["digest"]
+    artifact = node.issue(program, "--policy-digest", digest)
+    pid = active(node).pid
     assert pid is not None
     status = Path(f"/proc/{pid}/status").read_text()
     assert "Uid:\t" + "\t".join(4 * [str(2**32 - 3)]) in status
     assert "NoNewPrivs:\t1" in status
     assert "CapEff:\t0000000000000000" in status
     os.kill(pid, signal.SIGKILL)
-    launched = running.run("--artifact", str(artifact), "--", str(program))
+    launched = node.run("--artifact", str(artifact), "--", str(program))
     assert (launched.returncode, "policy_unavailable" in launched.stderr) == (126, True), launched.stderr
-    while running.run("--artifact", str(artifact), "--", str(program)).returncode != 0:
-        assert running.daemon is not None
-        assert running.daemon.poll() is None
-    assert active(running).pid != pid
+    while node.run("--artifact", str(artifact), "--", str(program)).returncode != 0:
+        assert node.daemon is not None
+        assert node.daemon.poll() is None
+    assert active(node).pid != pid
 
 
-def test_a_set_that_locks_everyone_out_is_told_before(running: Running) -> None:
-    trust_policy_key(running)
-    shut = write_set(running, PERMIT + '@id("shut") forbid(principal, action, resource);\n')
-    done = running.instance.egs("policy", "activate", str(shut), check=False)
+def test_a_set_that_locks_everyone_out_is_told_before(node: Running) -> None:
+    shut = write_set(node, PERMIT + '@id("shut") forbid(principal, action, resource);\n', version=4)
+    done = node.instance.egs("policy", "activate", str(shut), check=False)
     assert (
         done.returncode,
         "locks everyone out" in done.stderr,
@@ -195,4 +201,18 @@ def test_a_set_that_locks_everyone_out_is_told_before(running: Running) -> None:
         True,
         True,
     )
-    assert running.entries(PolicyChange) == []
+    assert all(entry.version < 4 for entry in node.entries(PolicyChange))
+
+
+def test_a_newer_set_in_the_place_of_the_file_is_verified_and_recorded(node: Running) -> None:
+    before = active(node).digest
+    file = node.instance.paths.policy_set
+    file.write_bytes(write_set(node, PERMIT, version=6, key="issuer").read_bytes())
+    node.instance.egs("reload")
+    assert (active(node).digest, active(node).problem) == (before, ""), "what was active goes on"
+    path = write_set(node, PERMIT, version=7)
+    file.write_bytes(path.read_bytes())
+    node.instance.egs("reload")
+    assert (active(node).version, active(node).problem) == (7, "")
+    entries = [(entry.action, entry.reason.code, entry.version) for entry in node.entries(PolicyChange)]
+    assert entries[-2:] == [("refused", "key_role_mismatch", 0), ("activated", "authorized", 7)]
