@@ -23,7 +23,7 @@ from egs_kernel.gate.grants import artifact_key
 from egs_kernel.model import Mode, Revoked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from egs_kernel import verify
     from egs_kernel.artifact.statement import Statement
@@ -98,6 +98,7 @@ class Running:
         self._restraint = restraint
         self._bonds: dict[int, Bond] = {}
         self._answered: set[tuple[int, str, Finding]] = set()
+        self._number = 0
         self.told: Callable[[Sequence[Entry]], None] = lambda _entries: None
 
     def note(self, artifact: verify.Artifact) -> None:
@@ -109,11 +110,12 @@ class Running:
 
     async def recall(self) -> None:
         """After a restart: find out under what everything runs, and respond to what was revoked meanwhile."""
-        unknown = {task.artifact for task in self._gate.governed()} - {0} - self._by_key().keys()
+        running = {task.artifact for task in self._gate.governed()} - {0}
+        unknown = running - self._bonds_of(running).keys()
         if unknown:
             for change, signers in await asyncio.to_thread(self._journal.artifacts, unknown):
                 self._remember(change, signers)
-        missing = unknown - self._by_key().keys()
+        missing = unknown - self._bonds.keys()
         if missing:
             _log.warning("the record does not say under which artifact %d executions run", len(missing))
         await self.respond()
@@ -143,29 +145,33 @@ class Running:
         hits = self._hits(self._gate.governed())
         return sum(await asyncio.gather(*(self._respond(hit) for hit in hits)))
 
-    def _by_key(self) -> dict[int, Bond]:
-        folder = {
-            artifact_key(artifact.id): bond_of(artifact.ties, artifact.statement)
-            for artifact in self._standing.all()
-        }
-        return {**self._bonds, **folder}
+    def _bonds_of(self, keys: Collection[int]) -> dict[int, Bond]:
+        """What is known of the artifacts with these keys."""
+        found = {key: bond for key, bond in self._bonds.items() if key in keys}
+        for artifact in self._standing.all():
+            if (key := artifact_key(artifact.id)) in keys:
+                found[key] = bond_of(artifact.ties, artifact.statement)
+        return found
 
     def _hits(self, tasks: Sequence[GovernedTask]) -> list[_Hit]:
         """The executions to respond to: of each tree the first one alone, and none twice for the same."""
-        bonds = self._by_key()
+        bonds = self._bonds_of({task.artifact for task in tasks} | self._named(tasks))
         observed = {name for name, state in self._gate.scopes().items() if state.mode is Mode.OBSERVE}
         keys = self._host.settings.trust.keys.items()
         in_store = Revoked(
             key={keyid: format_time(key.revoked) for keyid, key in keys if key.revoked is not None}
         )
+        revoked: dict[str, Revoked] = {}
         found: dict[int, _Hit] = {}
         for task in tasks:
             if not task.execution:
                 continue  # it came into the scope as it is, and has executed nothing there
             bond = bonds.get(task.artifact) or self._known_by_name(bonds, task)
             name = bond.ties.artifact
-            revoked = merged([self._host.known.of(bond.ties.scope), in_store])
-            for taken in revocations_of(bond.ties, revoked, self._host.settings.host_id):
+            scope = bond.ties.scope
+            if scope not in revoked:
+                revoked[scope] = merged([self._host.known.of(scope), in_store])
+            for taken in revocations_of(bond.ties, revoked[scope], self._host.settings.host_id):
                 finding = Finding.KEY_REVOKED if taken.kind == "key" else Finding.ARTIFACT_REVOKED
                 if (task.execution, name, finding) in self._answered:
                     continue
@@ -182,16 +188,22 @@ class Running:
 
     def _known_by_name(self, bonds: Mapping[int, Bond], task: GovernedTask) -> Bond:
         """Of a process whose artifact the gate does not tell (a quarantine takes its key), or nobody knows: its id, at most."""
-        execution = self._events.executions.get(task.execution)
-        name = "" if execution is None else execution.artifact_id
+        name = self._name(task)
         known = bonds.get(artifact_key(name)) if name else None
         return known or Bond(Ties(artifact=name, scope=task.scope))
+
+    def _name(self, task: GovernedTask) -> str:
+        execution = self._events.executions.get(task.execution)
+        return "" if execution is None else execution.artifact_id
+
+    def _named(self, tasks: Sequence[GovernedTask]) -> set[int]:
+        return {artifact_key(name) for task in tasks if (name := self._name(task))}
 
     async def _respond(self, hit: _Hit) -> int:
         began = time.monotonic_ns()
         finding, response, artifact_id = hit.finding, hit.response, hit.artifact_id
         done = await self._restraint.apply(response, hit.execution)
-        number = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        number = self._number = max(self._number + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000)
         if artifact_id:
             self._gate.withdraw_children(artifact_id)
         entries: list[Entry] = [
