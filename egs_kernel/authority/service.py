@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 MOST_PENDING: Final = 64
 """Requests of one principal that may wait for approvals."""
 MOST_LISTED: Final = 256
+_LASTING: Final = frozenset({Reason.POLICY_DENIED, Reason.APPROVAL_DENIED})
+"""Denials that a repeated request gets again; others were of that moment."""
 
 Work = Callable[["Session"], Result[Answer]]
 
@@ -368,6 +370,8 @@ def _before(session: Session, ask: Ask, case: Case) -> Answer | None:
             f"the idempotency key {ask.key!r} was used for another request",
             "Use a new key for each request, and the same one only to repeat it.",
         )
+    if known.action == "denied" and Reason(known.reason) not in _LASTING:
+        return None  # what stood in the way then may be gone
     return answer_of(session, known)
 
 

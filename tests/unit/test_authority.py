@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -207,6 +208,20 @@ def test_quotas_hold_over_a_restart_and_without_the_state() -> None:
             state.unlink()  # it is a view of the record
         made.start()
         assert "had 2 artifacts" in refused(Reason.QUOTA_EXCEEDED, by=made)
+
+
+def test_a_quota_that_was_used_up_is_no_answer_for_ever() -> None:
+    with serving(more='[[quota]]\nartifacts = 1\nper = "1h"\n') as made:
+        made.request()
+        with pytest.raises(EgsError, match="had 1 artifacts"):
+            made.request("/bin/true", "again")
+        made.settings('[[quota]]\nartifacts = 2\nper = "1h"\n')
+        deadline, answer = datetime.now(UTC) + MINUTE, None
+        while answer is None:
+            assert datetime.now(UTC) < deadline
+            with contextlib.suppress(EgsError):
+                answer = made.request("/bin/true", "again")
+        assert made.request("/bin/true", "again") == answer
 
 
 def test_a_record_that_was_set_back_ends_the_start() -> None:
