@@ -22,6 +22,7 @@ from egs_kernel.drift.observations import FileEvent, HostEvent, HostState, Lost,
 from egs_kernel.drift.rules import decide
 from egs_kernel.findings import HOST_FINDINGS, Finding, Response, severity_of
 from egs_kernel.gate.grants import artifact_key
+from egs_kernel.model import Reason
 from egs_kernel.monitor.processes import Process
 
 if TYPE_CHECKING:
@@ -125,6 +126,20 @@ class Watch:
         if found is None or found.inode == known.event.file.inode:  # not in the middle of the next exec
             self._begin(known, state)
         self._compare(task, known, state, "exec")
+        if event.reason is Reason.CHILD_REFUSED:  # in a scope that only observes
+            detail = f"it was executed as {event.filename}, which the artifact of who did it refuses"
+            self.tell(
+                Found(
+                    finding=Finding.CHILD_UNEXPECTED,
+                    detail=detail,
+                    source="exec",
+                    time=event.time,
+                    execution=event.execution,
+                    pid=event.pid,
+                    start_ticks=event.start_ticks,
+                    by=event.parent_pid,
+                )
+            )
 
     def _begin(self, known: Baseline, state: ProcessState) -> None:
         inherited = self._baselines.facts_of(known.event.parent_execution)

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.kernel
 seen_afterwards = pytest.mark.skipif(TIER is Tier.LSM, reason="on tier lsm the gate refuses such code")
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 PTRACE_SEIZE: Final = 0x4206
-SWEEPS: Final = 1800 // Rules().interval
+SWEEPS: Final = 900 // Rules().interval
 
 
 @pytest.fixture(scope="module")
@@ -403,8 +403,32 @@ def test_a_storm_of_processes_that_exit_while_they_are_read(
         program.stop()
 
 
+def test_what_the_gate_would_refuse_is_found_where_it_only_observes(
+    system: Running, monitor: Monitor
+) -> None:
+    """A child that is not listed and a program that is memory run there; nothing is done to them, and the finding says what would be."""
+    system.instance.configure(mode="observe")
+    system.instance.egs("reload")
+    constraints = '[process]\nchildren = "listed"\n[drift.on]\nchild_unexpected = "terminate"\n'
+    program = Obedient(system, "observed", constraints=constraints, more=("--child", "/bin/ls"))
+    pid = program.start()
+    try:
+        monitor.begun(pid)
+        program.tell("kept.append(os.posix_spawn('/bin/sleep',['sleep','60'],{}))")
+        found = system.wait_for(FindingEntry, lambda entry: entry.finding is Finding.CHILD_UNEXPECTED)
+        assert (found.by, found.response) == (pid, "alert")
+        program.tell("d=os.memfd_create('x',0);os.write(d,open('/bin/sleep','rb').read())")
+        program.tell("kept.append(os.fork() or os.execve(d,['sleep','60'],{}))")
+        system.wait_for(FindingEntry, lambda entry: entry.finding is Finding.MEMFD_EXECUTED)
+        program.tell("[os.kill(child,9) for child in kept]")
+    finally:
+        program.stop()
+        system.instance.configure()
+        system.instance.egs("reload")
+
+
 def test_ordinary_work_is_no_drift() -> None:
-    """Python, node and a shell's pipelines, through as many sweeps as half an hour has, and every event meanwhile."""
+    """Python, node and a shell's pipelines, through as many sweeps as a quarter of an hour has, and every event meanwhile; scripts/soak has the hour."""
     with running_on_disk(drift="auto") as running, closing(Gate.open(running.instance.paths.pins)) as gate:
         watching = Watching(running.instance.paths, gate, Rules())
         watching.start()
