@@ -27,16 +27,18 @@ ASK_SECONDS: Final = 1.0
 _OF_ITS_OWN: Final = 2**32 - 3
 """The evaluator's user and group. No account has it: whoever has the same may trace it and stop it, as with nobody's."""
 _NOTHING: Final[dict[str, str]] = {}
-_LENGTH: Final = struct.Struct(">I")
+LENGTH: Final = struct.Struct(">I")
 _LONGEST: Final = 4 * 1024 * 1024
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True):
+    """What the evaluator answers. `problem` is "" when there is an evaluation, or when the set was taken in."""
+
     problem: str = ""
     evaluation: Evaluation | None = None
 
 
-_ANSWERS: Final = msgspec.json.Decoder(_Answer)
+_ANSWERS: Final = msgspec.json.Decoder(Answer)
 
 
 class Evaluator:
@@ -116,13 +118,13 @@ class Evaluator:
     def _send(self, content: bytes, seconds: float) -> None:
         try:
             self._channel.settimeout(seconds)
-            self._channel.sendall(_LENGTH.pack(len(content)) + content)
+            self._channel.sendall(LENGTH.pack(len(content)) + content)
         except OSError as error:
             raise _unavailable(f"the evaluator takes no question: {error}") from error
 
-    def _receive(self) -> _Answer:
+    def _receive(self) -> Answer:
         try:
-            (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+            (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
             if length > _LONGEST:
                 raise _unavailable("the evaluator says too much")
             return _ANSWERS.decode(self._exactly(length))

@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import resource
 import socket
-import struct
 from typing import Final
 
 import msgspec
 
 from egs_kernel.apply.libc import prctl
+from egs_kernel.daemon.evaluator import LENGTH, Answer
 from egs_kernel.errors import EgsError
 from egs_kernel.packages import Packages
 from egs_kernel.policy.evaluate import answer
-from egs_kernel.policy.evaluation import Evaluation
 from egs_kernel.policy.manifest import parse_manifest
 from egs_kernel.policy.questions import Question
 from egs_kernel.policy.sets import PolicySet
 
-LENGTH: Final = struct.Struct(">I")
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What is answered. `problem` is "" when there is an evaluation, or when the set was taken in."""
-
-    problem: str = ""
-    evaluation: Evaluation | None = None
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Which policies of a set a request can concern at all, by their scopes.
 
 A policy whose scope (principal, action, resource) does not match is not satisfied and cannot fail, so leaving it out
-changes no decision, no reason and no error: Cedar proves that for its own slicing, tests/unit/test_policy_slices.py
+changes no decision, no reason and no error: Cedar proves that for its own slicing, tests/unit/test_policy_properties.py
 compares. It is left out by what it names: a request concerns a policy that names the principal, its type or something
 above it, or nothing; and the same for the resource. That takes a few look-ups where Cedar would evaluate each policy.
 """
