@@ -86,9 +86,10 @@ def constrained(guest: Guest) -> None:
             f"{user}: a cgroup of its own in the slice", "/egs.slice/egs-agents.slice/egs-tree-" in said, said
         )
         guest.check(f"{user}: /etc/shadow is refused", "/etc/shadow: Permission denied" in said, said)
-    until(lambda: len(refusals()) >= 2)
-    found = [(entry["word"], entry["what"]) for entry in refusals()]
-    guest.check("what a filter refused is in the record", found.count(("syscalls", "fadvise64")) == 2, found)
+    until(lambda: len({entry["execution"] for entry in refusals()}) == 2)
+    found = {(entry["execution"], entry["word"], entry["what"]) for entry in refusals()}
+    good = len(found) == 2 and {(word, what) for _, word, what in found} == {("syscalls", "fadvise64")}
+    guest.check("what a filter refused is in the record, by execution", good, found)
 
 
 def refusals() -> list[dict[str, str]]:
@@ -127,4 +128,4 @@ def witnessed(guest: Guest) -> None:
 def witnesses() -> list[dict[str, int]]:
     """What egsd knows of its witnesses."""
     said = egs("status", "--json")
-    return list(json.loads(said.stdout)["witnesses"]) if said.returncode == 0 else []
+    return list(json.loads(said.stdout)["details"]["witnesses"]) if said.returncode == 0 else []
