@@ -109,7 +109,13 @@ class Obedient:
     """A governed Python that does what it is told, under an artifact of its own."""
 
     def __init__(
-        self, running: Running, name: str, *, constraints: str = "", more: tuple[str, ...] = ()
+        self,
+        running: Running,
+        name: str,
+        *,
+        constraints: str = "",
+        more: tuple[str, ...] = (),
+        key: str = "issuer",
     ) -> None:
         self.running = running
         self.program = running.copy(str(PYTHON), name)
@@ -118,7 +124,7 @@ class Obedient:
             file.write_text(constraints)
             more = (*more, "--constraints", str(file))
         words = [part for word in self.command for part in ("--argv", word)]
-        self.artifact = running.issue(self.program, *words, *more, name=f"{name}.json")
+        self.artifact = running.issue(self.program, *words, *more, name=f"{name}.json", key=key)
         self.artifact_id = running.add(self.artifact)
         self.process: subprocess.Popen[str] | None = None
 

@@ -256,10 +256,16 @@ class Watch:
         self._counts = Counter({number: count for number, count in self._counts.items() if number in live})
 
     def next_deadline(self) -> float | None:
-        """When, in seconds since 1970, an artifact of something that runs expires next."""
-        now = time.time()
-        ends = [said.not_after for said in self._running().values() if said.not_after > now]
-        return min(ends, default=None)
+        """When, in seconds since 1970, an artifact of something that runs expires next, or something has run too long."""
+        now, boot = time.time(), boot_now()
+        running = self._running()
+        ends = [said.not_after for said in running.values()]
+        for number in {task.execution for task in self._gate.governed()} & self._baselines.executions.keys():
+            known = self._baselines.executions[number]
+            said = running.get(known.artifact_id)
+            if said is not None and said.resources is not None and said.resources.wall_seconds is not None:
+                ends.append(now + said.resources.wall_seconds - (boot - known.event.time) / 1e9)
+        return min((end for end in ends if end > now), default=None)
 
     def check_files(self, paths: set[str] | None = None) -> None:
         """Compare the files that artifacts of running executions name: all of them, or those at these paths."""

@@ -323,6 +323,39 @@ def test_an_artifact_that_expires_and_one_that_is_removed(system: Running, monit
         program.stop()
 
 
+def test_what_is_overdue_while_the_daemon_stands_still(system: Running, monitor: Monitor) -> None:
+    """The daemon ends it as a rule, in its own cgroup; the monitor does where it cannot."""
+    (system.folder / "wall.toml").write_text("[resources]\nwallSeconds = 3\n")
+    sleep = system.copy("/usr/bin/sleep", "sleeps-too-long")
+    artifact = system.issue(sleep, "--constraints", str(system.folder / "wall.toml"), name="wall.json")
+    process = system_launch(system, artifact, str(sleep), "60")
+    monitor.begun(process.pid)
+    with system.paused():
+        assert process.wait(SECONDS) == -signal.SIGKILL
+    assert monitor.response(monitor.finding(Finding.OVERDUE, process.pid)).verified
+
+
+def test_a_key_that_is_trusted_no_more(system: Running, monitor: Monitor) -> None:
+    """Nobody revoked it; it was taken out of the trust store. What it signed ends, as nothing signed says otherwise."""
+    system.instance.egs("keys", "generate", "--name", "short-lived", "--out", str(system.folder))
+    added = system.instance.egs(
+        *("trust", "add", str(system.folder / "short-lived.pub"), "--role", "issuer", "--scope", "test"),
+        "--json",
+    )
+    system.instance.egs("reload")
+    program = Obedient(system, "signed-by-another", key="short-lived")
+    pid = program.start()
+    try:
+        monitor.begun(pid)
+        system.instance.egs("trust", "remove", json.loads(added.stdout)["keyid"])
+        system.instance.egs("reload")
+        assert monitor.response(monitor.finding(Finding.KEY_REVOKED, pid)).verified
+        assert program.process is not None
+        assert program.process.wait(SECONDS) == -signal.SIGKILL
+    finally:
+        program.stop()
+
+
 # -- the monitor itself -------------------------------------------------------------------------------
 
 
