@@ -172,6 +172,7 @@ class _Daemon:
             drain=self._events.drain,
         )
         self._events.changed_files = self._standing.examine
+        policy.revived = self._standing.retry
         judge = Judge(
             host=self._host,
             journal=journal,

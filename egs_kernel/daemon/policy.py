@@ -39,6 +39,7 @@ class Policy:
         scopes: those that are under it.
         problem: why it cannot be asked; "": it can.
         newest: version and digest of the newest set of each name that was active.
+        revived: called when another evaluator has taken the place of one that ended.
     """
 
     def __init__(self, newest: dict[str, tuple[int, str]] | None = None, digest: str = EMPTY_POLICY) -> None:
@@ -48,6 +49,7 @@ class Policy:
         self.scopes: frozenset[str] = frozenset() if digest == EMPTY_POLICY else frozenset({ANY_SCOPE})
         self.problem = "" if digest == EMPTY_POLICY else "its file was not read yet"
         self.newest = dict(newest or {})
+        self.revived: Callable[[], None] = lambda: None
         self._payload = b""
         self._evaluator: Evaluator | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -128,6 +130,7 @@ class Policy:
             evaluator.close()
         else:
             self._evaluator = evaluator
+            self.revived()
 
 
 def require_permitted(evaluation: Evaluation) -> None:

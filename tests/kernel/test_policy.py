@@ -183,6 +183,9 @@ def test_an_evaluator_that_dies_refuses_until_there_is_another(node: Running) ->
     os.kill(pid, signal.SIGKILL)
     launched = node.run("--artifact", str(artifact), "--", str(program))
     assert (launched.returncode, "policy_unavailable" in launched.stderr) == (126, True), launched.stderr
+    standing = node.issue(program, "--user", "root", "--policy-digest", digest, name="standing.json")
+    node.instance.egs("artifacts", "add", str(standing), check=False)
+    wait_for_state(node, artifact_id(standing), "standing", "")  # whether it was refused first or not
     while node.run("--artifact", str(artifact), "--", str(program)).returncode != 0:
         assert node.daemon is not None
         assert node.daemon.poll() is None
