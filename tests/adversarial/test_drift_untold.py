@@ -86,14 +86,34 @@ def test_as_one_who_may_write_to_the_gate(watched: Watched) -> None:
     drift.close()
 
 
-def test_o21_memory_that_was_opened_before_it_was_governed(watched: Watched) -> None:
-    """Open: what is told is that it is opened. Its pages differ from the file's then, which a sweep sees of code alone."""
+def test_through_memory_that_was_opened_before_the_exec(watched: Watched) -> None:
+    """Nobody needs to be told of that: it is the memory of what ran before, whose end the exec was."""
+    code = "import os,sys; print('up', flush=True); sys.stdin.readline(); os.execv(sys.argv[1], [sys.argv[1], 'waits'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(watched.program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=watched.instance.cgroup.enter,
+    ) as victim:
+        assert victim.stdin is not None
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "up\n"
+        memory = os.open(f"/proc/{victim.pid}/mem", os.O_RDWR)
+        victim.stdin.write("go\n")
+        victim.stdin.flush()
+        address = int(victim.stdout.readline(), 16)
+        assert os.pwrite(memory, b"rewritten", address) == 0, "nothing is there any more"
+        os.close(memory)
+        victim.kill()
+
+
+def test_o21_a_process_that_was_only_moved_in(watched: Watched) -> None:
+    """Open, as O-7 is: it has executed nothing under the gate, and nothing was authorized that it could drift from."""
     with watched.victim(governed=False) as (pid, address):
-        memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
         watched.instance.cgroup.procs.write_text(f"{pid}\n")
         watched.told()
-        assert os.pwrite(memory, b"rewritten", int(address, 16)) == 9
-        os.close(memory)
+        watched.run("writes_directly", str(pid), address, governed=False)
         assert watched.told() == []
 
 

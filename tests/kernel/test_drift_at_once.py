@@ -112,6 +112,28 @@ def test_a_script_that_is_rewritten(system: Running, monitor: Monitor) -> None:
     reader.stop()
 
 
+def test_a_launch_into_namespaces_of_its_own_is_no_drift(system: Running, monitor: Monitor) -> None:
+    """The launcher goes there, made to by the daemon, before it is the program."""
+    assert monitor.pid
+    constraints = system.folder / "apart.toml"
+    constraints.write_text('[network]\nmode = "none"\n')
+    artifact = system.issue(
+        Path("/bin/true"), "--argv", "/bin/true", "--constraints", str(constraints), name="apart.json"
+    )
+    launched = system.run("--artifact", str(artifact), "--", "/bin/true")
+    assert launched.returncode == 0, launched.stderr
+    after = Obedient(system, "after")
+    pid = after.start()
+    monitor.begun(pid)
+    after.tell("d=os.open('/proc/self/ns/uts',0);assert libc.setns(d,0)==0")
+    monitor.finding(Finding.NAMESPACE_CHANGED, pid)
+    of_nobody = [
+        e for e in system.entries(FindingEntry) if e.finding is Finding.NAMESPACE_CHANGED and not e.execution
+    ]
+    assert of_nobody == [], "what came before has been judged by now"
+    after.stop()
+
+
 def test_a_link_of_the_gate_that_is_unpinned(system: Running, monitor: Monitor) -> None:
     """Held open here, so that the next test has a gate."""
     pin = system.instance.paths.pins / "link_gate_fork"

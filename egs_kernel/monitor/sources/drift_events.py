@@ -103,7 +103,12 @@ class DriftEvents:
             yield from self._of_gate(event)
         elif kind is Kind.MODULE:
             yield self._of_host(event, Finding.MODULE_LOADED, _text(event.name), "loaded")
-        elif kind in (Kind.CHILD, Kind.CHILD_APART):
+        elif event.execution:
+            yield from self._of_execution(kind, event)
+
+    def _of_execution(self, kind: Kind, event: Event) -> Iterator[Observation]:
+        """Of a process that has executed something under the gate: of any other nothing was authorized, as of a launcher."""
+        if kind in (Kind.CHILD, Kind.CHILD_APART):
             yield from self._of_child(event)
         elif kind is Kind.EXEC:
             yield from self._of_exec(event)
