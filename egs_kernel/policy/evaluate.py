@@ -74,7 +74,11 @@ def approvals_needed(policy_set: PolicySet, question: Question) -> int | None:
 
     Nothing is granted by this: when they are there, it is asked again.
     """
-    for count in range(MOST_APPROVALS + 1):
+    counts = range(MOST_APPROVALS + 1)
+    mentioned = policy_set.mentions.context
+    if mentioned is not None and "approvals" not in mentioned:
+        counts = range(1)  # no policy tells them apart
+    for count in counts:
         if answer(policy_set, msgspec.structs.replace(question, approvals=count)).permitted:
             return count
     return None

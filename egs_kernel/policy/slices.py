@@ -8,8 +8,8 @@ above it, or nothing; and the same for the resource. That takes a few look-ups w
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from threading import Lock
 from typing import Any, Final
 
 import msgspec
@@ -33,18 +33,19 @@ class Slices:
         self._index: dict[str, dict[_Key, dict[_Key, list[str]]]] = {action: {} for action in ACTIONS}
         for name, policy in sorted(policies.items()):
             self._add(name, policy)
-        self._parsed: OrderedDict[tuple[str, ...], Policies] = OrderedDict()
+        self._parsed: dict[tuple[str, ...], Policies] = {}
+        self._changing = Lock()
 
     def of(self, request: Request) -> Policies:
         """The policies that the request can concern, parsed."""
         names = self.names(request)
         found = self._parsed.get(names)
         if found is None:
-            found = self._parsed[names] = self._parse(names)
-            if len(self._parsed) > _MOST_SLICES:
-                self._parsed.popitem(last=False)
-        else:
-            self._parsed.move_to_end(names)
+            found = self._parse(names)
+            with self._changing:  # whoever serves requests may do so in several threads
+                if len(self._parsed) >= _MOST_SLICES:
+                    del self._parsed[next(iter(self._parsed))]
+                self._parsed[names] = found
         return found
 
     @property

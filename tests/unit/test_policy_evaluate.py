@@ -120,3 +120,22 @@ def test_requests_name_each_file_once() -> None:
     assert all(
         len({entity.uid for entity in request.entities}) == len(request.entities) for request in requests
     )
+
+
+def test_parsed_selections_are_kept_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("egs_kernel.policy.slices._MOST_SLICES", 3)
+    many = "".join(
+        f'@id("p{number}") permit(principal == User::"u{number}", action, resource);' for number in range(9)
+    )
+    found = policy_set(many)
+    for _ in range(2):
+        for number in range(9):
+            said = answer(found, question(who=Who(account=f"u{number}")))
+            assert said.determining == (f"p{number}",)
+            assert len(found.slices._parsed) <= 3
+
+
+def test_approvals_that_no_policy_reads_change_nothing() -> None:
+    permitting = policy_set('@id("a") permit(principal == User::"anna", action, resource);')
+    assert approvals_needed(permitting, question(who=Who(account="anna"))) == 0
+    assert approvals_needed(permitting, question(who=Who(account="bob"))) is None
