@@ -116,6 +116,7 @@ class Obedient:
         constraints: str = "",
         more: tuple[str, ...] = (),
         key: str = "issuer",
+        stands: bool = True,
     ) -> None:
         self.running = running
         self.program = running.copy(str(PYTHON), name)
@@ -125,7 +126,7 @@ class Obedient:
             more = (*more, "--constraints", str(file))
         words = [part for word in self.command for part in ("--argv", word)]
         self.artifact = running.issue(self.program, *words, *more, name=f"{name}.json", key=key)
-        self.artifact_id = running.add(self.artifact)
+        self.artifact_id = running.add(self.artifact) if stands else ""
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -148,6 +149,19 @@ class Obedient:
             preexec_fn=enter,
             text=True,
             **options,
+        )
+        self.running.instance.reap_also(self.process.pid)
+        self._expect("up")
+        return self.process.pid
+
+    def launch(self) -> int:
+        """Start it by `egs run`; its process id."""
+        self.process = subprocess.Popen(
+            [str(BIN / "egs"), "run", "--artifact", str(self.artifact), "--", *self.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self.running.instance.environment,
+            text=True,
         )
         self.running.instance.reap_also(self.process.pid)
         self._expect("up")

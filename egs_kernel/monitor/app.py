@@ -212,7 +212,7 @@ class Monitor:
                     self._read(key.data)
                 if self._baselines_changed():
                     deadline = 0.0
-                self._look_at_fresh()
+                deadline = min(deadline, time.monotonic() + self._look_at_fresh())
                 self._observe()
                 self._sweep.go_on()
                 self._watch.look_again()
@@ -282,11 +282,13 @@ class Monitor:
             _log.error("the rules before stay in force: %s. %s", error, error.next_step)
         return True
 
-    def _look_at_fresh(self) -> None:
+    def _look_at_fresh(self) -> float:
+        """Look at what has just begun; the seconds until an authorization of it ends."""
         fresh, self._fresh = self._fresh, []
         for event in fresh:
             self._watch.look_first(event)
             self._follow(event.execution)
+        return self._until_deadline([event.execution for event in fresh])
 
     def _follow(self, execution: int) -> None:
         """Watch the files that its artifact names, without waiting for the next sweep."""
@@ -302,8 +304,8 @@ class Monitor:
                 return
             self._watch.observe(observation)
 
-    def _until_deadline(self) -> float:
-        expires = self._watch.next_deadline()
+    def _until_deadline(self, executions: list[int] | None = None) -> float:
+        expires = self._watch.next_deadline(executions)
         return (
             _DEADLINE_LONGEST
             if expires is None

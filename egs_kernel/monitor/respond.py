@@ -19,12 +19,12 @@ import msgspec
 from egs_kernel.errors import EgsError, HostLacks
 from egs_kernel.findings import Response
 from egs_kernel.gate.abi import Restrain
-from egs_kernel.gate.cgroups import cgroup_mount, cgroup_of
+from egs_kernel.gate.cgroups import cgroup_mount, cgroup_of, processes_below
 from egs_kernel.gate.trees import PREFIX, kill_tree
 from egs_kernel.monitor.trees import held_open, tree_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from egs_kernel.drift.baselines import Baselines
     from egs_kernel.gate.pins import Gate
@@ -170,11 +170,16 @@ class Responder:
                 number += 1
                 time.sleep(_PAUSE * (number > 1))
 
-    def _own_cgroups(self, members: Iterable[GovernedTask]) -> list[Path]:
-        """Cgroups that hold an execution and nothing else."""
-        return [folder for folder in self._folders(members) if folder.name.startswith(PREFIX)]
+    def _own_cgroups(self, members: list[GovernedTask]) -> list[Path]:
+        """Cgroups of one execution that hold nobody but these; whoever is root can have moved others together."""
+        pids = {task.pid for task in members}
+        return [
+            folder
+            for folder in self._folders(members)
+            if folder.name.startswith(PREFIX) and set(processes_below(folder)) <= pids
+        ]
 
-    def _folders(self, members: Iterable[GovernedTask]) -> list[Path]:
+    def _folders(self, members: list[GovernedTask]) -> list[Path]:
         return sorted({folder for task in members if (folder := self._folder_of(task)) is not None})
 
     def _folder_of(self, task: GovernedTask) -> Path | None:

@@ -255,15 +255,18 @@ class Watch:
         self._by_event = {each for each in self._by_event if each[1] in live}
         self._counts = Counter({number: count for number, count in self._counts.items() if number in live})
 
-    def next_deadline(self) -> float | None:
-        """When, in seconds since 1970, an artifact of something that runs expires next, or something has run too long."""
+    def next_deadline(self, executions: Iterable[int] | None = None) -> float | None:
+        """When, in seconds since 1970, an artifact of one of these next expires, or it has run too long; None: of all that run."""
+        if executions is None:
+            executions = {task.execution for task in self._gate.governed()}
         now, boot = time.time(), boot_now()
-        running = self._running()
-        ends = [said.not_after for said in running.values()]
-        for number in {task.execution for task in self._gate.governed()} & self._baselines.executions.keys():
-            known = self._baselines.executions[number]
-            said = running.get(known.artifact_id)
-            if said is not None and said.resources is not None and said.resources.wall_seconds is not None:
+        ends = []
+        for known in (self._baselines.executions.get(number) for number in executions):
+            said = None if known is None else self._baselines.artifacts.get(known.artifact_id)
+            if known is None or said is None:
+                continue
+            ends.append(said.not_after)
+            if said.resources is not None and said.resources.wall_seconds is not None:
                 ends.append(now + said.resources.wall_seconds - (boot - known.event.time) / 1e9)
         return min((end for end in ends if end > now), default=None)
 

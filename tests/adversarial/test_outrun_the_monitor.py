@@ -11,7 +11,7 @@ import pytest
 
 from egs_kernel.audit.entries import ArtifactChange, Exec, FindingEntry
 from egs_kernel.findings import Finding
-from egs_kernel.gate.cgroups import processes_below
+from egs_kernel.gate.cgroups import cgroup_mount, cgroup_of, move, processes_below
 from egs_kernel.model import Tier
 from tests.monitoring import Monitor, Obedient
 from tests.refusals import TIER
@@ -227,3 +227,23 @@ def test_what_drifts_before_the_record_has_its_exec_meets_what_was_signed() -> N
         assert watching.response(found).verified
         program.stop()
         watching.stop()
+
+
+def test_who_is_moved_into_the_cgroup_of_what_is_ended_is_not_hit(system: Running, monitor: Monitor) -> None:
+    """An execution with a cgroup of its own ends by one write to it; root has moved another program in there meanwhile."""
+    bystander = Obedient(system, "moved-in")
+    other = bystander.start()
+    monitor.begun(other)
+    constraints = '[resources]\nwallSeconds = 600\n[drift.on]\nanonymous_code = "terminate"\n'
+    program = Obedient(system, "has-a-cgroup", constraints=constraints, stands=False)
+    pid = program.launch()
+    monitor.begun(pid)
+    own = cgroup_mount() / cgroup_of(pid).lstrip("/")
+    assert own.name.startswith("egs-tree-")
+    move(other, own)
+    program.say(DRIFT)
+    assert monitor.response(monitor.finding(Finding.ANONYMOUS_CODE, pid)).verified
+    assert exit_of(program) == -signal.SIGKILL
+    bystander.tell("pass")
+    bystander.stop()
+    program.stop()
