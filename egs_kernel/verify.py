@@ -107,8 +107,8 @@ STEPS: Final = {
 Reached = Callable[[Step], None]
 """Called as each step begins, so that a caller can show how far a refused artifact came."""
 
-Permit = Callable[["Artifact", Intent], None]
-"""Asks policy; raises POLICY_DENIED or POLICY_UNAVAILABLE."""
+Permit = Callable[["Artifact", Intent], str]
+"""Asks policy, and says by what it permits; "" where none is active. Raises POLICY_DENIED or POLICY_UNAVAILABLE."""
 
 _TAKES: Final = {
     "syscalls": "seccomp filters that can be read back",
@@ -138,8 +138,8 @@ def _unobserved(_step: Step) -> None:
     pass
 
 
-def _unasked(_artifact: Artifact, _intent: Intent) -> None:
-    pass
+def _unasked(_artifact: Artifact, _intent: Intent) -> str:
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from egs_kernel.daemon.host import now
 from egs_kernel.daemon.policy import require_permitted
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     from egs_kernel.model import Intent
     from egs_kernel.policy.questions import Question, Who
 
+_NAMED: Final = 1000
+"""Characters of policies' names in an entry of the record."""
 
-def permit(host: Host, artifact: verify.Artifact, intent: Intent) -> None:
-    """Raise unless the active policy set permits it here, now; pass where the scope is under none.
+
+def permit(host: Host, artifact: verify.Artifact, intent: Intent) -> str:
+    """By what the active policy set permits it here, now, for the record; "" where the scope is under none.
 
     Raises:
         Refused: POLICY_DENIED or POLICY_UNAVAILABLE.
     """
-    if host.policy.governs(artifact.statement.predicate.scope.name):
-        require_permitted(host.policy.ask(lambda: _question(host, artifact, intent)))
+    if not host.policy.governs(artifact.statement.predicate.scope.name):
+        return ""
+    evaluation = host.policy.ask(lambda: _question(host, artifact, intent))
+    require_permitted(evaluation)
+    named = ", ".join(evaluation.determining)
+    return f"permitted by {named}" if len(named) <= _NAMED else f"permitted by {named[:_NAMED]}…"
 
 
 def _question(host: Host, artifact: verify.Artifact, intent: Intent) -> Question:

@@ -37,6 +37,7 @@ class Trial:
         self.authorization: verify.Authorization | None = None
         self.error: EgsError | None = None
         self._reached: list[verify.Step] = []
+        self._permitted = ""
 
     def authenticate(self, content: bytes, trust: TrustStore, now: datetime) -> None:
         """Steps 1 to 4 of the verifier."""
@@ -51,9 +52,14 @@ class Trial:
             return
         self.intent = intent
         self._reached = [step for step in self._reached if step <= verify.Step.KEYS]
+
+        def ask(artifact: verify.Artifact, asked: Intent) -> str:
+            self._permitted = permit(artifact, asked)
+            return self._permitted
+
         try:
             self.authorization = verify.authorize(
-                self.artifact, intent, facts, now, reached=self._reached.append, permit=permit
+                self.artifact, intent, facts, now, reached=self._reached.append, permit=ask
             )
         except EgsError as error:
             self.error = error
@@ -71,7 +77,8 @@ class Trial:
     @property
     def steps(self) -> tuple[Step, ...]:
         """The steps as the record has them."""
-        steps = [Step(step.name.lower(), passed=True) for step in self._reached]
+        said = {verify.Step.POLICY: self._permitted}
+        steps = [Step(step.name.lower(), passed=True, detail=said.get(step, "")) for step in self._reached]
         if self.error is not None and steps:
             steps[-1] = Step(steps[-1].name, passed=False, detail=self.error.message)
         return tuple(steps)

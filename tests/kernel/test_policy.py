@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from egs_kernel.artifact.envelope import parse_envelope
-from egs_kernel.audit.entries import PolicyChange
+from egs_kernel.audit.entries import PolicyChange, Verification
 from egs_kernel.cli.client import ask
 from egs_kernel.daemon import protocol
 from egs_kernel.verify import artifact_id as id_of
@@ -162,6 +162,8 @@ def test_the_node_asks_again_with_what_it_knows(node: Running) -> None:
     digest = activate(node, write_set(node, text, version=2))["digest"]
     free = node.issue(program, "--policy-digest", digest)
     assert node.run("--artifact", str(free), "--", str(program), "--yes").returncode == 0
+    steps = {step.name: step.detail for step in node.entries(Verification)[-1].steps}
+    assert steps["policy"] == "permitted by all"
     launched = node.run("--artifact", str(free), "--", str(program), "--no")
     assert (launched.returncode, "words forbids it" in launched.stderr) == (126, True), launched.stderr
     other = node.issue(program, "--policy-digest", digest, "--ticket", "T-1", name="ticket.json")

@@ -186,8 +186,9 @@ def test_the_cgroup_of_a_process_and_of_a_scope() -> None:
     assert target_cgroup(config, "b", "/x") is None, "nobody is moved for a scope of users"
 
 
-def unasked(_artifact: Artifact, _intent: Intent) -> None:
+def unasked(_artifact: Artifact, _intent: Intent) -> str:
     """No policy set is active."""
+    return ""
 
 
 def test_a_trial_tells_how_far_it_came() -> None:

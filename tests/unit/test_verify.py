@@ -358,7 +358,7 @@ def test_what_is_not_authorized(
 
 
 def test_policy_is_asked_where_the_digests_agree() -> None:
-    def denies(found: Artifact, asked: Intent) -> None:
+    def denies(found: Artifact, asked: Intent) -> str:
         raise Refused(Reason.POLICY_DENIED, f"{found.id} {asked.program}")
 
     reached: list[Step] = []
