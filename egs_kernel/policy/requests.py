@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -134,9 +135,15 @@ def _above(file: File, catalog: Catalog) -> Iterator[EntityId]:
     named = file.digest, file.path, file.package
     yield from (EntityId("Tool", name) for name in naming(catalog.tool, *named))
     yield from (EntityId("Label", name) for name in naming(catalog.label, *named))
-    yield from (EntityId("Folder", str(folder)) for folder in PurePosixPath(file.path).parents)
+    yield from _folders(file.path)
     if file.package is not None:
         yield EntityId("Package", file.package)
+
+
+@lru_cache(maxsize=1024)
+def _folders(path: str) -> tuple[EntityId, ...]:
+    """Every folder above a file. The same programs are asked for again and again."""
+    return tuple(EntityId("Folder", str(folder)) for folder in PurePosixPath(path).parents)
 
 
 def _context(question: Question, program: EntityId) -> dict[str, Any]:
