@@ -62,6 +62,7 @@ class Responder:
         self._gate = gate
         self._baselines = baselines
         self._catch_up = catch_up
+        self._mount = cgroup_mount()
 
     def respond(self, response: Response, execution: int) -> Outcome:
         """Do it to the tree of an execution."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from egs_kernel.audit.frames import frames_in
-from egs_kernel.audit.layout import JOURNAL, segment_path, segments_of
+from egs_kernel.audit.layout import JOURNAL, find, segment_path, segments_of
 from egs_kernel.audit.lines import decode
 from egs_kernel.audit.reader import Reader
+from egs_kernel.audit.tiles import WIDTH, Tile
 from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
 from egs_kernel.errors import RecordError
 from egs_kernel.model import Reason
@@ -35,6 +37,7 @@ class Tail:
         self._file: BinaryIO | None = None
         self._first = -1
         self._rest = b""
+        self._between = False
         self.seq = 0
         self.unread = 0
 
@@ -63,20 +66,34 @@ class Tail:
             EgsError: the record cannot be read, or is damaged.
         """
         self._watcher.dispatch()
-        if self._file is None:
-            yield from self._catch_up()
         while True:
+            if self._file is None:
+                yield from self._catch_up()
             yield from self._read_on()
+            if self._file is None and self._between:
+                continue
             if not self._turn():
                 return
 
     def _catch_up(self) -> Iterator[Recorded]:
         """From wherever it stands, bundles included; then the journal is followed from its last file on."""
+        self.seq = max(self.seq, self._first_here())
         for line in self._reader.lines(self.seq):
             yield from self._decoded(line)
         firsts = segments_of(self._folder)
         if firsts:
             self._open(firsts[-1])
+
+    def _first_here(self) -> int:
+        """The first entry that was not moved to cold storage: the oldest bundles go first."""
+        low, high = 0, next(iter(segments_of(self._folder)), 0) // WIDTH
+        while low < high:
+            middle = (low + high) // 2 if low else 0  # as a rule nothing was moved
+            if find(self._folder, None, Tile(None, middle)) is None:
+                low = middle + 1
+            else:
+                high = middle
+        return low * WIDTH
 
     def _open(self, first: int) -> None:
         if self._file is not None:
@@ -89,6 +106,7 @@ class Tail:
         self._first, self._rest = first, b""
 
     def _read_on(self) -> Iterator[Recorded]:
+        self._between = False
         if self._file is None:
             return
         content = self._rest + self._file.read()
@@ -97,20 +115,37 @@ class Tail:
             end = frame.end
             if frame.first > self.seq:
                 self._file.close()
-                self._file = None
-                return  # something is between: the next read catches up
+                self._file, self._between = None, True
+                return  # the journal was written anew meanwhile: catch up
             if frame.size > self.seq:
                 for line in frame.entries[self.seq - frame.first :]:
                     yield from self._decoded(line)
         self._rest = content[end:]
 
     def _turn(self) -> bool:
-        """Go on to the next file of the journal, if there is one."""
-        later = [first for first in segments_of(self._folder) if first > self._first]
-        if self._file is None or not later:
+        """Go on to the next file of the journal, if there is one, or to the one that took the place of this one."""
+        if self._file is None:
             return False
-        self._open(later[0])
+        later = [first for first in segments_of(self._folder) if first > self._first]
+        if later:
+            self._open(later[0])
+        elif not self._is_still_there():
+            self._file.close()
+            self._file = None
+            return True  # catches up
+        else:
+            return False
         return self._file is not None
+
+    def _is_still_there(self) -> bool:
+        """Whether the open file is the one of that name: a daemon that starts writes the last one anew."""
+        if self._file is None:
+            return False
+        try:
+            now = segment_path(self._folder, self._first).stat()
+        except FileNotFoundError:
+            return False
+        return now.st_ino == os.fstat(self._file.fileno()).st_ino
 
     def _decoded(self, line: bytes) -> Iterator[Recorded]:
         self.seq += 1
