@@ -173,6 +173,8 @@ def _execs(instance: Instance, again: Path, program: Path) -> Iterator[subproces
         [str(again), str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as process:
         instance.reap_also(process.pid)
+        assert process.stdout is not None
+        process.stdout.read(1)  # it runs: its exec is over
         instance.cgroup.procs.write_text(f"{process.pid}\n")
         try:
             yield process

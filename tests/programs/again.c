@@ -2,7 +2,7 @@
 /*
  * again PROGRAM
  *
- * Waits for a byte of standard input, then executes PROGRAM in one child after the other until one of them does not run to its end with
+ * Writes a byte when it runs, waits for one of standard input, then executes PROGRAM in one child after the other until one of them does not run to its end with
  * status 0. Then it writes two 64-bit integers to standard output: when the last that ran had been started, and when the
  * first that did not was waited for, CLOCK_BOOTTIME nanoseconds; and begins anew. Ends when the input ends.
  */
@@ -24,9 +24,9 @@ static int64_t now(void)
 
 int main(int argc, char **argv)
 {
-	char byte;
+	char byte = 'r';
 
-	if (argc != 2)
+	if (argc != 2 || write(1, &byte, 1) != 1)
 		return 99;
 	while (read(0, &byte, 1) == 1) {
 		int64_t found[2] = {0, 0};
