@@ -25,7 +25,7 @@ RATE: Final = 300
 """Artifacts a second that it is to issue."""
 P99_MS: Final = 50.0
 FLAT_MIB: Final = 8.0
-CONNECTIONS: Final = 16
+CONNECTIONS: Final = 8
 _TICKS: Final = 100
 _KIB: Final = 1024
 
@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True):
     rounds: int
 
 
-FULL: Final = Plan(steady=20, full=10, rounds=3)
+FULL: Final = Plan(steady=15, full=5, rounds=3)
 QUICK: Final = Plan(steady=3, full=3, rounds=1)
 
 

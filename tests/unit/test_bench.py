@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import constraints, events, guards, log, machine, policy, report, revocation, subject
+from tests.bench import (
+    authority,
+    constraints,
+    events,
+    guards,
+    log,
+    machine,
+    policy,
+    report,
+    revocation,
+    subject,
+)
 from tests.bench.__main__ import DOCUMENT
 from tests.bench.stats import compare, median, median_ranks, quantile, rotated, summarize
 
@@ -155,6 +166,10 @@ def test_the_figures_of_launches_under_constraints_are_those_of_the_results() ->
     assert constraints.render(results) in DOCUMENT.read_text()
     with pytest.raises(ValueError, match="markers"):
         report.replaced("nothing", "x", constraints.PART.markers)
+
+
+def test_the_document_shows_the_authority_s_results() -> None:
+    assert authority.PART.render(authority.PART.read()) in DOCUMENT.read_text()
 
 
 def test_the_figures_of_policy_are_those_of_the_results() -> None:
