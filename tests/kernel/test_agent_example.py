@@ -9,7 +9,9 @@ from typing import Final
 
 import pytest
 
+from egs_kernel.model import Tier
 from tests.harness import PATIENCE, REPOSITORY
+from tests.refusals import TIER
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
@@ -35,8 +37,10 @@ def test_the_agent_does_its_job_and_nothing_else() -> None:
     ):
         assert line in done.stdout
     tree = [line for line in done.stdout.splitlines() if "──" in line]
-    assert len(tree) == 8
-    assert sum("refused: " in line for line in tree) == 3
+    refused = [line for line in tree if "refused: " in line]
+    # An exec that fails (tier lsm) is tried again in the next folder of PATH.
+    assert len(refused) == 3 if TIER is Tier.TRACEPOINT else len(refused) >= 3
+    assert len(tree) - len(refused) == 5
 
 
 def test_the_page_tells_of_what_the_agent_tries() -> None:
