@@ -139,7 +139,7 @@ class Baselines:
             case DaemonStarted():
                 self.daemon = entry.pid
             case PostureEntry():
-                self._boot(entry.posture.boot_id)
+                self.begin_boot(entry.posture.boot_id)
             case BaselineEntry():
                 self._baseline(entry)
             case FindingEntry():
@@ -174,7 +174,8 @@ class Baselines:
 
     # -- entries ---------------------------------------------------------------------------------
 
-    def _boot(self, boot_id: str) -> None:
+    def begin_boot(self, boot_id: str) -> None:
+        """What ran in another boot runs no more; executions are numbered anew in each."""
         if boot_id == self.boot_id:
             return
         self.boot_id = boot_id

@@ -9,6 +9,7 @@ import os
 import selectors
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sdnotify
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 256
 """Observations that are compared before descriptors are looked at again."""
 _EXEC_WAIT: Final = 0.1
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _LAST_WORDS: Final = 3.0
 _DEADLINE_LONGEST: Final = 3600.0
 
@@ -160,6 +162,7 @@ class Monitor:
             self._baselines.take(recorded)
             if count % 16_384 == 0:
                 self._baselines.forget(live)
+        self._baselines.begin_boot(_BOOT_ID.read_text().strip())  # where egsd has not started since
         self._baselines.forget(live)
         self._watch.context = self._context()
         self._reporter.start()

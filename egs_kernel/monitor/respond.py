@@ -62,7 +62,7 @@ class Responder:
         self._gate = gate
         self._baselines = baselines
         self._catch_up = catch_up
-        self._mount = cgroup_mount()
+        self._mount = _mount()
 
     def respond(self, response: Response, execution: int) -> Outcome:
         """Do it to the tree of an execution."""
@@ -184,13 +184,19 @@ class Responder:
         return sorted({folder for task in members if (folder := self._folder_of(task)) is not None})
 
     def _folder_of(self, task: GovernedTask) -> Path | None:
+        """Its cgroup; None: there are none of version 2, it is gone, or it is in the root, which is the whole host."""
         try:
             path = cgroup_of(task.pid)
         except OSError:
             return None
-        return (
-            cgroup_mount() / path.lstrip("/") if path.strip("/") else None
-        )  # never the root: that is the host
+        return self._mount / path.lstrip("/") if self._mount is not None and path.strip("/") else None
+
+
+def _mount() -> Path | None:
+    try:
+        return cgroup_mount()
+    except HostLacks:
+        return None
 
 
 @contextlib.contextmanager
