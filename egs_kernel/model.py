@@ -159,7 +159,9 @@ class Reason(IntEnum):
     # The authority.
     REQUEST_MALFORMED = 100  # not what the API takes: no JSON, unknown fields, values that cannot be
     REQUEST_TOO_LARGE = 101  # more bytes than a request may have
-    CLOCK_WRONG = 102  # the asker's clock and the authority's differ, or the authority's stands before its record
+    CLOCK_WRONG = (
+        102  # the asker's clock and the authority's differ, or the authority's stands before its record
+    )
     APPROVAL_REQUIRED = 103  # it waits for people to approve it
     APPROVAL_INVALID = 104  # replayed, expired, for another intent, or signed by nobody who may approve
     APPROVAL_DENIED = 105  # somebody who may approve said no

@@ -151,6 +151,7 @@ class Connection(H11Protocol):
     _end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """A connection begins; one too many ends at once."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
             transport.abort()
@@ -158,11 +159,13 @@ class Connection(H11Protocol):
             self._allow_another()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """It ended: nothing is waited for."""
         if self._end is not None:
             self._end.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
+        """An answer was taken; the next request has as long."""
         self._allow_another()
         super().on_response_complete()
 

@@ -46,7 +46,16 @@ DOCUMENT: Final = REPOSITORY / "docs/benchmarks.md"
 LATEST: Final = Path(__file__).parent / "results/latest.json"
 PARTS: Final = {
     part.name: part
-    for part in (authority.PART, constraints.PART, drift.PART, events.PART, guards.PART, log.PART, policy.PART, revocation.PART)
+    for part in (
+        authority.PART,
+        constraints.PART,
+        drift.PART,
+        events.PART,
+        guards.PART,
+        log.PART,
+        policy.PART,
+        revocation.PART,
+    )
 }
 """Each with a part of the document of its own: scripts/bench NAME."""
 GOVERNED_EXECS: Final = 10_000
