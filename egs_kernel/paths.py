@@ -64,6 +64,11 @@ class Paths:
         return self.run_dir / "egsd.sock"
 
     @property
+    def daemon_lock(self) -> Path:
+        """Locked (flock) by the one daemon of the instance."""
+        return self.run_dir / "egsd.lock"
+
+    @property
     def gate_manifest(self) -> Path:
         """What `egs gate load` loaded: program tags, ABI version, kernel, boot id."""
         return self.run_dir / "gate.json"

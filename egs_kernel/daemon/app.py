@@ -105,7 +105,7 @@ def _locked(paths: Paths) -> Iterator[None]:
     """One daemon for one run folder. The kernel lets go of the lock however the daemon ends."""
     paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     require_private_folder(paths.run_dir)
-    with (paths.run_dir / "egsd.lock").open("w") as file:
+    with paths.daemon_lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -149,6 +149,14 @@ def test_a_link_of_the_gate_that_is_unpinned(system: Running, monitor: Monitor) 
 def test_what_the_daemon_and_the_monitor_do_to_the_gate_is_no_finding(
     system: Running, monitor: Monitor
 ) -> None:
-    """Heartbeats, grants and a response that was written to it meanwhile, all of this file's."""
-    assert monitor.pid
-    assert not [e for e in system.entries(FindingEntry) if e.finding is Finding.GATE_TAMPERED]
+    """Heartbeats, grants and a response that was written to it meanwhile, all of this file's; and another daemon."""
+    system.stop()
+    system.start()
+    after = Obedient(system, "after-all")
+    pid = after.start()
+    monitor.begun(pid)
+    after.tell("d=os.open('/proc/self/ns/uts',0);assert libc.setns(d,0)==0")
+    monitor.finding(Finding.NAMESPACE_CHANGED, pid)
+    host = {Finding.GATE_TAMPERED, Finding.EVENTS_LOST}
+    assert not [entry for entry in system.entries(FindingEntry) if entry.finding in host]
+    after.stop()
