@@ -293,7 +293,11 @@ def test_a_storm_of_continues_frees_none(prison: Prison) -> None:
 
 @pytest.mark.lsm
 def test_a_storm_of_continues_is_refused(prison: Prison) -> None:
-    """From before each exec on. Whoever is held when the storm hits it waits on: no guard has to kill anybody."""
+    """Whoever is held when it begins waits on: no guard has to kill anybody.
+
+    A signal that was permitted before the hold, and arrives after it, cannot be refused any more; that is the guards' (the
+    storm above).
+    """
     prison.guard_with(*GUARDS, *SIGNALS)
     image = plain_image(prison.folder / "plain")
     before = prison.gate.counters().failures["hold_broken"]
@@ -310,14 +314,13 @@ def test_a_storm_of_continues_is_refused(prison: Prison) -> None:
     for _ in range(10):
         prison.gate.beat()
         waiting = execute(prison.instance, image)
+        assert waiting.is_stopped()
         over.clear()
         thread = threading.Thread(target=storm, args=(waiting.pid,))
         thread.start()
-        held = waiting.is_stopped()
         thread_pause(over)
         over.set()
         thread.join()
-        assert held
         assert waiting.is_waiting()
         os.kill(waiting.pid, signal.SIGKILL)
         assert waiting.end() == KILLED
