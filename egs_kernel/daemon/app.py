@@ -102,10 +102,11 @@ async def serve(paths: Paths) -> None:
 
 @contextlib.contextmanager
 def _locked(paths: Paths) -> Iterator[None]:
-    """One daemon for one run folder. The kernel lets go of the lock however the daemon ends."""
+    """One daemon for one run folder. The kernel lets go of the lock however the daemon ends; nobody but root can take it."""
     paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     require_private_folder(paths.run_dir)
     with paths.daemon_lock.open("w") as file:
+        os.fchmod(file.fileno(), 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -94,9 +94,10 @@ def load_rules(paths: Paths) -> Rules:
 
 @contextlib.contextmanager
 def _locked(paths: Paths) -> Iterator[None]:
-    """One monitor for one run folder."""
+    """One monitor for one run folder; nobody but root can take its lock."""
     paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     with (paths.run_dir / "monitor.lock").open("w") as file:
+        os.fchmod(file.fileno(), 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

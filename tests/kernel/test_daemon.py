@@ -366,6 +366,11 @@ def test_processes_are_listed_with_what_authorized_them(running: Running) -> Non
     process.wait()
 
 
+def test_a_lock_that_no_user_can_take(running: Running) -> None:
+    """flock(2) asks for no more than a file that can be opened for reading; whoever had it would keep egsd from starting."""
+    assert running.instance.paths.daemon_lock.stat().st_mode & 0o777 == 0o600
+
+
 def test_metrics_and_memory(running: Running) -> None:
     program = running.copy("/bin/true", "program")
     running.add(running.issue(program))
