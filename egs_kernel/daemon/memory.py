@@ -21,7 +21,7 @@ def without_tls() -> None:
     """Keep `ssl`, 1.2 MB, out of a process that speaks over Unix sockets alone; to be called before anything imports it.
 
     asyncio does without it. prometheus_client only names it, in the signatures of its own servers and clients, which are not
-    called here. Whoever asks for TLS later gets an error.
+    called here. Whatever imports it later gets the real one (PyJWT does, at the first SVID).
     """
     absent: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment] # None: importing it fails (import system, 5.3.1)
     absent["ssl"] = None
@@ -30,7 +30,7 @@ def without_tls() -> None:
     named.__dict__.update(dict.fromkeys(_ANNOTATED))
     absent["ssl"] = named
     import_module("prometheus_client")
-    absent["ssl"] = None
+    del sys.modules["ssl"]
 
 
 def keep_small() -> None:
