@@ -85,11 +85,11 @@ def _unverified(token: str) -> tuple[str, str | None, SpiffeId]:
     if header.get("typ", "JWT") not in ("JWT", "JOSE"):
         raise svid_invalid(f"it is of the type {header['typ']!r}")
     algorithm, key_id = header.get("alg"), header.get("kid")
-    if algorithm not in _RSA and algorithm not in _CURVES:
+    if not isinstance(algorithm, str) or algorithm not in {*_RSA, *_CURVES}:
         raise svid_invalid(f"the algorithm {algorithm!r} is none of a JWT-SVID's")
     if key_id is not None and not isinstance(key_id, str):
         raise svid_invalid("its key id is no text")
-    return str(algorithm), key_id, SpiffeId.of_workload(_text(claims, "sub"))
+    return algorithm, key_id, SpiffeId.of_workload(_text(claims, "sub"))
 
 
 def _suits(algorithm: str, key: JwtKey) -> bool:

@@ -204,6 +204,7 @@ BAD_TOKENS: dict[str, tuple[Callable[[], str], Reason]] = {
     "alg none": (lambda: forged(OURS.token(), alg="none"), Reason.SVID_INVALID),
     "alg None": (lambda: forged(OURS.token(), alg="None", kid="k1"), Reason.SVID_INVALID),
     "no alg": (lambda: forged(OURS.token(), kid="k1"), Reason.SVID_INVALID),
+    "alg a list": (lambda: forged(OURS.token(), alg=[], kid="k1"), Reason.SVID_INVALID),
     "alg HS256": (confused, Reason.SVID_INVALID),
     "alg EdDSA": (lambda: forged(OURS.token(), alg="EdDSA", kid="k1"), Reason.SVID_INVALID),
     "alg of another curve": (lambda: forged(OURS.token(), alg="ES384", kid="k1"), Reason.SVID_INVALID),
