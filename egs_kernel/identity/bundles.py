@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.x509 import Certificate, load_der_x509_certificate
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import InvalidKeyError
 from msgspec import field as renamed
 
 from egs_kernel.errors import Refused, UsageError
+from egs_kernel.identity.certificates import UNREADABLE, read_certificate
 from egs_kernel.identity.spiffe import is_trust_domain
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
@@ -29,6 +29,8 @@ from egs_kernel.ownership import read_private_file, require_private_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from cryptography.x509 import Certificate
 
 MAX_BUNDLE: Final = 1024 * 1024
 DEFAULT_REFRESH: Final = timedelta(minutes=5)
@@ -87,7 +89,7 @@ def parse_bundle(content: bytes, trust_domain: str) -> Bundle:
             for entry, raw in entries
             if entry.use == "jwt-svid" and entry.kty in {"RSA", "EC"}
         }
-    except (ValueError, binascii.Error, InvalidKeyError, RecursionError) as error:
+    except (*UNREADABLE, binascii.Error, InvalidKeyError, RecursionError) as error:
         raise _malformed(trust_domain, str(error)) from error
     hint = file.refresh_hint
     if hint is not None and hint < 0:
@@ -145,7 +147,7 @@ class Bundles:
 
 
 def _certificate(entry: _Entry) -> Certificate:
-    return load_der_x509_certificate(b64decode(entry.x5c[0], validate=True))
+    return read_certificate(b64decode(entry.x5c[0], validate=True))
 
 
 def _jwt_key(entry: _Entry, jwk: dict[str, Any]) -> JwtKey:

@@ -17,6 +17,7 @@ from cryptography.x509.verification import (
 )
 
 from egs_kernel.errors import Refused
+from egs_kernel.identity.certificates import UNREADABLE, read_certificate
 from egs_kernel.identity.spiffe import SpiffeId, svid_expired, svid_invalid
 from egs_kernel.model import Reason
 
@@ -53,9 +54,9 @@ def verify_x509_svid(chain: Sequence[bytes], bundles: Bundles, now: datetime) ->
     if not 1 <= len(chain) <= MAX_CHAIN:
         raise svid_invalid(f"a chain has 1 to {MAX_CHAIN} certificates")
     try:
-        leaf, *between = (x509.load_der_x509_certificate(content) for content in chain)
+        leaf, *between = map(read_certificate, chain)
         found = _id_of(leaf)
-    except (ValueError, x509.DuplicateExtension) as error:
+    except UNREADABLE as error:
         raise svid_invalid(f"it is no X.509 certificate: {error}") from error
     bundle = bundles.get(found.trust_domain, now)
     if not bundle.x509:
@@ -89,8 +90,8 @@ def claimed_id(certificate: bytes) -> SpiffeId:
         Refused: SVID_INVALID: it does not bear exactly one, of a workload.
     """
     try:
-        return _id_of(x509.load_der_x509_certificate(certificate))
-    except (ValueError, x509.DuplicateExtension) as error:
+        return _id_of(read_certificate(certificate))
+    except UNREADABLE as error:
         raise svid_invalid(f"it is no X.509 certificate: {error}") from error
 
 

@@ -555,12 +555,17 @@ def test_signed_nonsense_is_refused_or_names_its_workload(lasting: Bundles, clai
     assert found.spiffe_id == claims["sub"]
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # cryptography warns of what we refuse
 @given(st.data())
 def test_a_flipped_byte_of_a_certificate_names_nobody_else(lasting: Bundles, data: st.DataObject) -> None:
     content = bytearray(CHAIN[0])
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(Refused):
-        by_certificate((bytes(content),), lasting)
+    try:
+        found = by_certificate((bytes(content),), lasting)
+    except Refused:
+        return
+    # How many bits of the signature's last byte are unused is not signed, and changes nothing.
+    assert found == by_certificate(CHAIN[:1], lasting)
 
 
 @given(st.binary(max_size=60) | OBJECTS.map(lambda one: json.dumps({"keys": [one]}).encode()))
