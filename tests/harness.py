@@ -27,6 +27,8 @@ PROGRAMS: Final = Path(__file__).parent / "programs"
 PATIENCE: Final = float(os.environ.get("EGS_TEST_PATIENCE", "1"))
 """How much longer to wait for anything than on real hardware: scripts/test-vm runs the tests by emulation."""
 COMMAND_SECONDS: Final = 60 * PATIENCE
+OWN_MACHINE: Final = os.environ.get("EGS_TEST_OWN_MACHINE") == "1"
+"""Whether the machine is the tests' own, as those of scripts/test-vm are: they may set its clock and load modules."""
 _LONG: Final = "300s"
 """A grace that outlasts any test."""
 _numbers = itertools.count()

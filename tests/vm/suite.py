@@ -85,7 +85,7 @@ def _job_drive(path: Path, tier: str, plan: Plan) -> None:
     with workshop() as tree:
         copy_checkout(tree / "egs-kernel", plan.commit)
         (tree / "environment").write_text(
-            f"export EGS_REQUIRE_KERNEL=1 EGS_TEST_TIER={tier} EGS_TEST_PATIENCE={PATIENCE}\n"
+            f"export EGS_REQUIRE_KERNEL=1 EGS_TEST_TIER={tier} EGS_TEST_PATIENCE={PATIENCE} EGS_TEST_OWN_MACHINE=1\n"
         )
         options = ("-p", "no:cacheprovider")
         (tree / "arguments").write_text("".join(f"{word}\n" for word in (*options, *plan.arguments)))

@@ -1,4 +1,4 @@
-"""Parts of the case `boot` (units.py): what egsd's capabilities are for, and a witness beside the log, under a real systemd."""
+"""A part of the case `boot` (units.py): what egsd's capabilities are for, under a real systemd."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.vm.guest.observing import EGS, egs, issue, journal, run, show, until
+from tests.vm.guest.observing import EGS, egs, issue, run, until
 
 if TYPE_CHECKING:
     from tests.vm.guest.observing import Guest
@@ -45,23 +45,6 @@ newPrivileges = "refused"
 capabilities = "none"
 umask = "0077"
 """
-WITNESS: Final = """\
-name = "vm/w1"
-listen = "127.0.0.1:9733"
-
-[[log]]
-origin = "{origin}"
-keys = ["{key}"]
-"""
-SUBMITTED: Final = """\
-[record]
-witness_interval = "1s"
-
-[[witness]]
-url = "http://127.0.0.1:9733"
-key = "{key}"
-"""
-AS_WITNESS: Final = ("setpriv", "--reuid=egs-witness", "--regid=egs-witness", "--clear-groups")
 
 
 def constrained(guest: Guest) -> None:
@@ -97,35 +80,3 @@ def refusals() -> list[dict[str, str]]:
     return [
         json.loads(line) for line in egs("audit", "query", "--type", "refusal", "--json").stdout.splitlines()
     ]
-
-
-def witnessed(guest: Guest) -> None:
-    """A witness on this host, for once, and what brings it the log's checkpoints."""
-    shown = json.loads(egs("audit", "key", "show", "--json").stdout)
-    Path("/etc/egs/witness.toml").write_text(
-        WITNESS.format(origin=shown["origin"], key=shown["verifier_key"])
-    )
-    run("systemctl", "start", "egs-witness.service")
-    until(lambda: run(*AS_WITNESS, EGS, "witness", "key").returncode == 0)
-    key = run(*AS_WITNESS, EGS, "witness", "key").stdout.strip()
-    config = Path("/etc/egs/egs.toml")
-    before = config.read_text()
-    config.write_text(f"{before}\n{SUBMITTED.format(key=key)}")
-    reloaded = run("systemctl", "reload", "egsd.service")
-    guest.check("egsd takes a witness", reloaded.returncode == 0, reloaded.stdout)
-    run("systemctl", "start", "egs-submit.service")
-    cosigned = until(lambda: any(witness["entries"] for witness in witnesses()))
-    said = journal("egs-witness.service") + journal("egs-submit.service")
-    guest.check("the witness cosigns what egs-submit brings it", cosigned is not None, said)
-    for unit in ("egs-witness.service", "egs-submit.service"):
-        state = show(unit, "ActiveState", "NRestarts")
-        guest.check(f"{unit} runs", state == {"ActiveState": "active", "NRestarts": "0"}, state)
-    run("systemctl", "stop", "egs-submit.service", "egs-witness.service")
-    config.write_text(before)
-    run("systemctl", "reload", "egsd.service")
-
-
-def witnesses() -> list[dict[str, int]]:
-    """What egsd knows of its witnesses."""
-    said = egs("status", "--json")
-    return list(json.loads(said.stdout)["details"]["witnesses"]) if said.returncode == 0 else []

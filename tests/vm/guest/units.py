@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
-from tests.vm.guest.constrained import constrained, witnessed
+from tests.vm.guest.beside import issued, monitored, witnessed
+from tests.vm.guest.constrained import constrained
 from tests.vm.guest.observing import (
     DAEMON_CAN_TAKE,
     EGS,
@@ -29,7 +30,7 @@ from tests.vm.guest.observing import (
     wait_for_the_gate,
 )
 
-UNITS: Final = ("egs-gate.service", "egsd.service", "egs-console.service")
+UNITS: Final = ("egs-gate.service", "egsd.service", "egs-monitor.service", "egs-console.service")
 USER: Final = "alice"
 CONSOLE: Final = "http://127.0.0.1:9731"
 
@@ -64,7 +65,7 @@ def was_done(seen: dict[str, str]) -> bool:
 
 
 def boot(guest: Guest) -> None:
-    """The three units, as they were enabled."""
+    """The units, as they were enabled."""
     wait_for_the_gate()
     until(lambda: show("vm-enabled.service", "ActiveState")["ActiveState"] in {"active", "failed"})
     guest.note("pid 1", Path("/proc/1/comm").read_text().strip())
@@ -338,10 +339,12 @@ PARTS: Final = (
     slice_comes_back,
     launches,
     constrained,
+    monitored,
     witnessed,
     commands,
     daemon_dies,
     services_stop,
+    issued,
     no_gate_no_start,
 )
 
