@@ -31,6 +31,11 @@ class Packages:
         self._seen: tuple[int, int] | None = None
         self._owners: dict[str, str] = {}
 
+    @property
+    def known(self) -> bool:
+        """Whether this host can tell: it has dpkg's lists."""
+        return (self._folder / "status").exists()
+
     def of(self, path: str) -> str | None:
         """The package of the file at a path without symbolic links; None: it is of none of them."""
         if self._names:

@@ -19,6 +19,7 @@ from demo import BIN, SECONDS, Demo, Ended
 
 from egs_kernel.errors import EgsError
 from egs_kernel.gate.cgroups import cgroup_mount
+from egs_kernel.packages import DPKG
 
 USER: Final = "nobody"
 """A user that every host has. Installed, it is egs-authority (systemd/sysusers.d)."""
@@ -90,6 +91,16 @@ def five_commands(walk: Walk) -> None:
     walk.check("the agent ran, governed", "the agent runs as user 0" in ended.out, ended)
 
 
+def its_tool(walk: Walk) -> None:
+    """The starter's other tool, which it names by its package: the authority finds out whose package the file is."""
+    if not (DPKG / "info/git.list").exists():
+        print("git is of no Debian package here: the tool git is not shown")
+        return
+    tool = walk.type("egs run -- git --version")
+    print()
+    walk.check("a tool by its package ran", "git version" in tool.out, tool)
+
+
 def what_is_refused(walk: Walk) -> None:
     """The same agent, and what nobody permitted."""
     (walk.work / "other.py").write_text("print('got in')\n")
@@ -120,6 +131,7 @@ def main() -> int:
             folder.mkdir(parents=True)
         (walk.work / "agent.py").write_text(AGENT)
         five_commands(walk)
+        its_tool(walk)
         what_is_refused(walk)
     finally:
         walk.close()

@@ -17,17 +17,29 @@ from egs_kernel.artifact.envelope import sign
 from egs_kernel.artifact.statement import format_time
 from egs_kernel.audit.entries import EntryType
 from egs_kernel.audit.reader import read
-from egs_kernel.cli.asking import ask
+from egs_kernel.cli.asking import Remote, ask
 from egs_kernel.cli.files import inspect_program
 from egs_kernel.paths import Paths
+from egs_kernel.policy.catalog import Catalog
 from egs_kernel.policy.manifest import PAYLOAD_TYPE, TYPE, Manifest
 from egs_kernel.policy.vocabulary import SCHEMA
 from egs_kernel.sslib import Signer
 from egs_kernel.trust import keys, store
+from tests.certificates import Certificates, address, uri
 from tests.running import disk_folder
 
 AUTHORITY: Final = 64321
 """The user that it runs as where tests are root."""
+NOBODY: Final = Catalog()
+BUILDER: Final = "spiffe://example.org/ci/builder"
+"""The workload whose certificate `Home.secure` makes."""
+HTTPS: Final = """
+[https]
+listen = "127.0.0.1:0"
+certificate = "{0}/server.pem"
+key = "{0}/server.key"
+client_ca = "{0}/ca.pem"
+"""
 SCOPES: Final = frozenset({"test"})
 POLICY: Final = """
 @id("anybody-true")
@@ -104,6 +116,21 @@ class Home:
         """What it said."""
         return (self.root / "authority.log").read_text()
 
+    def secure(self) -> Certificates:
+        """Have it listen on HTTPS as well, for the workload `BUILDER`; what its certificates are made by."""
+        certificates = Certificates.make(self.root)
+        certificates.issue("server", address("127.0.0.1"))
+        os.chown(self.root / "server.key", AUTHORITY, AUTHORITY)
+        certificates.issue("client", uri(BUILDER))
+        self.settings(HTTPS.format(self.root))
+        return certificates
+
+    @property
+    def remote(self) -> Remote:
+        """It, as `BUILDER` reaches it over HTTPS."""
+        folder = self.root
+        return Remote(self.addresses[1], folder / "client.pem", folder / "client.key", folder / "ca.pem")
+
     # -- asking ----------------------------------------------------------------------------------
 
     def ask(self, method: str, resource: str, body: object = None, key: str | None = None) -> dict[str, Any]:
@@ -160,7 +187,7 @@ class Home:
         )
         return signer
 
-    def activate(self, text: str, signer: Signer, version: int = 1) -> Manifest:
+    def activate(self, text: str, signer: Signer, version: int = 1, catalog: Catalog = NOBODY) -> Manifest:
         """Sign a policy set and put it in force."""
         manifest = Manifest(
             type=TYPE,
@@ -169,6 +196,7 @@ class Home:
             scopes=("test",),
             policies={"a.cedar": text},
             schema=SCHEMA,
+            catalog=catalog,
         )
         self.paths.policy.mkdir(mode=0o755, exist_ok=True)
         fresh = self.paths.policy / ".new"

@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What policy says. `required`: with how many approvals it would be permitted; None: with none that could be had."""
+    """What policy says.
+
+    Attributes:
+        evaluation: what Cedar says.
+        required: with how many approvals it would be permitted; None: with none that could be had.
+        unseen: what the set names and nobody here could find out, in words; "": nothing.
+    """
 
     evaluation: Evaluation
     required: int | None
+    unseen: str = ""
 
     @property
     def permitted(self) -> bool:
@@ -53,7 +60,7 @@ def rule(  # noqa: PLR0913 - what a decision depends on, by name
         approvals: how many people approved it by now.
         labels: of the host that it is to run on, as far as they are known.
         now: the authority's clock.
-        packages: of the files' host; None: not known here.
+        packages: of the files' host; None: not known here. The node, which does know them, asks again.
     """
     question = question_of(draft, request=request, renews=renews, approvals=approvals, labels=labels, now=now)
     if packages is not None:
@@ -62,7 +69,16 @@ def rule(  # noqa: PLR0913 - what a decision depends on, by name
     if evaluation.permitted:
         return Ruling(evaluation, approvals)
     needed = approvals_needed(policy_set, question)
-    return Ruling(evaluation, needed if needed is not None and needed > approvals else None)
+    required = needed if needed is not None and needed > approvals else None
+    return Ruling(evaluation, required, _unseen(policy_set, packages))
+
+
+def _unseen(policy_set: PolicySet, packages: Packages | None) -> str:
+    if not policy_set.packages:
+        return ""
+    if packages is None:
+        return "of which package a file of another host is, is not known here"
+    return "" if packages.known else "this host has no dpkg to say of which package a file is"
 
 
 def question_of(  # noqa: PLR0913 - as above

@@ -52,6 +52,10 @@ MOST_LISTED: Final = 256
 _LASTING: Final = frozenset({Reason.POLICY_DENIED, Reason.APPROVAL_DENIED})
 """Denials that a repeated request gets again; others were of that moment."""
 
+_NAME_FILES: Final = (
+    "Name tools and labels by path or digest (policy.toml), or ask an authority on the host of the files."
+)
+
 Work = Callable[["Session"], Result[Answer]]
 
 
@@ -254,8 +258,9 @@ class Service:
         error = Refused(
             Reason.POLICY_DENIED,
             f"policy {rules.policy.name} version {rules.policy.version} does not permit it: "
-            + (", ".join(short(found.determining)) or "nothing in it does"),
-            " ".join(found.advice) or "egs policy explain says why.",
+            + (", ".join(short(found.determining)) or "nothing in it does")
+            + (f"; {ruling.unseen}" if ruling.unseen else ""),
+            " ".join(found.advice) or (_NAME_FILES if ruling.unseen else "egs policy explain says why."),
         )
         return _denied(
             session,

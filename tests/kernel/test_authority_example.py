@@ -31,5 +31,5 @@ def test_five_commands() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     assert "the agent runs as user 0" in done.stdout
-    assert "7 of 7 checks passed" in done.stdout
+    assert re.search(r"\n([78]) of \1 checks passed", done.stdout), done.stdout  # 8 where git is a package
     assert commands(PAGE) == commands(done.stdout)

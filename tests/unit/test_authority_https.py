@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,17 +23,8 @@ from egs_kernel.audit.entries import Issuance
 from egs_kernel.authority import openapi
 from egs_kernel.cli.asking import Remote, ask
 from egs_kernel.errors import EgsError, Unreachable
-from tests.authorities import AUTHORITY, Home, body_of, home
-from tests.certificates import Certificates, address, uri
-
-BUILDER = "spiffe://example.org/ci/builder"
-HTTPS = """
-[https]
-listen = "127.0.0.1:0"
-certificate = "{0}/server.pem"
-key = "{0}/server.key"
-client_ca = "{0}/ca.pem"
-"""
+from tests.authorities import BUILDER, Home, body_of, home
+from tests.certificates import Certificates, uri
 
 
 @dataclass(frozen=True)
@@ -57,17 +47,10 @@ class Served:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     with home() as made:
-        certificates = Certificates.make(made.root)
-        certificates.issue("server", address("127.0.0.1"))
-        os.chown(made.root / "server.key", AUTHORITY, AUTHORITY)
-        certificate, key = certificates.issue("client", uri(BUILDER))
-        made.settings(HTTPS.format(made.root))
+        certificates = made.secure()
         made.start(listeners=2)
-        url = made.addresses[1]
         with requests.Session() as session:
-            yield Served(
-                made, url, Remote(url, certificate, key, made.root / "ca.pem"), certificates, session
-            )
+            yield Served(made, made.addresses[1], made.remote, certificates, session)
 
 
 def asked(served: Served, **intent: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def test_only_the_packages_that_are_asked_for(dpkg: Path) -> None:
     assert found.of("/usr/bin/git") == "git"
     assert found.of("/usr/lib/x86_64-linux-gnu/libc.so.6") == "libc6"
     assert found.of("/usr/bin/other") is None
+    assert found.known
 
 
 def test_it_is_read_again_when_dpkg_changed_something(dpkg: Path) -> None:
@@ -42,7 +43,8 @@ def test_it_is_read_again_when_dpkg_changed_something(dpkg: Path) -> None:
 
 
 def test_a_host_without_dpkg_has_no_packages(tmp_path: Path) -> None:
-    assert Packages(["git"], tmp_path / "none").of("/usr/bin/git") is None
+    found = Packages(["git"], tmp_path / "none")
+    assert (found.of("/usr/bin/git"), found.known) == (None, False)
 
 
 def test_a_question_is_completed(dpkg: Path) -> None:
