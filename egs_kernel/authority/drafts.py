@@ -128,49 +128,50 @@ def statement_of(  # noqa: PLR0913 - what an artifact is made of, by name
         Refused: such an artifact could never be used, or is none.
     """
     intent = draft.intent
-    statement = st.Statement(
-        type=st.STATEMENT_TYPE,
-        predicate_type=st.PREDICATE_TYPE,
-        subject=_subjects(intent),
-        predicate=st.Predicate(
-            issued_at=st.format_time(now),
-            not_before=st.format_time(now),
-            not_after=st.format_time(now + timedelta(seconds=draft.seconds)),
-            scope=st.Scope(name=draft.scope, policy_digest=policy_digest),
-            identity=_present(
-                st.Identity(
-                    uid=intent.uid,
-                    spiffe_id=draft.asker.spiffe_id,
-                    hosts=(intent.host,) if intent.host else (),
-                )
-            ),
-            intent=st.DeclaredIntent(
-                argv=intent.argv, cwd=intent.cwd, environment=intent.environment, purpose=intent.purpose
-            ),
-            constraints=intent.constraints,
-            uses=intent.uses,
-            lineage=st.Lineage(
-                parent_artifact=renews,
-                parent_execution=intent.parent_execution,
-                request_id=request,
-                intent_digest=intent_digest(encode_intent(intent)),
-            ),
-            governance=st.Governance(
-                issuer=issuer,
-                approvers=approvers,
-                ticket=intent.ticket,
-                risk=intent.risk,
-                policy_engine="cedar",
-                determining_policies=policies,
-            ),
+    predicate = st.Predicate(
+        issued_at=st.format_time(now),
+        not_before=st.format_time(now),
+        not_after=st.format_time(now + timedelta(seconds=draft.seconds)),
+        scope=st.Scope(name=draft.scope, policy_digest=policy_digest),
+        identity=_present(
+            st.Identity(
+                uid=intent.uid,
+                spiffe_id=draft.asker.spiffe_id,
+                hosts=(intent.host,) if intent.host else (),
+            )
+        ),
+        intent=st.DeclaredIntent(
+            argv=intent.argv, cwd=intent.cwd, environment=intent.environment, purpose=intent.purpose
+        ),
+        constraints=intent.constraints,
+        uses=intent.uses,
+        lineage=st.Lineage(
+            parent_artifact=renews,
+            parent_execution=intent.parent_execution,
+            request_id=request,
+            intent_digest=intent_digest(encode_intent(intent)),
+        ),
+        governance=st.Governance(
+            issuer=issuer,
+            approvers=approvers,
+            ticket=intent.ticket,
+            risk=intent.risk,
+            policy_engine="cedar",
+            determining_policies=policies,
         ),
     )
-    check_bound(statement, draft.kind)
-    payload = st.encode_statement(statement)
     try:
+        statement = st.Statement(
+            type=st.STATEMENT_TYPE,
+            predicate_type=st.PREDICATE_TYPE,
+            subject=_subjects(intent),
+            predicate=predicate,
+        )
+        payload = st.encode_statement(statement)
         _CHECKED.decode(payload)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # it contradicts itself, or one of its fields does not fit
         raise _refused(f"no artifact can say this: {error}", "Change what is asked for.") from error
+    check_bound(statement, draft.kind)
     return payload
 
 

@@ -21,9 +21,11 @@ from egs_kernel.audit.check import verify
 from egs_kernel.audit.entries import Approval, Evaluated, Issuance, Submission
 from egs_kernel.audit.notes import VerifierKey
 from egs_kernel.authority.approvals import sign_approval
-from egs_kernel.authority.intent import MAX_REQUEST
-from egs_kernel.errors import EgsError
-from egs_kernel.model import Reason
+from egs_kernel.authority.askers import Asker
+from egs_kernel.authority.drafts import Draft, statement_of
+from egs_kernel.authority.intent import MAX_REQUEST, IntentDocument, NamedFile
+from egs_kernel.errors import EgsError, Refused
+from egs_kernel.model import ProgramKind, Reason
 from egs_kernel.sslib import Signer
 from egs_kernel.trust import keys
 from egs_kernel.trust.store import Role, TrustStore, revoke
@@ -289,6 +291,25 @@ def test_what_cannot_be_asked(authority: Home, change: dict[str, Any], status: i
     assert answered == status
     assert said in answer["message"]
     assert authority.of(Issuance)[-1].detail in answer["message"]
+
+
+def test_an_intent_that_no_statement_fits_is_refused() -> None:
+    """The program once more among its libraries: each is a file, and together they are no artifact."""
+    program = NamedFile(path="/bin/true", sha256="ab" * 32)
+    intent = IntentDocument(program=program, argv=("true",), libraries=(program,), scope="test", valid_for=60)
+    draft = Draft(asker=Asker(principal="user:root", name="root"), intent=intent, kind=ProgramKind.NATIVE)
+    with pytest.raises(Refused, match="two subjects have the same name") as error:
+        statement_of(
+            draft,
+            request="0" * 32,
+            issuer="tests",
+            policy_digest="ef" * 32,
+            policies=(),
+            approvers=(),
+            renews=None,
+            now=datetime.now(UTC),
+        )
+    assert error.value.reason is Reason.ARTIFACT_MALFORMED
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
