@@ -7,11 +7,16 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 from egs_kernel.audit.entries import Exec, FindingEntry
+from egs_kernel.drift.rules import Rules
+from egs_kernel.model import Verdict
 from tests.monitoring import Monitor
 from tests.ordinary import Workload
 from tests.running import running_on_disk
+
+_WANTED: Final = ("python", "node", "java", "shell", "nginx")
 
 
 def main() -> int:
@@ -28,10 +33,10 @@ def main() -> int:
         monitor = Monitor(running, "")
         monitor.start()
         workload = Workload(running, java=True)
-        end = time.monotonic() + options.minutes * 60
-        rounds, began = 0, _resident(monitor.pid)
+        began, deadline = _resident(monitor.pid), time.monotonic() + options.minutes * 60
+        rounds = 0
         try:
-            while time.monotonic() < end:
+            while time.monotonic() < deadline:
                 workload.work()
                 rounds += 1
                 time.sleep(options.pause)
@@ -39,16 +44,30 @@ def main() -> int:
             workload.close()
         ended = _resident(monitor.pid)
         monitor.stop()
-        false = [entry for entry in running.entries(FindingEntry) if entry.execution]
-        execs = len(running.entries(Exec))
-    for entry in false:
-        sys.stdout.write(
-            f"{entry.finding.value}: {entry.detail} (execution {entry.execution}, {entry.source})\n"
-        )
-    sys.stdout.write(
-        f"{rounds} rounds, {execs} execs, {len(false)} false findings; the monitor grew from {began} to {ended} KiB\n"
+        found = running.entries(FindingEntry)
+        execs = [entry.event for entry in running.entries(Exec)]
+    false = [entry for entry in found if entry.execution]
+    refused = [event for event in execs if event.verdict is not Verdict.ALLOW]
+    names = {event.execution: event.filename for event in execs}
+    for entry in found:
+        of = names.get(entry.execution, "the host")
+        _say(f"{entry.finding.value}: {entry.detail} (process {entry.pid} of {of}, {entry.source})")
+    for event in refused:
+        _say(f"refused: {event.filename}: {event.reason.name.lower()}")
+    missing = ", ".join(name for name in _WANTED if name not in workload.programs) or "nothing"
+    _say(f"Linux {os.uname().release}: {', '.join(workload.programs)}; not on this machine: {missing}")
+    _say(
+        f"{options.minutes:g} minutes, a sweep every {Rules().interval} s, {rounds} rounds, {len(execs)} execs"
     )
-    return 1 if false else 0
+    _say(
+        f"{len(false)} false findings, {len(refused)} refused execs, {len(found) - len(false)} findings of the host"
+    )
+    _say(f"the monitor's memory: {began} KiB, then {ended} KiB")
+    return 1 if false or refused else 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 def _resident(pid: int) -> int:
