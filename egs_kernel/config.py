@@ -118,6 +118,19 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     events: DriftEvents = DriftEvents.AUTO
 
 
+class AuthorityConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another host's authority, which this host asks: its URL; this workload's certificate and its key; whose certificate it has.
+
+    All are paths of PEM files. `svid` is one of a JWT-SVID: a launch shows it to egsd for what was issued to the workload.
+    """
+
+    url: str
+    certificate: str
+    key: str
+    ca: str
+    svid: str | None = None
+
+
 LIBRARY_ROOTS = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32")
 """Folders below which a library of root's may be code of any governed program; those that exist count."""
 
@@ -145,6 +158,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     revocation: RevocationConfig = RevocationConfig()
     witnesses: tuple[WitnessConfig, ...] = ()
     drift: DriftConfig = DriftConfig()
+    authority: AuthorityConfig | None = None
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,6 +177,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     revocation: RevocationConfig = RevocationConfig()
     witness: tuple[WitnessConfig, ...] = ()
     drift: DriftConfig = DriftConfig()
+    authority: AuthorityConfig | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -203,7 +218,7 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
     try:
         table: dict[str, Any] = tomllib.loads(content.decode())
         file = msgspec.convert(table, _File, strict=True)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(name, str(error)) from error
     _check_scopes(name, file.scope)
     unknown = sorted(set(file.trusted_filesystems) - KNOWN)
@@ -225,6 +240,7 @@ def parse_config(content: bytes, name: str = "egs.toml") -> Config:
         revocation=_revocation(name, file),
         witnesses=_witnesses(name, file),
         drift=file.drift,
+        authority=_authority(name, file.authority),
     )
 
 
@@ -248,6 +264,18 @@ def _witnesses(name: str, file: _File) -> tuple[WitnessConfig, ...]:
     if len(file.witness) > MAX_WITNESSES:
         raise _invalid(name, f"{len(file.witness)} witnesses; at most {MAX_WITNESSES}")
     return file.witness
+
+
+def _authority(name: str, found: AuthorityConfig | None) -> AuthorityConfig | None:
+    if found is None:
+        return None
+    if not found.url.startswith("https://"):
+        raise _invalid(name, f"authority.url: {found.url!r} does not begin with https://")
+    for setting in ("certificate", "key", "ca", "svid"):
+        path = getattr(found, setting)
+        if path is not None and not path.startswith("/"):
+            raise _invalid(name, f"authority.{setting}: {path!r} is no absolute path")
+    return found
 
 
 def _tier(name: str, tier: str) -> Tier | None:

@@ -142,7 +142,7 @@ def parse_settings(content: bytes, path: Path) -> Settings:
     """
     try:
         file = msgspec.convert(tomllib.loads(content.decode()), _File, strict=True)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(path, str(error)) from error
 
     def seconds(text: str, setting: str) -> int:

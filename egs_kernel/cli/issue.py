@@ -337,7 +337,7 @@ def _constraints(path: Path | None) -> st.Constraints | None:
         raise UsageError(
             Reason.NOT_FOUND, f"cannot read {path}: {error.strerror}", "Check the path."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problem = misfit(error) if isinstance(error, msgspec.ValidationError) else str(error)
         raise UsageError(
             Reason.CONFIG_INVALID, f"{path}: {problem}", "docs/artifact.md lists the constraints."

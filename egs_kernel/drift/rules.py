@@ -117,7 +117,7 @@ def parse_rules(content: bytes, name: str = "drift.toml") -> Rules:
     """
     try:
         file = msgspec.convert(tomllib.loads(content.decode()), _File, strict=True)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(name, str(error)) from error
     for path in (*file.expected.code, *file.expected.tracers):
         if not path.startswith("/"):

@@ -64,7 +64,7 @@ def parse_settings(content: bytes, path: Path) -> Settings:
     """
     try:
         file = msgspec.convert(tomllib.loads(content.decode()), _File, strict=True)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(path, str(error)) from error
     if not is_name(file.name):
         raise _invalid(path, f"name: {file.name!r} has spaces or a plus, or is empty")

@@ -24,7 +24,8 @@ from egs_kernel.authority.approvals import sign_approval
 from egs_kernel.authority.askers import Asker
 from egs_kernel.authority.drafts import Draft, statement_of
 from egs_kernel.authority.intent import MAX_REQUEST, IntentDocument, NamedFile
-from egs_kernel.errors import EgsError, Refused
+from egs_kernel.authority.settings import parse_settings
+from egs_kernel.errors import EgsError, Refused, UsageError
 from egs_kernel.model import ProgramKind, Reason
 from egs_kernel.sslib import Signer
 from egs_kernel.trust import keys
@@ -291,6 +292,22 @@ def test_what_cannot_be_asked(authority: Home, change: dict[str, Any], status: i
     assert answered == status
     assert said in answer["message"]
     assert authority.of(Issuance)[-1].detail in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff", "authority.toml"),
+        (b"colour = 1", "colour"),
+        (b'valid_for = "2h"', "max_valid_for"),
+        pytest.param(b"more = " + b"9" * 5000, "digits", id="a number of 5000 digits"),
+        pytest.param(b"more = " + b"[" * 5000, "recursion", id="5000 lists in each other"),
+    ],
+)
+def test_settings_that_are_wrong(content: bytes, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as error:
+        parse_settings(content, Path("authority.toml"))
+    assert error.value.reason is Reason.CONFIG_INVALID
 
 
 def test_an_intent_that_no_statement_fits_is_refused() -> None:

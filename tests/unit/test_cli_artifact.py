@@ -374,6 +374,8 @@ _RULE = '[[syscalls.rules]]\ncall = "kill"\nargument = 1\nop = "{op}"\nvalues = 
             1,
             Reason.ARTIFACT_MALFORMED,
         ),
+        pytest.param("more = " + "9" * 5000, 2, Reason.CONFIG_INVALID, id="a number of 5000 digits"),
+        pytest.param("more = " + "[" * 5000, 2, Reason.CONFIG_INVALID, id="5000 lists in each other"),
     ],
 )
 def test_constraints_that_are_none(constraints: str, code: int, reason: Reason, egs: Egs) -> None:

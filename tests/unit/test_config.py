@@ -76,6 +76,8 @@ def test_everything_it_can_say() -> None:
     [
         ("x", "egs.toml"),
         (b"\xff", "egs.toml"),
+        pytest.param("more = " + "9" * 5000, "digits", id="a number of 5000 digits"),
+        pytest.param("more = " + "[" * 5000, "recursion", id="5000 lists in each other"),
         ('grace = "1s"', "grace"),
         ("daemon_grace = 10", "daemon_grace"),
         ('daemon_grace = "10"', "daemon_grace"),

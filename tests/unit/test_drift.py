@@ -364,6 +364,8 @@ def test_by_default_only_what_was_decided_ends_anything() -> None:
         (b'interval = "often"', "often"),
         (b"more = 1", "more"),
         (b"\xff", "drift.toml"),
+        pytest.param(b"more = " + b"9" * 5000, "digits", id="a number of 5000 digits"),
+        pytest.param(b"more = " + b"[" * 5000, "recursion", id="5000 lists in each other"),
     ],
 )
 def test_rules_that_are_wrong_say_where(content: bytes, word: str) -> None:

@@ -304,6 +304,8 @@ def test_the_configuration() -> None:
     [
         ("", "name"),
         ("\xff", "witness.toml"),
+        pytest.param("more = " + "9" * 5000, "digits", id="a number of 5000 digits"),
+        pytest.param("more = " + "[" * 5000, "recursion", id="5000 lists in each other"),
         ('name = "two words"', "spaces"),
         (CONFIG + "colour = 1", "colour"),
         (CONFIG.replace("127.0.0.1:0", "localhost"), "listen"),
