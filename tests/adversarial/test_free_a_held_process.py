@@ -11,7 +11,7 @@ import ctypes
 import fcntl
 import os
 import signal
-import threading
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -138,6 +138,7 @@ def prison(_built: Prison) -> Iterator[Prison]:
     """The prison, empty, with its guards."""
     _built.guard_with(*GUARDS)
     yield _built
+    _built.instance.clear_cgroup()  # whom a test left that failed
     deadline = time.monotonic() + SECONDS
     while can_skip() and _built.gate.holds.held() and time.monotonic() < deadline:
         os.sched_yield()  # an end that the kernel skipped is seen a moment later
@@ -261,33 +262,26 @@ def stopped_by(pid: int) -> int:
 
 
 def test_a_storm_of_continues_frees_none(prison: Prison) -> None:
-    """Before, while and after it is stopped: hundreds of execs under as many SIGCONT as fit."""
+    """Before, while and after it is stopped: hundreds of execs under as many SIGCONT as fit.
+
+    They go to a process group: to the number of a process they could only go as long as nobody waited for it.
+    """
     image, ends = plain_image(prison.folder / "plain"), Counter[tuple[int, bytes]]()
-    targets: set[int] = set()
     rounds = 30 if PATIENCE <= 1 else 5  # an emulated exec takes long enough to be hit
-    over = threading.Event()
+    with subprocess.Popen(["sh", "-c", "while :; do kill -CONT 0; done"], process_group=0) as storm:
+        prison.instance.reap_also(storm.pid)
 
-    def storm() -> None:
-        while not over.is_set():
-            for pid in tuple(targets):
-                os.kill(pid, signal.SIGCONT)  # a child that nobody waited for: the number stays its
+        def join() -> None:
+            os.setpgid(0, storm.pid)
 
-    thread = threading.Thread(target=storm)
-    thread.start()
-    try:
-        for _ in range(rounds):
-            prison.gate.beat()
-            waiting = [execute(prison.instance, image) for _ in range(10)]
-            targets |= {process.pid for process in waiting}
-            for process in waiting:
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            targets.clear()
-            thread_pause(over)
-            ends.update(process.end() for process in waiting)
-            prison.gate.drain(lambda _event: None)
-    finally:
-        over.set()
-        thread.join()
+        try:
+            for _ in range(rounds):
+                prison.gate.beat()
+                waiting = [execute(prison.instance, image, before=join) for _ in range(10)]
+                ends.update(process.end() for process in waiting)
+                prison.gate.drain(lambda _event: None)
+        finally:
+            storm.kill()
     assert ends == {KILLED: rounds * 10}
 
 
@@ -299,32 +293,15 @@ def test_a_storm_of_continues_is_refused(prison: Prison) -> None:
     storm above).
     """
     prison.guard_with(*GUARDS, *SIGNALS)
-    image = plain_image(prison.folder / "plain")
     before = prison.gate.counters().failures["hold_broken"]
-    over, refused = threading.Event(), 0
-
-    def storm(pid: int) -> None:
-        nonlocal refused
-        while not over.is_set():
-            try:
-                os.kill(pid, signal.SIGCONT)
-            except PermissionError:
-                refused += 1
-
     for _ in range(10):
-        prison.gate.beat()
-        waiting = execute(prison.instance, image)
-        assert waiting.is_stopped()
-        over.clear()
-        thread = threading.Thread(target=storm, args=(waiting.pid,))
-        thread.start()
-        thread_pause(over)
-        over.set()
-        thread.join()
+        waiting = prison.hold(plain_image(prison.folder / "plain"))
+        for _ in range(100):
+            with pytest.raises(PermissionError):
+                waiting.let_go()
         assert waiting.is_waiting()
         os.kill(waiting.pid, signal.SIGKILL)
         assert waiting.end() == KILLED
-    assert refused >= 10
     assert prison.gate.counters().failures["hold_broken"] == before
 
 
@@ -358,11 +335,6 @@ def test_the_kernel_continues_it(prison: Prison, expected: tuple[int, bytes]) ->
     os.close(reading)
     pid, _, wrote = said.partition(b"\n")
     assert (os.waitstatus_to_exitcode(os.waitpid(int(pid), 0)[1]), wrote) == expected
-
-
-def thread_pause(over: threading.Event) -> None:
-    """Let the storm finish a round over the processes that were there."""
-    over.wait(0.005)
 
 
 def test_a_cgroup_that_is_frozen_and_thawed(prison: Prison) -> None:
