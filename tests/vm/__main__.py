@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,8 @@ QUICK: Final = Path(__file__).parent / "quick.txt"
 LACKS: Final = 3
 FULL_SECONDS: Final = 6 * 3600.0
 QUICK_SECONDS: Final = 1800.0
+JOBS: Final = (os.cpu_count() or 1) + 1
+"""Three machines share two processors evenly; two at a time would leave the third one alone with one of them."""
 
 
 def main(words: list[str]) -> int:
@@ -95,7 +98,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "--case", action="append", choices=list(suite.CASES), help="only this one; may be repeated"
     )
     parser.add_argument("--quick", action="store_true", help="the selection of tests/vm/quick.txt, as in CI")
-    parser.add_argument("--jobs", type=int, default=2, help="machines at a time (default: 2)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=JOBS,
+        help="machines at a time (default: one more than this host has processors)",
+    )
     parser.add_argument("--commit", help="what to test (default: the working tree)")
     parser.add_argument("--seconds", type=float, help="how long one machine may run")
     parser.add_argument(
