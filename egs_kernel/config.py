@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ _HOLD_LIMIT = 24 * 3600
 """Seconds. What nobody decided in a day is forgotten, not considered."""
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_DURATION = 36525 * 86400
+"""Seconds. Longer ones are mistakes, and so long ago, or so far ahead, is no date any more."""
 
 
 class ScopeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -300,16 +303,32 @@ def parse_duration(text: str, where: str) -> int:
     """`90s`, `15m`, `1h`, `30d` → seconds.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of these, or longer than a hundred years.
     """
     match = _DURATION.fullmatch(text)
-    if match is None:
+    seconds = 0 if match is None else int(match[1]) * _UNIT_SECONDS[match[2]]
+    if not 0 < seconds <= _LONGEST_DURATION:
         raise UsageError(
             Reason.USAGE,
-            f"{where}: {text!r} is no duration",
+            f"{where}: {text!r} is no duration of a hundred years at most",
             "Write a number and a unit: 90s, 15m, 1h or 30d.",
         )
-    return int(match[1]) * _UNIT_SECONDS[match[2]]
+    return seconds
+
+
+def moment_after(start: datetime, text: str, where: str) -> datetime:
+    """The end of a duration that begins then.
+
+    Raises:
+        UsageError: it is no duration, or ends after the year 9999.
+    """
+    duration = timedelta(seconds=parse_duration(text, where))
+    try:
+        return start + duration
+    except OverflowError as error:
+        raise UsageError(
+            Reason.USAGE, f"{where}: {text!r} from then on ends after the year 9999", "Begin earlier."
+        ) from error
 
 
 def _invalid(name: str, problem: str) -> UsageError:

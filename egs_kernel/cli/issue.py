@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -19,7 +19,7 @@ from egs_kernel.checks.subjects import check_bound
 from egs_kernel.cli.files import inspect_program, read_artifact, read_head, replace_file
 from egs_kernel.cli.output import print_json, print_lines
 from egs_kernel.cli.signing import KEY, add_keys_option, add_passphrase_option, open_key, open_keys
-from egs_kernel.config import parse_duration
+from egs_kernel.config import moment_after
 from egs_kernel.constraints.plan import check as check_constraints
 from egs_kernel.errors import ExitCode, Refused, UsageError
 from egs_kernel.model import ProgramKind, Reason
@@ -350,8 +350,7 @@ def _window(options: argparse.Namespace, now: datetime) -> tuple[datetime, datet
     start = now if options.not_before is None else st.parse_time(options.not_before)
     if options.not_after is not None:
         return start, st.parse_time(options.not_after)
-    seconds = parse_duration(options.valid_for or _DEFAULT_VALIDITY, "--valid-for")
-    return start, start + timedelta(seconds=seconds)
+    return start, moment_after(start, options.valid_for or _DEFAULT_VALIDITY, "--valid-for")
 
 
 def _require_usable(statement: st.Statement, files: _Files) -> None:

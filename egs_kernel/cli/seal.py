@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,13 +122,11 @@ def _issue(options: argparse.Namespace) -> int:
 
 def _window(options: argparse.Namespace, moment: datetime) -> tuple[datetime, datetime]:
     from egs_kernel.artifact.statement import parse_time  # noqa: PLC0415 - as above
-    from egs_kernel.config import parse_duration  # noqa: PLC0415 - as above
+    from egs_kernel.config import moment_after  # noqa: PLC0415 - as above
 
     if options.not_after is not None and options.valid_for is not None:
         raise UsageError(Reason.USAGE, "--valid-for and --not-after exclude each other", "Give one of them.")
     start = moment if options.not_before is None else parse_time(options.not_before)
     if options.not_after is not None:
         return start, parse_time(options.not_after)
-    return start, start + timedelta(
-        seconds=parse_duration(options.valid_for or _DEFAULT_VALIDITY, "--valid-for")
-    )
+    return start, moment_after(start, options.valid_for or _DEFAULT_VALIDITY, "--valid-for")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from egs_kernel.artifact.statement import format_time, parse_time
 from egs_kernel.cli.output import columns, print_json, print_lines
-from egs_kernel.config import parse_duration
+from egs_kernel.config import moment_after
 from egs_kernel.errors import ExitCode, UsageError
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
@@ -98,16 +98,16 @@ def _add(options: argparse.Namespace) -> int:
 def _rotate(options: argparse.Namespace) -> int:
     folder = _folder(options)
     start = _time(options.at) or datetime.now(UTC).replace(microsecond=0)
-    overlap = timedelta(seconds=parse_duration(options.overlap, "--overlap"))
+    end = moment_after(start, options.overlap, "--overlap")
     trust = store.TrustStore.load(folder)
-    new, old = rotation.succeed(trust, options.keyid, _public(options.file), start, overlap)
+    new, old = rotation.succeed(trust, options.keyid, _public(options.file), start, end - start)
     store.put(folder, new)  # first: whatever happens in between, one of them is valid
     store.put(folder, old)
     answer = {
         "keyid": new.keyid,
         "replaces": old.keyid,
         "from": format_time(start),
-        "until": format_time(start + overlap),
+        "until": format_time(end),
     }
     if options.json:
         print_json(answer)

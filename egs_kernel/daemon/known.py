@@ -96,5 +96,6 @@ class Known:
         """When a list in force next becomes too old, or is not early any more, after `moment`."""
         age = timedelta(seconds=config.max_age_seconds)
         edges = [good_until(one.content, age) for one in self.lists.values()]
-        edges += [parse_time(one.content.issued_at) - SKEW for one in self.lists.values()]
+        issued = [parse_time(one.content.issued_at) for one in self.lists.values()]
+        edges += [time - SKEW for time in issued if time > moment]  # the others are early no more
         return min((edge for edge in edges if edge > moment), default=None) if config.max_age else None

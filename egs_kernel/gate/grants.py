@@ -39,8 +39,8 @@ def raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None
         file=raw_identity(grant.file),
         grant_id=grant_id,
         measured=grant.measured,
-        not_before=max(0, grant.not_before),
-        not_after=max(0, grant.not_after),
+        not_before=_moment(grant.not_before),
+        not_after=_moment(grant.not_after),
         cgroup_id=grant.cgroup_id or 0,
         argv_hash=_argv_hash(grant.argv),
         argv_length=_argv_length(grant.argv),
@@ -50,6 +50,11 @@ def raw_grant(grant: Grant, grant_id: int, scope: int, task: TaskIdentity | None
         uid=grant.uid or 0,
         seccomp_filters=grant.seccomp_filters or 0,
     )
+
+
+def _moment(nanoseconds: int) -> int:
+    """A time since boot in 64 bits. They end in 2554: what is valid for longer is valid until then, and wraps nowhere."""
+    return min(max(0, nanoseconds), 2**64 - 1)
 
 
 def raw_identity(file: FileIdentity) -> abi.FileId:

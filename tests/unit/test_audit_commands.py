@@ -296,6 +296,10 @@ def test_query(conditions: list[str], seqs: list[int], capsys: pytest.CaptureFix
         ["--type", "x"],
         ["--since", "noon"],
         ["--since", "2026-13-01"],
+        ["--since", "999999d"],
+        ["--since", "1969-12-31"],
+        ["--since", "0001-01-01T00:00:00+14:00"],
+        ["--since", "9999-12-31T23:59:59-14:00"],
     ],
 )
 @pytest.mark.usefixtures("folder")

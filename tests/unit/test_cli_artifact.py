@@ -322,6 +322,7 @@ def test_the_name_is_the_file_that_the_kernel_will_execute(egs: Egs, tmp_path: P
         (("--program", "/none"), Reason.NOT_FOUND),
         (("--program", "/"), Reason.USAGE),
         (("--constraints", "/none"), Reason.NOT_FOUND),
+        (("--not-before", "9999-12-31T23:59:59Z"), Reason.USAGE),
     ],
     ids=str,
 )

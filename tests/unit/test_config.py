@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from egs_kernel.config import (
     Config,
     ScopeConfig,
     load_config,
+    moment_after,
     parse_config,
     parse_duration,
 )
@@ -149,6 +151,22 @@ def test_any_text_is_a_duration_or_refused(text: str) -> None:
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("30d", 2_592_000)])
 def test_durations(text: str, seconds: int) -> None:
     assert parse_duration(text, "x") == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["0s", "01s", "1", "s", "1w", "1.5h", "-1s", "1000000s", "36526d", "999999d"]
+)
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(UsageError, match="no duration"):
+        parse_duration(text, "x")
+
+
+def test_the_end_of_a_duration() -> None:
+    assert moment_after(datetime(2026, 11, 24, tzinfo=UTC), "36525d", "x") == datetime(
+        2126, 11, 25, tzinfo=UTC
+    )
+    with pytest.raises(UsageError, match="after the year 9999"):
+        moment_after(datetime(9999, 12, 31, tzinfo=UTC), "1d", "x")
 
 
 def test_files_that_are_not_loaded(tmp_path: Path) -> None:

@@ -272,6 +272,15 @@ def test_a_list_is_good_until_it_is_too_old() -> None:
     assert known.knowledge("agents", demand, NOW).until == NOW + timedelta(minutes=5)  # the older of both
 
 
+def test_a_list_from_the_first_moment_that_can_be_written() -> None:
+    """Too old it is; no clock goes back behind it."""
+    demand = RevocationConfig(max_age="1h")
+    known = Known()
+    known.put(taken(issuedAt="0001-01-01T00:00:00Z"))
+    assert "good until" in known.knowledge("agents", demand, NOW).problem
+    assert known.next_boundary(demand, NOW) is None
+
+
 def test_a_clock_that_was_set_back_is_noticed() -> None:
     demand = RevocationConfig(max_age="1h")
     known = Known()

@@ -184,3 +184,5 @@ def test_the_commands_rotate_and_show_it(tmp_path: Path, capsys: pytest.CaptureF
         run(["trust", "rotate", OLD_ID, str(tmp_path / "new.pub"), "--overlap", "9", *where])
         == ExitCode.USAGE
     )
+    late = ["--overlap", "1d", "--at", "9999-12-31T00:00:00Z"]
+    assert run(["trust", "rotate", OLD_ID, str(tmp_path / "new.pub"), *late, *where]) == ExitCode.USAGE

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from egs_kernel import verify
 from egs_kernel.artifact import canonical
 from egs_kernel.errors import Refused
+from egs_kernel.gate.grants import raw_grant
 from egs_kernel.model import (
     FileIdentity,
     Grant,
@@ -560,6 +561,16 @@ def test_a_grant_before_boot_starts_at_boot() -> None:
     )
     assert (grant.not_before, grant.not_after) == (0, 0)
     assert not grant.no_new_privs
+
+
+@pytest.mark.parametrize("year", ["2555", "9999"])
+def test_what_outlasts_the_gates_clock_is_valid_as_long_as_it_counts(year: str) -> None:
+    """64 bits of nanoseconds end in 2554: an end behind that must not come round to one long ago."""
+    found = artifact({"notAfter": f"{year}-12-31T23:59:59Z"})
+    grant = authorize(found, intent(), host(), NOW).grant(
+        MEASURED, boot_offset=0, cgroup_id=None, seccomp_filters=None
+    )
+    assert raw_grant(grant, 1, 1, None).not_after == 2**64 - 1
 
 
 @pytest.mark.parametrize(

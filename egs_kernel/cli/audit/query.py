@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from egs_kernel.audit.entries import ENTRY_TYPES
 from egs_kernel.audit.lines import decode, timestamp
@@ -93,6 +93,10 @@ def _verdict(text: str | None) -> Verdict | None:
     return Verdict[text.upper()]
 
 
+_LAST_MOMENT: Final = 253402300799_999999
+"""9999-12-31T23:59:59.999999Z, in microseconds since 1970."""
+
+
 def _type(text: str | None) -> str | None:
     if text is not None and text not in ENTRY_TYPES:
         raise UsageError(Reason.USAGE, f"{text!r} is no entry type", f"Use one of: {', '.join(ENTRY_TYPES)}.")
@@ -103,7 +107,7 @@ def since_of(text: str | None) -> str | None:
     """A date or a time ago, as the record writes times, so that text compares as time does.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or a date before 1970.
     """
     if text is None:
         return None
@@ -113,5 +117,7 @@ def since_of(text: str | None) -> str | None:
         moment = datetime.now(UTC) - timedelta(seconds=parse_duration(text, "--since"))
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    whole = int((moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
+    whole = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    if not 0 <= whole <= _LAST_MOMENT:
+        raise UsageError(Reason.USAGE, f"{text!r} is no time of a record", "Write a date, or a time ago: 1h.")
     return timestamp(whole * 1000)
