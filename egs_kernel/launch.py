@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import NoReturn
 
-    Authorize = Callable[[str, list[str], str | None], bytes | None]
+    Authorize = Callable[[str, list[str], str | None], tuple[bytes, str | None] | None]
 
 USAGE = """\
 usage: egs run [--artifact FILE] [--argv0 NAME] [--svid FILE] [--] CMD [ARG ...]
@@ -28,7 +28,7 @@ usage: egs run [--artifact FILE] [--argv0 NAME] [--svid FILE] [--] CMD [ARG ...]
 Ask the daemon to authorize CMD with these arguments, and become it.
 
   --artifact FILE   the authorization artifact; without it the daemon looks among its standing ones, and if none
-                    fits, this host's authority is asked for one
+                    fits, the authority of egs.toml, or this host's, is asked for one
   --argv0 NAME      what CMD is told that it is called (default: CMD)
   --svid FILE       a JWT-SVID of this workload, for an artifact that names its SPIFFE id
 
@@ -78,8 +78,8 @@ class Command:
 def main(arguments: list[str], authorize: "Authorize | None" = None) -> int:
     """Run `egs run` with these arguments. Returns an exit code only when no program was executed.
 
-    `authorize` asks for an artifact when none was given and none stands: for a program, its arguments and an SVID; it returns None where
-    nobody can be asked, and raises `Stop` when it is refused.
+    `authorize` asks for an artifact when none was given and none stands: for a program, its arguments and an SVID. It returns it with
+    the SVID to show for it, None where nobody can be asked, and raises `Stop` when it is refused.
     """
     _default_interrupt()
     try:
@@ -210,8 +210,9 @@ def _launch(command: Command, authorize: "Authorize | None") -> "NoReturn":
     svid = None if command.svid is None else read_svid(command.svid)
     daemon, answer = _ask(program, command.argv, artifact, svid)
     if authorize is not None and artifact is None and _NO_GRANT in answer:
-        artifact = authorize(program, command.argv, svid)
-        if artifact is not None:
+        given = authorize(program, command.argv, svid)
+        if given is not None:
+            artifact, svid = given
             daemon.close()
             daemon, answer = _ask(program, command.argv, artifact, svid)
     _restore_signals()

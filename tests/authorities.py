@@ -116,20 +116,32 @@ class Home:
         """What it said."""
         return (self.root / "authority.log").read_text()
 
-    def secure(self) -> Certificates:
-        """Have it listen on HTTPS as well, for the workload `BUILDER`; what its certificates are made by."""
+    def secure(self, workload: str = BUILDER) -> Certificates:
+        """Have it listen on HTTPS as well, for one workload; what its certificates are made by."""
         certificates = Certificates.make(self.root)
         certificates.issue("server", address("127.0.0.1"))
         os.chown(self.root / "server.key", AUTHORITY, AUTHORITY)
-        certificates.issue("client", uri(BUILDER))
+        certificates.issue("client", uri(workload))
         self.settings(HTTPS.format(self.root))
         return certificates
 
     @property
     def remote(self) -> Remote:
-        """It, as `BUILDER` reaches it over HTTPS."""
+        """It, as the workload reaches it over HTTPS."""
         folder = self.root
         return Remote(self.addresses[1], folder / "client.pem", folder / "client.key", folder / "ca.pem")
+
+    def named(self, **changes: str) -> str:
+        """What egs.toml says of it on the workload's host."""
+        remote = self.remote
+        said = {
+            "url": remote.url,
+            "certificate": str(remote.certificate),
+            "key": str(remote.key),
+            "ca": str(remote.ca),
+        }
+        lines = "\n".join(f'{name} = "{value}"' for name, value in (said | changes).items())
+        return f"\n[authority]\n{lines}\n"
 
     # -- asking ----------------------------------------------------------------------------------
 

@@ -27,7 +27,8 @@ def check_identity(identity: Identity, intent: Intent, host: HostFacts) -> int |
         if gid is None or gid not in intent.groups:
             raise _identity_mismatch(f"it is for members of group {group}")
     if identity.spiffe_id is not None and identity.spiffe_id != intent.spiffe_id:
-        raise _identity_mismatch(f"it is for {identity.spiffe_id}")
+        shown = intent.spiffe_id or "nobody who showed an SVID (egs run --svid FILE)"
+        raise _identity_mismatch(f"it is for {identity.spiffe_id}, asked for by {shown}")
     if identity.unit is not None and identity.unit != intent.unit:
         raise _identity_mismatch(f"it is for the unit {identity.unit}, asked for in {intent.unit or 'none'}")
     return intent.uid if required is None else required

@@ -19,11 +19,11 @@ def main() -> "NoReturn":
     sys.exit(run(arguments))
 
 
-def _authorize(program: str, argv: list[str], svid: str | None) -> bytes | None:
+def _authorize(program: str, argv: list[str], svid: str | None) -> "tuple[bytes, str | None] | None":
     if sys.flags.no_site:
         import site  # noqa: PLC0415 - asking takes packages, which the start has not looked for
 
         site.main()
-    from egs_kernel.cli.requests import authorized  # noqa: PLC0415 - for launches that nothing stands for
+    from egs_kernel.cli.elsewhere import authorized  # noqa: PLC0415 - for launches that nothing stands for
 
     return authorized(program, argv, svid)

@@ -86,11 +86,10 @@ def ask(  # noqa: PLR0913 - the parts of an HTTP request, by name
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _unreachable(
-            where, getattr(error, "strerror", None) or str(error) or type(error).__name__
-        ) from error
+        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise _unreachable(where, problem, remote) from error
     if not isinstance(answer, dict):
-        raise _unreachable(where, "it does not speak our protocol")
+        raise _unreachable(where, "it does not speak our protocol", remote)
     if answer.get("state") == "denied":
         raise refusal(answer)
     return answer
@@ -118,16 +117,39 @@ def _connect(remote: Remote) -> http.client.HTTPConnection:
         raise UsageError(
             Reason.USAGE, f"{remote.url!r} is no authority's URL", "Give it as https://HOST:PORT"
         )
-    context = ssl.create_default_context(cafile=str(remote.ca))
-    context.load_cert_chain(remote.certificate, remote.key)
     return http.client.HTTPSConnection(
-        parts.hostname, parts.port or 9734, timeout=ANSWER_SECONDS, context=context
+        parts.hostname, parts.port or 9734, timeout=ANSWER_SECONDS, context=_context(remote)
     )
 
 
-def _unreachable(where: str, why: str) -> Unreachable:
+def _context(remote: Remote) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(remote.ca))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(remote.certificate, remote.key, password=_no_passphrase)
+    except (OSError, ValueError) as error:  # which of the three files it is, ssl does not say
+        problem = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            Reason.CONFIG_INVALID,
+            f"{remote.certificate}, {remote.key} or {remote.ca} cannot be used: {problem}",
+            "They are PEM files that this user may read; the key is not encrypted.",
+        ) from error
+    return context
+
+
+def _no_passphrase() -> str:
+    """Nobody is asked for one."""
+    return ""
+
+
+def _unreachable(where: str, why: str, remote: Remote | None) -> Unreachable:
+    advice = (
+        "Start it: systemctl start egs-authority (or: egs authority serve)."
+        if remote is None
+        else f"Look whether it runs there, and whether it takes {remote.certificate}: its log says why it closes a connection."
+    )
     return Unreachable(
         Reason.AUTHORITY_UNREACHABLE,
         f"the authority cannot be reached at {where}: {why}",
-        "Start it: systemctl start egs-authority (or: egs authority serve). Until it runs, only what has an artifact runs.",
+        f"{advice} Until it answers, only what has an artifact runs.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from egs_kernel.cli.elsewhere import add_options, remote_of
 from egs_kernel.cli.output import announce, print_json, print_lines
 from egs_kernel.errors import ExitCode
 from egs_kernel.paths import Paths
@@ -79,6 +80,7 @@ def add_commands(commands: Commands) -> None:
         )
     status = words.add_parser("status", help="what the running authority says of itself", allow_abbrev=False)
     status.set_defaults(run=run_status)
+    add_options(status)
     for parser in (init, status):
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -129,7 +131,7 @@ def run_status(arguments: argparse.Namespace) -> int:
     """
     from egs_kernel.cli.asking import ask  # noqa: PLC0415 - as above
 
-    answer = ask(Paths.from_environment(), "GET", "/v1/status")
+    answer = ask(Paths.from_environment(), "GET", "/v1/status", remote=remote_of(arguments))
     if arguments.json:
         print_json(answer)
     else:

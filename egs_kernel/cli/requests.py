@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 from egs_kernel.artifact.statement import format_time
 from egs_kernel.audit.describe import printable
 from egs_kernel.cli.asking import Remote, ask
+from egs_kernel.cli.elsewhere import add_options, host_here, remote_of, waits
 from egs_kernel.cli.files import replace_file
 from egs_kernel.cli.intended import intent_of, random_key
 from egs_kernel.cli.output import print_json, print_lines
 from egs_kernel.config import parse_duration
-from egs_kernel.errors import EgsError, ExitCode, Refused, UsageError
+from egs_kernel.errors import EgsError, ExitCode, UsageError
 from egs_kernel.launch import Stop, find_program, read_svid
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
@@ -81,16 +82,8 @@ def add_commands(commands: Commands) -> None:
     )
     approve.set_defaults(run=run_approve)
     for parser in (request, approvals, approve):
-        _add_remote(parser)
+        add_options(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _add_remote(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("an authority on another host")
-    group.add_argument("--authority", metavar="URL", help="https://HOST:PORT; default: this host's socket")
-    group.add_argument("--certificate", type=Path, metavar="FILE", help="this workload's X.509-SVID, PEM")
-    group.add_argument("--certificate-key", type=Path, metavar="FILE", help="its private key, PEM")
-    group.add_argument("--ca", type=Path, metavar="FILE", help="whose certificate the authority has, PEM")
 
 
 def run_request(options: argparse.Namespace) -> int:
@@ -105,14 +98,17 @@ def run_request(options: argparse.Namespace) -> int:
             "give one of: a command after --, --renew ID, --id REQUEST",
             "See egs request --help",
         )
-    remote, paths = _remote(options), Paths.from_environment()
+    remote, paths = remote_of(options), Paths.from_environment()
     if options.id is not None:
         answer = ask(paths, "GET", f"/v1/requests/{options.id}", remote=remote)
     elif options.renew is not None:
         body = {"askedAt": format_time(datetime.now(UTC))}
         answer = ask(paths, "POST", f"/v1/artifacts/{options.renew}/renewals", body, remote=remote)
     else:
-        asked: dict[str, Any] = {"intent": _intent(options), "askedAt": format_time(datetime.now(UTC))}
+        asked: dict[str, Any] = {
+            "intent": _intent(options, remote),
+            "askedAt": format_time(datetime.now(UTC)),
+        }
         key, svid = options.key or random_key(), _svid(options)
         answer = ask(paths, "POST", "/v1/requests", asked, key=key, remote=remote, svid=svid)
     if answer.get("state") == "pending" and options.wait is not None:
@@ -135,7 +131,7 @@ def run_approvals(options: argparse.Namespace) -> int:
     Raises:
         EgsError: the authority refused, or does not answer.
     """
-    answer = ask(Paths.from_environment(), "GET", "/v1/requests", remote=_remote(options))
+    answer = ask(Paths.from_environment(), "GET", "/v1/requests", remote=remote_of(options))
     if options.json:
         print_json(answer)
         return int(ExitCode.DONE)
@@ -170,7 +166,7 @@ def run_approve(options: argparse.Namespace) -> int:
     from egs_kernel.trust.passphrases import Passphrases  # noqa: PLC0415 - as above
     from egs_kernel.trust.signers import open_signer  # noqa: PLC0415 - as above
 
-    paths, remote = Paths.from_environment(), _remote(options)
+    paths, remote = Paths.from_environment(), remote_of(options)
     digest = options.digest
     if digest is None:
         shown = ask(paths, "GET", f"/v1/requests/{options.id}", remote=remote)
@@ -199,39 +195,7 @@ def run_approve(options: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def authorized(program: str, argv: list[str], svid: str | None = None) -> bytes | None:
-    """For `egs run`: the artifact that the authority gives for this launch; None: this host has no authority.
-
-    Raises:
-        Stop: it refused, or people have to approve it first.
-    """
-    paths = Paths.from_environment()
-    if not paths.authority_socket.exists():
-        return None
-    try:
-        intent = intent_of(program, argv) | {"uses": 1}
-        body = {"intent": intent, "askedAt": format_time(datetime.now(UTC))}
-        answer = ask(paths, "POST", "/v1/requests", body, key=random_key(), svid=svid)
-        if answer.get("state") == "pending":
-            raise waits(answer)
-        return str(answer["artifact"]).encode()
-    except EgsError as error:
-        code = 4 if error.exit_code is ExitCode.UNREACHABLE else 126
-        said = f"refused: {error}" + (f"\n{error.next_step}" if error.next_step else "")
-        raise Stop(code, said) from error
-
-
-def waits(answer: dict[str, Any]) -> Refused:
-    """The refusal that a wait for approvals is, until they are there."""
-    there = sum(vote["action"] == "approved" for vote in answer.get("approvals", ()))
-    return Refused(
-        Reason.APPROVAL_REQUIRED,
-        f"request {answer['request']} waits for {answer['required']} approvals until {answer['until']}; {there} are there",
-        f"egs approve {answer['request']} --key N.key, then: egs request --id {answer['request']} --out FILE",
-    )
-
-
-def _intent(options: argparse.Namespace) -> dict[str, Any]:
+def _intent(options: argparse.Namespace, remote: Remote | None) -> dict[str, Any]:
     command = options.command
     try:
         program = find_program(command[0], os.environ.get("PATH", os.defpath))
@@ -246,7 +210,7 @@ def _intent(options: argparse.Namespace) -> dict[str, Any]:
         "purpose": options.purpose,
         "ticket": options.ticket,
         "risk": options.risk,
-        "host": options.host,
+        "host": host_here() if options.host is None and remote is not None else options.host,
     }
     return intent | {name: value for name, value in asked.items() if value is not None}
 
@@ -286,16 +250,3 @@ def _came_to(answer: dict[str, Any]) -> str:
         case _:
             there = sum(vote["action"] == "approved" for vote in answer.get("approvals", ()))
             return f"counted: {there} of {answer['required']} approvals"
-
-
-def _remote(options: argparse.Namespace) -> Remote | None:
-    given = (options.certificate, options.certificate_key, options.ca)
-    if options.authority is None and not any(given):
-        return None
-    if options.authority is None or not all(given):
-        raise UsageError(
-            Reason.USAGE,
-            "--authority, --certificate, --certificate-key and --ca belong together",
-            "Give all of them, or none for this host's authority.",
-        )
-    return Remote(options.authority, *given)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from egs_kernel.audit.entries import Request
+from egs_kernel.audit.entries import Issuance, Request
 from egs_kernel.trust import keys, store
 from tests.authorities import AUTHORITY, Home
 from tests.running import Running, running_on_disk
@@ -24,21 +24,27 @@ POLICY = f'@id("agent") permit(principal == Workload::"{AGENT}", action, resourc
 
 
 @pytest.fixture(scope="module")
-def system() -> Iterator[Running]:
+def home() -> Home:
+    """The authority, once it runs."""
+    return Home(Path())
+
+
+@pytest.fixture(scope="module")
+def system(home: Home) -> Iterator[Running]:
     """A host with gate, daemon, authority, and a policy set that permits one workload everything."""
     with running_on_disk() as running:
-        home, paths = Home(running.instance.root), running.instance.paths
+        home.root, paths = running.instance.root, running.instance.paths
         OURS.write(_folder(paths.bundles))
         signer = keys.generate(keys.Algorithm.HYBRID)
         state = _folder(paths.authority_state, 0o700)
         keys.write_pair(signer, state, "issuer")
         roles, scopes = frozenset({store.Role.ISSUER}), frozenset({"test"})
         store.add(paths.trust, store.TrustedKey(key=signer.public_key, roles=roles, scopes=scopes))
-        home.settings()
+        home.secure(AGENT)
         for owned in (_folder(paths.authority_socket.parent), state, *state.iterdir()):
             os.chown(owned, AUTHORITY, AUTHORITY)
         _permit(running)
-        home.start()
+        home.start(listeners=2)
         try:
             yield running
         finally:
@@ -86,3 +92,26 @@ def test_its_user_alone_and_another_workload_run_nothing(system: Running) -> Non
         assert (ended.returncode, "[policy_denied]" in ended.stderr) == (126, True), ended.stderr
     ended = system.run("--svid", svid(system, exp=int(time.time()) - 1), "--", str(program))
     assert (ended.returncode, "[svid_expired]" in ended.stderr) == (126, True), ended.stderr
+
+
+def test_over_https_it_is_the_same(system: Running, home: Home) -> None:
+    """The authority that egs.toml names is asked by the certificate; the token says to egsd who launches."""
+    program, config = system.copy("/bin/true", "far"), system.instance.paths.config
+    before, token = config.read_text(), svid(system)
+    try:
+        config.write_text(before + home.named(svid=token))
+        ended = system.run("--", str(program))
+        assert ended.returncode == 0, ended.stderr
+        issuance = home.of(Issuance)[-1]
+        assert (issuance.action, issuance.principal, issuance.peer) == ("issued", f"workload:{AGENT}", None)
+        ended = system.run("--", str(system.copy("/bin/false", "no")))
+        assert ended.returncode == 1, "it is the program's own"
+        config.write_text(before + home.named())
+        ended = system.run("--", str(program))
+        assert (ended.returncode, "egs run --svid FILE" in ended.stderr) == (126, True), ended.stderr
+        assert system.run("--svid", token, "--", str(program)).returncode == 0
+        config.write_text(before + home.named(svid=token, ca=str(home.remote.certificate)))
+        ended = system.run("--", str(program))
+        assert (ended.returncode, "[authority_unreachable]" in ended.stderr) == (4, True), ended.stderr
+    finally:
+        config.write_text(before)

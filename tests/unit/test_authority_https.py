@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -23,6 +23,7 @@ from egs_kernel.audit.entries import Issuance
 from egs_kernel.authority import openapi
 from egs_kernel.cli.asking import Remote, ask
 from egs_kernel.errors import EgsError, Unreachable
+from egs_kernel.trust.store import Role
 from tests.authorities import BUILDER, Home, body_of, home
 from tests.certificates import Certificates, uri
 
@@ -53,6 +54,13 @@ def served() -> Iterator[Served]:
             yield Served(made, made.addresses[1], made.remote, certificates, session)
 
 
+@pytest.fixture
+def people(served: Served) -> Path:
+    """The key of somebody who may approve."""
+    served.home.trust("ann", Role.APPROVER)
+    return served.home.root / "ann.key"
+
+
 def asked(served: Served, **intent: Any) -> dict[str, Any]:
     body = body_of("/bin/true", **({"host": "host-7"} | intent))
     return ask(served.home.paths, "POST", "/v1/requests", body, remote=served.remote)
@@ -81,6 +89,62 @@ def test_the_command_asks_over_https(served: Served, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert out.exists()
+
+
+@pytest.fixture
+def named(served: Served) -> Iterator[Callable[..., None]]:
+    """Has egs.toml name the authority."""
+    file = served.home.paths.config
+    before = file.read_text()
+
+    def name(**changes: str) -> None:
+        file.write_text(before + served.home.named(**changes))
+
+    yield name
+    file.write_text(before)
+
+
+def test_the_commands_ask_the_authority_of_egs_toml(
+    served: Served, named: Callable[..., None], people: Path
+) -> None:
+    named()
+    egs = served.home.egs
+    done = egs("request", "--json", "--", "/bin/true")
+    assert done.returncode == 0, done.stderr
+    identity = parse_statement(parse_envelope(json.loads(done.stdout)["artifact"].encode()).payload)
+    assert identity.predicate.identity is not None
+    assert (identity.predicate.identity.spiffe_id, identity.predicate.identity.hosts) == (
+        BUILDER,
+        ("test-host",),
+    )
+    assert json.loads(egs("authority", "status", "--json").stdout)["host"] == "test-host"
+    waits = egs("request", "--json", "--", "/bin/echo")
+    assert (waits.returncode, json.loads(waits.stdout)["error"]["reason"]) == (1, "approval_required")
+    (waiting,) = json.loads(egs("approvals", "--json").stdout)["waiting"]
+    assert waiting["principal"] == f"workload:{BUILDER}"
+    approved = egs("approve", waiting["request"], "--key", str(people))
+    assert (approved.returncode, approved.stdout.splitlines()[-1]) == (0, "counted: 1 of 2 approvals")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"url": "http://127.0.0.1:9"}, 2, "does not begin with https://"),
+        ({"certificate": "client.pem"}, 2, "'client.pem' is no absolute path"),
+        ({"key": "/nowhere.key"}, 2, "/nowhere.key or"),
+        ({"key": "{}/server.key"}, 2, "server.key or"),
+        ({"ca": "{}/client.pem"}, 4, "certificate verify failed"),
+        ({"url": "https://127.0.0.1:9"}, 4, "Look whether it runs there"),
+        ({"colour": "red"}, 2, "unknown field `colour`"),
+    ],
+)
+def test_what_egs_toml_cannot_say(
+    served: Served, named: Callable[..., None], changes: dict[str, str], code: int, said: str
+) -> None:
+    named(**{name: value.format(served.home.root) for name, value in changes.items()})
+    done = served.home.egs("request", "--", "/bin/true")
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

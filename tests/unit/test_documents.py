@@ -14,6 +14,7 @@ import pytest
 
 from egs_kernel.cli.main import _MODULES, _parser
 from egs_kernel.config import (
+    AuthorityConfig,
     Config,
     ConsoleConfig,
     DriftConfig,
@@ -163,6 +164,7 @@ def test_the_example_is_a_configuration_and_uses_every_setting() -> None:
     assert table["console"].keys() == set(ConsoleConfig.__struct_fields__)
     assert table["record"].keys() == set(RecordConfig.__struct_fields__)
     assert table["revocation"].keys() == set(RevocationConfig.__struct_fields__)
+    assert table["authority"].keys() == set(AuthorityConfig.__struct_fields__)
     assert table["witness"][0].keys() == set(WitnessConfig.__struct_fields__)
 
 
@@ -177,7 +179,8 @@ def test_every_setting_is_described() -> None:
         *RevocationConfig.__struct_fields__,
         *WitnessConfig.__struct_fields__,
         *DriftConfig.__struct_fields__,
-    } - {"scopes", "metrics", "console", "record", "revocation", "witnesses", "drift"}:
+        *AuthorityConfig.__struct_fields__,
+    } - {"scopes", "metrics", "console", "record", "revocation", "witnesses", "drift", "authority"}:
         assert f"`{name}`" in text, name
     for name in TRUSTED | KNOWN:
         assert name in text, name
