@@ -221,6 +221,8 @@ def _split(where: str, rest: str) -> tuple[str, dict[str, str]]:
     query = dict(pairs)
     if not rest or len(query) != len(pairs):
         raise _malformed(where, "it is empty, or says something twice")
+    if not where.isascii() or any("\0" in value for value in query.values()):
+        raise _malformed(where, "it has characters that a URI has in another form, or a file's name has not")
     return rest, query
 
 
