@@ -177,16 +177,20 @@ class Running:
 
     def wait_for(self, kind: type[_E], wanted: Callable[[_E], bool]) -> _E:
         """The first entry of a type that is as wanted, as soon as it is in the record."""
+        return self.wait_for_all(kind, wanted, 1)[0]
+
+    def wait_for_all(self, kind: type[_E], wanted: Callable[[_E], bool], count: int) -> list[_E]:
+        """The entries of a type that are as wanted, as soon as there are `count` of them in the record."""
         watch = self._watcher.add(self.instance.paths.record / JOURNAL, FILE | FOLDER, lambda _name: None)
         assert watch is not None
         deadline = time.monotonic() + SECONDS
         while (left := deadline - time.monotonic()) > 0:
-            found = next((entry for entry in self.entries(kind) if wanted(entry)), None)
-            if found is not None:
+            found = [entry for entry in self.entries(kind) if wanted(entry)]
+            if len(found) >= count:
                 return found
             select.select([self._watcher.fileno()], [], [], left)
             self._watcher.dispatch()
-        raise AssertionError(f"no {kind.__name__} came; the daemon said: {self.log()}")
+        raise AssertionError(f"{count} of {kind.__name__} did not come; the daemon said: {self.log()}")
 
     def wait_for_exec(self, program: Path | str, verdict: Verdict, count: int = 1) -> list[Exec]:
         """The execs of a program that were decided so, when there are `count` of them."""
@@ -194,19 +198,11 @@ class Running:
         def of(entry: Exec) -> bool:
             return entry.event.filename == str(program) and entry.event.verdict is verdict
 
-        self.wait_for(
-            Exec, lambda entry: of(entry) and len([e for e in self.entries(Exec) if of(e)]) >= count
-        )
-        return [entry for entry in self.entries(Exec) if of(entry)]
+        return self.wait_for_all(Exec, of, count)
 
     def wait_for_decisions(self, reason: Reason, count: int = 1) -> list[Decision]:
         """The decisions for this reason, when there are `count` of them."""
-
-        def found() -> list[Decision]:
-            return [entry for entry in self.entries(Decision) if entry.reason is reason]
-
-        self.wait_for(Decision, lambda _entry: len(found()) >= count)
-        return found()
+        return self.wait_for_all(Decision, lambda entry: entry.reason is reason, count)
 
     def wait_until_standing(self) -> None:
         """Return when every artifact of the folder stands: the grant follows the decision, which is in the record before."""
