@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from egs_kernel.audit.logkeys import LogKeys
     from egs_kernel.audit.tiles import Tile
 
+GATHER_SECONDS: Final = 0.05
+"""How long publishing waits when something comes: what is under way then (a launch) is not to share the processor with it."""
 PUBLISH_SECONDS: Final = 0.2
 """How long publishing waits for more to come, when it has just published."""
 RETRY_SECONDS: Final = 1.0
@@ -285,6 +287,7 @@ class Record:
     def _publish_on(self) -> None:
         while True:
             self._wake.wait()
+            self._closed.wait(GATHER_SECONDS)
             self._wake.clear()
             if self._closed.is_set():
                 return
