@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from egs_kernel.drift.rules import makes_code
+from egs_kernel.drift.states import VDSO
 from egs_kernel.findings import Finding
 
 if TYPE_CHECKING:
@@ -131,7 +132,10 @@ def _code(state: ProcessState, known: Baseline, said: Authorized | None, context
     named = {path for path, _ in (*said.files, *said.children, said.program)} if said else set[str]()
     for mapping in state.code:
         if mapping.written:
-            yield Finding.MEMORY_WRITTEN, f"code of {mapping.path} in memory is not the file's"
+            whose = "the kernel's" if mapping.path == VDSO else "the file's"
+            yield Finding.MEMORY_WRITTEN, f"code of {mapping.path} in memory is not {whose}"
+        if mapping.path == VDSO:
+            continue
         if not mapping.path or mapping.path.startswith(MEMORY):
             if not context.expects_code(known.event.filename, said):
                 yield Finding.ANONYMOUS_CODE, "executable memory of no file"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+VDSO: Final = "[vdso]"
+"""Code that the kernel gives to every process; a process may write its own copy of it."""
 
 
 class Mapping(msgspec.Struct, frozen=True, gc=False):
     """Executable memory. `path` as the kernel calls the file, "" for memory of none; `trusted`: root's alone, as are the folders above it.
 
-    `written`: pages of it are not the file's any more.
+    `written`: pages of it are not the file's any more. What the kernel gave (`VDSO`) is listed when it was written.
     """
 
     path: str

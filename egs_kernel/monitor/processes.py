@@ -1,4 +1,4 @@
-"""One process, read out of /proc: each file once, through the folder's descriptor, which no other process ever is behind."""
+"""One process as a sweep sees it, read out of /proc: each file once, and what cannot have changed not again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import re
 import resource
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from egs_kernel.artifact.variables import loads_code
-from egs_kernel.drift.states import Executable, Mapping, ProcessState
+from egs_kernel.drift.states import VDSO, Executable, Mapping, ProcessState
 from egs_kernel.errors import GateError
-from egs_kernel.processes import parse_start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,79 +21,16 @@ if TYPE_CHECKING:
     from egs_kernel.drift.authorized import Authorized
     from egs_kernel.drift.baselines import Baseline
     from egs_kernel.drift.states import Opened
-    from egs_kernel.gate.views import GovernedTask
     from egs_kernel.model import FileIdentity
     from egs_kernel.monitor.files import Digests, Trust
+    from egs_kernel.monitor.opened import Folder, Process
 
 NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
-_CHUNK: Final = 1 << 16
-_TICK: Final = 10_000_000
-"""Nanoseconds of a clock tick (1/100 s, whatever the kernel's HZ)."""
-_PAGE: Final = resource.getpagesize()
 _CODE: Final = re.compile(
     rb"^([0-9a-f]+-[0-9a-f]+) (..x.) [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ ([0-9]+) *(.*)$", re.MULTILINE
 )
-_OF_THE_KERNEL: Final = (b"[vdso]", b"[vsyscall]", b"[uprobes]", b"[vvar]", b"[vvar_vclock]", b"[sigpage]")
-
-
-class Process:
-    """An open /proc/PID that is the process of a task of the gate's table; close it.
-
-    Raises:
-        ProcessLookupError: it is gone, or another one bears its number.
-    """
-
-    def __init__(self, task: GovernedTask) -> None:
-        try:
-            self.folder = os.open(f"/proc/{task.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ProcessLookupError(f"process {task.pid} is gone") from error
-        self.task = task
-        try:
-            stat = self.read("stat")
-        except ProcessLookupError:
-            self.close()
-            raise
-        self.start_ticks = parse_start_ticks(stat)
-        self.parent = int(stat[stat.rindex(b")") + 2 :].split(None, 2)[1])
-        if task.born and abs(task.born // _TICK - self.start_ticks) > 1:
-            self.close()
-            raise ProcessLookupError(f"process {task.pid} is another one")
-
-    def close(self) -> None:
-        """Let go of it."""
-        os.close(self.folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def read(self, name: str) -> bytes:
-        """One of its files.
-
-        Raises:
-            ProcessLookupError: it is gone.
-        """
-        try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.folder)
-            try:
-                parts = [os.read(descriptor, _CHUNK)]
-                while parts[-1] and (len(parts) > 1 or len(parts[0]) >= _PAGE // 2):
-                    parts.append(os.read(descriptor, _CHUNK))
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise ProcessLookupError(f"process {self.task.pid} is gone: {name}: {error.strerror}") from error
-        return b"".join(parts)
-
-    def link(self, name: str) -> str:
-        """What one of its links says; "": nothing."""
-        try:
-            return os.readlink(name, dir_fd=self.folder)
-        except OSError:
-            return ""
+_VDSO: Final = os.fsencode(VDSO)
+_OF_THE_KERNEL: Final = (_VDSO, b"[vsyscall]", b"[uprobes]", b"[vvar]", b"[vvar_vclock]", b"[sigpage]")
 
 
 class Reader:
@@ -155,15 +93,7 @@ class Reader:
             start_ticks=process.start_ticks,
             execution=task.execution,
             inherited=task.inherited,
-            uids=_four(status, b"\nUid:"),
-            gids=_four(status, b"\nGid:"),
-            capabilities=int(_field(status, b"\nCapEff:"), 16),
-            tracer=int(_field(status, b"\nTracerPid:")),
-            no_new_privs=_field(status, b"\nNoNewPrivs:") == b"1",
-            seccomp_mode=int(_field(status, b"\nSeccomp:")),
-            seccomp_filters=int(_field(status, b"\nSeccomp_filters:")),
-            namespaces=namespaces(process),
-            root=_root(process),
+            **_of_thread(process, status),
             cgroup=_cgroup(process.read("cgroup")),
             executable=self._executable(process, key, known),
             code=self._code(process, closely=closely),
@@ -174,6 +104,25 @@ class Reader:
             open_files=files,
             processor_seconds=seconds,
         )
+
+    def other_threads(self, process: Process, state: ProcessState) -> list[ProcessState]:
+        """The process as its other threads have it, where that is not what `state` says.
+
+        Each thread has credentials, a tracer, filters, namespaces and a root of its own.
+
+        Args:
+            process: open.
+            state: what was read of it.
+        """
+        if state.threads == 1:
+            return []
+        found = set()
+        with contextlib.suppress(ProcessLookupError):  # of one that ended, what was read so far
+            for thread in process.threads():
+                with contextlib.suppress(ProcessLookupError):
+                    own = _of_thread(thread, thread.read("status"))
+                    found.add(msgspec.structs.replace(state, **own))
+        return list(found - {state})
 
     def _executable(
         self, process: Process, key: tuple[int, int, int], known: Baseline | None
@@ -206,23 +155,21 @@ class Reader:
             os.close(descriptor)
         plain = path.removesuffix(" (deleted)")
         deleted = plain != path
-        replaced = (
-            deleted
-            and not plain.startswith("/memfd:")
-            and os.path.lexists(f"/proc/{process.task.pid}/root{plain}")
-        )
+        replaced = deleted and not plain.startswith("/memfd:") and process.has(f"root{plain}")
         return Executable(path=path, inode=identity.inode, digest=digest, deleted=deleted, replaced=replaced)
 
     def _code(self, process: Process, *, closely: bool) -> tuple[Mapping, ...]:
-        mappings = [each for each in _CODE.findall(process.read("maps")) if each[3] not in _OF_THE_KERNEL]
+        mappings = _CODE.findall(process.read("maps"))
         written = _written(process, mappings) if closely else frozenset()
         found = {}
         for _place, _rights, inode, name in mappings:
+            if name in _OF_THE_KERNEL and name not in written:
+                continue
             path = os.fsdecode(name)
             number = int(inode)
             of_file = path.startswith("/")
             found[path, number] = Mapping(
-                path=path if number or of_file else "",
+                path=path if number or of_file or name in written else "",
                 inode=number,
                 trusted=number != 0 and of_file and self._trust.is_trusted(path, number),
                 written=name in written,
@@ -247,11 +194,12 @@ def _code_variables(environment: bytes) -> tuple[str, ...]:
 
 
 def _written(process: Process, mappings: list[tuple[bytes, bytes, bytes, bytes]]) -> frozenset[bytes]:
-    """Files whose code in memory is not theirs any more: a private copy was made of a page that nobody should write."""
+    """Files, or the kernel's, whose code in memory is not theirs any more: a private copy was made of a page that nobody should write."""
     content = b"\n" + process.read("smaps")
     found = set()
     for place, rights, inode, name in mappings:
-        start = content.find(b"\n" + place + b" ") if rights.startswith(b"r-x") and inode != b"0" else -1
+        unchanging = (rights.startswith(b"r-x") and inode != b"0") or name == _VDSO
+        start = content.find(b"\n" + place + b" ") if unchanging else -1
         if start < 0:
             continue
         start = content.find(b"\nAnonymous:", start)
@@ -260,22 +208,29 @@ def _written(process: Process, mappings: list[tuple[bytes, bytes, bytes, bytes]]
     return frozenset(found)
 
 
-def namespaces(process: Process) -> tuple[tuple[str, int], ...]:
-    """Kind and inode of each of a process's namespaces."""
+def _of_thread(thread: Folder, status: bytes) -> dict[str, Any]:
+    """What each thread has for itself, as fields of a state."""
+    return {
+        "uids": _four(status, b"\nUid:"),
+        "gids": _four(status, b"\nGid:"),
+        "capabilities": int(_field(status, b"\nCapEff:"), 16),
+        "tracer": int(_field(status, b"\nTracerPid:")),
+        "no_new_privs": _field(status, b"\nNoNewPrivs:") == b"1",
+        "seccomp_mode": int(_field(status, b"\nSeccomp:")),
+        "seccomp_filters": int(_field(status, b"\nSeccomp_filters:")),
+        "namespaces": namespaces(thread),
+        "root": thread.root(),
+    }
+
+
+def namespaces(process: Folder) -> tuple[tuple[str, int], ...]:
+    """Kind and inode of each of the namespaces of a process or a thread."""
     found = []
     for kind in NAMESPACES:
         said = process.link(f"ns/{kind}")
         if said:
             found.append((kind, int(said[said.index("[") + 1 : -1])))
     return tuple(found)
-
-
-def _root(process: Process) -> tuple[int, int]:
-    try:
-        status = os.stat("root", dir_fd=process.folder)
-    except OSError as error:
-        raise ProcessLookupError(f"process {process.task.pid} is gone") from error
-    return status.st_dev, status.st_ino
 
 
 def _cgroup(content: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from egs_kernel.drift.states import Opened
 
 if TYPE_CHECKING:
-    from egs_kernel.monitor.processes import Process
+    from egs_kernel.monitor.opened import Process
 
 _LISTENS: Final = "0A"
 _ESTABLISHED: Final = "01"

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from egs_kernel.monitor.processes import Process
+from egs_kernel.monitor.opened import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ from egs_kernel.drift.rules import decide
 from egs_kernel.findings import HOST_FINDINGS, Finding, Response, severity_of
 from egs_kernel.gate.grants import artifact_key
 from egs_kernel.model import Reason
-from egs_kernel.monitor.processes import Process
+from egs_kernel.monitor.opened import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -175,6 +175,8 @@ class Watch:
                 self._host_state(observation)
             case FileEvent():
                 self.check_files({observation.path})
+                if observation.gone:
+                    self._look_at_those_of(observation.path)
             case Lost():
                 self._tell_host(
                     Finding.EVENTS_LOST, f"{observation.source}: the sweeps have to find it", observation
@@ -193,6 +195,13 @@ class Watch:
         elif task is not None:
             self.look_at(task, event.source)
 
+    def _look_at_those_of(self, program: str) -> None:
+        """At every process that executes a file that is not there any more."""
+        for task in self._gate.governed():
+            known = self._baselines.executions.get(task.execution)
+            if known is not None and known.event.filename == program:
+                self.look_at(task, "files")
+
     def look_at(self, task: GovernedTask, source: str, *, closely: bool = False) -> ProcessState | None:
         """Read a process and compare it; what was read, None: it is gone."""
         known = self._baselines.executions.get(task.execution)
@@ -202,9 +211,14 @@ class Watch:
             with Process(task) as process:
                 said = self._baselines.artifacts.get(known.artifact_id)
                 state = self._reader.look(process, known, said, closely=closely)
+                others = self._reader.other_threads(process, state) if closely else []
         except ProcessLookupError:
             return None
-        return state if self._compare(task, known, state, source) else None
+        if not self._compare(task, known, state, source):
+            return None
+        for other in others:
+            self._tell_all(compare_process(other, self.context, source))
+        return state
 
     def _compare(self, task: GovernedTask, known: Baseline, state: ProcessState, source: str) -> bool:
         """Tell what of a process is not as it was authorized; False: it executes something else, or is about to.

@@ -143,6 +143,7 @@ assert EXECUTABLE is not None
         ({"code": (Mapping("/tmp/x.so", 3, trusted=True),)}, Finding.CODE_MAPPED),
         ({"code": (Mapping("/usr/lib/x.so", 3),)}, Finding.CODE_MAPPED),
         ({"code": (Mapping("/usr/lib/x.so", 3, trusted=True, written=True),)}, Finding.MEMORY_WRITTEN),
+        ({"code": (Mapping("[vdso]", written=True),)}, Finding.MEMORY_WRITTEN),
         ({"variables": ("LD_PRELOAD",)}, Finding.ENVIRONMENT_LOADS_CODE),
         ({"executable": Executable("/memfd:x (deleted)", EVENT.file.inode, "")}, Finding.MEMFD_EXECUTED),
         ({"executable": Executable("/bin/sh", 99, "")}, Finding.PROGRAM_REPLACED),
