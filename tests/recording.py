@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from egs_kernel.audit.files import Files
+from egs_kernel.audit.checkpoint import CHECKPOINT
+from egs_kernel.audit.files import FRESH, Files
 from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.record import Record
 
@@ -50,15 +51,15 @@ class Crash(BaseException):
 class Disk(Files):
     """The disk, as a test wants it. It notes what a power loss would leave, and syncs nothing for real.
 
-    `before`: called before each step with its number and name, and raises what should happen there. `published`: the content
-    of every checkpoint that was ever to be seen.
+    `before`: called before each step with its number and name, and raises what should happen there. `signed`: every checkpoint
+    that was signed, those that were never to be seen included.
     """
 
     def __init__(
         self, folder: Path, before: Callable[[int, str], None] = lambda _number, _name: None
     ) -> None:
         self.steps: list[str] = []
-        self.published: list[bytes] = []
+        self.signed: list[bytes] = []
         self._before = before
         self._folder = folder
         self._grave = folder.parent / "grave"  # inodes that are kept, so that no number is used twice
@@ -70,6 +71,8 @@ class Disk(Files):
     # -- steps ---------------------------------------------------------------------------------------
 
     def write(self, descriptor: int, content: bytes) -> None:
+        if path_of(descriptor).name == CHECKPOINT + FRESH:
+            self.signed.append(content)
         try:
             self._step("write")
         except BaseException:
@@ -92,8 +95,6 @@ class Disk(Files):
         self._keep(path)
         self._keep(target)
         super().rename(path, target)
-        if target.name == "checkpoint":
-            self.published.append(target.read_bytes())
 
     def unlink(self, path: Path) -> None:
         self._step("unlink")

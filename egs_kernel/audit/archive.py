@@ -1,6 +1,6 @@
 """Entries of long ago, moved to another folder in the same layout: full bundles, which never change.
 
-Hashes stay (they are a thousandth part), so every proof stays possible, and what is moved can be verified as before.
+Hashes stay, 32 bytes for each entry, so every proof stays possible, and what is moved can be verified as before.
 """
 
 from __future__ import annotations

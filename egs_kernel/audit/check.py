@@ -43,8 +43,8 @@ Progress = Callable[[int, int], None]
 class Verified(msgspec.Struct, frozen=True):
     """A record that verified: how far, in what time span, and what is worth a look.
 
-    `published`: the size of its checkpoint. `signed`: signatures were verified, too. `torn`: bytes after the last whole frame
-    of the journal.
+    `published`: the size of its checkpoint; what follows nobody has signed yet. `signed`: its signature was verified, too.
+    `torn`: bytes after the last whole frame of the journal.
     """
 
     size: int
@@ -150,7 +150,6 @@ class _Walk:
         Raises:
             RecordError: RECORD_CORRUPT with the first wrong place.
         """
-        note = None
         with self._reader.segments(0) as segments:
             begin = segments[0][0] if segments else self._published.size
             if begin and not self._published.size:
@@ -159,10 +158,9 @@ class _Walk:
                 self._add(self._reader.bundle(seq, begin))
                 self._progress(self._frontier.size, max(begin, self._published.size))
             for first, file in segments:
-                note = self._add_segment(first, file, last=first == segments[-1][0]) or note
+                self._add_segment(first, file, last=first == segments[-1][0])
         self._require_acknowledged()
-        if note is not None:
-            self._signed.open(note, f"the checkpoint in the journal at entry {self._frontier.size}")
+        self._require_signed()
         self._shelves.require_nothing_else(self._reader)
         return Verified(
             size=self._frontier.size,
@@ -176,36 +174,34 @@ class _Walk:
             torn=self._torn,
         )
 
-    def _add_segment(self, first: int, file: BinaryIO, *, last: bool) -> bytes | None:
-        """Check a file of the journal; the last checkpoint in it."""
+    def _add_segment(self, first: int, file: BinaryIO, *, last: bool) -> None:
+        """Check a file of the journal."""
         where = f"{JOURNAL}/{first:020}"
         content = file.read()
-        note, end = None, 0
+        end = 0
         if first != self._frontier.size:
             raise corrupt(where, f"entries {self._frontier.size} to {first - 1} are missing before it")
         for frame in frames_in(content):
             self._add_frame(frame, where)
-            note, end = frame.note, frame.end
+            end = frame.end
         if end < len(content) and (not last or frame_after(content, end) is not None):
             raise corrupt(
                 f"entry {self._frontier.size}", f"{where} is damaged at byte {end}, and entries follow"
             )
         self._torn = len(content) - end
-        return note
 
     def _add_frame(self, frame: Frame, where: str) -> None:
         first = self._frontier.size
         if frame.first != first:
             raise corrupt(f"entry {first}", f"{where} has entry {frame.first} in its place")
         self._add(frame.entries)
-        try:
-            noted = unsigned(frame.note)
-        except NoteError as error:
-            raise corrupt(f"entry {first}", f"the checkpoint after it in {where} is none") from error
-        if (noted.size, noted.root) != (self._frontier.size, self._frontier.root()):
+        noted = frame.checkpoint
+        origin = self._signed.keys[0].name if self._signed.keys else noted.origin
+        if noted != Checkpoint(origin, self._frontier.size, self._frontier.root()):
             last = f" to {self._frontier.size - 1}" if frame.count > 1 else ""
             raise corrupt(
-                f"entry {first}", f"entries {first}{last} in {where} are not those that were signed"
+                f"entry {first}",
+                f"entries {first}{last} in {where} are not those that were appended to the log {origin}",
             )
 
     def _add(self, lines: Sequence[bytes]) -> None:
@@ -262,4 +258,10 @@ class _Walk:
             raise corrupt(
                 f"entry {self._frontier.size}",
                 f"the record ends there, but {acknowledged} entries had been acknowledged",
+            )
+
+    def _require_signed(self) -> None:
+        if self._signed.keys and self._frontier.size and not (self._reader.folder / CHECKPOINT).exists():
+            raise corrupt(
+                CHECKPOINT, f"it is missing: nobody has signed any of {self._frontier.size} entries"
             )

@@ -1,4 +1,8 @@
-"""What an append adds to the log: lines, their leaves, the tree that ends with them, the checkpoint over it, the frame. Pure."""
+"""What an append adds to the log: lines, their leaves, the tree that ends with them, the frame. Pure.
+
+Nothing is signed here: a signature is worth waiting for only by those who are shown a checkpoint, and that is when all of it is
+durable (record.py).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from egs_kernel.audit.checkpoint import Checkpoint
 from egs_kernel.audit.edge import Batch
 from egs_kernel.audit.frames import MAX_APPEND, encode_frame
 from egs_kernel.audit.lines import encode
-from egs_kernel.audit.merkle import Frontier, leaf_hashes
+from egs_kernel.audit.merkle import leaf_hashes
 from egs_kernel.audit.parts import parts_of
 from egs_kernel.audit.tiles import HEIGHT, pack_entry
 from egs_kernel.errors import RecordError
@@ -21,38 +25,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from egs_kernel.audit.entries import Entry
-    from egs_kernel.audit.notes import Signer
-
-
-class Head(msgspec.Struct, frozen=True):
-    """The log up to an entry. `note`: its signed checkpoint, None when it is empty."""
-
-    frontier: Frontier
-    note: bytes | None
-
-    @property
-    def size(self) -> int:
-        """Entries."""
-        return self.frontier.size
+    from egs_kernel.audit.merkle import Frontier
 
 
 class Growth(msgspec.Struct, frozen=True):
-    """Entries that are to follow a head.
+    """Entries that are to follow a tree.
 
-    `head`: the log with them; `seqs`: the number of each; `batch`, `frame`: as they are published, and as they stand in the
-    journal; `length`: bytes of their lines.
+    `base`, `tree`: without and with them; `seqs`: the number of each; `batch`, `frame`: as they are published, and as they
+    stand in the journal; `length`: bytes of their lines.
     """
 
-    base: Head
-    head: Head
+    base: Frontier
+    tree: Frontier
     seqs: tuple[int, ...]
     batch: Batch
     frame: bytes
     length: int
 
 
-def grow(base: Head, entries: Sequence[Entry], time: str, origin: str, signers: Sequence[Signer]) -> Growth:
-    """What `entries` add to a log whose head is `base`. What is too long for one line has others before it.
+def grow(base: Frontier, entries: Sequence[Entry], time: str, origin: str) -> Growth:
+    """What `entries` add to the tree of the log `origin`. What is too long for one line has others before it.
 
     Raises:
         RecordError: RECORD_UNAVAILABLE: one cannot be written, or they are too much for one append.
@@ -60,12 +52,11 @@ def grow(base: Head, entries: Sequence[Entry], time: str, origin: str, signers: 
     parted = [parts_of(entry) for entry in entries]
     lines = [encode(part, seq=seq, time=time) for seq, part in enumerate(chain(*parted), base.size)]
     ends = accumulate(map(len, parted), initial=base.size - 1)
-    frontier = base.frontier.copy()
+    tree = base.copy()
     leaves = leaf_hashes(lines)
-    above = frontier.extend(leaves, HEIGHT)
-    note = Checkpoint(origin, frontier.size, frontier.root()).sign(*signers)
+    above = tree.extend(leaves, HEIGHT)
     packed = [pack_entry(line) for line in lines]
-    frame = encode_frame(base.size, packed, note)
+    frame = encode_frame(base.size, packed, Checkpoint(origin, tree.size, tree.root()))
     if len(frame) > MAX_APPEND:
         raise RecordError(
             Reason.RECORD_UNAVAILABLE,
@@ -74,7 +65,7 @@ def grow(base: Head, entries: Sequence[Entry], time: str, origin: str, signers: 
         )
     return Growth(
         base,
-        Head(frontier, note),
+        tree,
         tuple(ends)[1:],
         Batch(packed, leaves, above),
         frame,

@@ -1,8 +1,8 @@
 """The record's one writer: an append returns when its entries are durable, or it raises.
 
-An append is one frame of the journal: its entries, and the checkpoint signed over them; one write and one sync. A thread then
-publishes what is durable as a log (publisher.py), and trims the journal. So no checkpoint is ever seen whose entries could
-be lost.
+An append is one frame of the journal: its entries, and the tree that they end; one write and one sync. A thread then signs the
+checkpoint over what is durable, publishes it as a log (publisher.py), and trims the journal. So nothing is ever signed that could
+be lost, and there are no two trees of one size that the log's key has signed: whatever a crash took away was in no checkpoint.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from egs_kernel.audit.checkpoint import Checkpoint
 from egs_kernel.audit.claim import claim, make_folder, unavailable
 from egs_kernel.audit.files import Files
-from egs_kernel.audit.growth import Growth, Head, grow
+from egs_kernel.audit.growth import grow
 from egs_kernel.audit.lines import decode, timestamp
 from egs_kernel.audit.reader import Reader
 from egs_kernel.audit.recover import pending_gaps, recover, settle
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from egs_kernel.audit.entries import Entry, Recorded
+    from egs_kernel.audit.growth import Growth
     from egs_kernel.audit.logkeys import LogKeys
+    from egs_kernel.audit.merkle import Frontier
     from egs_kernel.audit.tiles import Tile
 
 GATHER_SECONDS: Final = 0.05
@@ -65,7 +68,7 @@ class Record:
         self._keys = keys
         self._files = files
         self._clock = clock
-        self._durable = self._expected = Head(recovered.frontier, recovered.note)
+        self._durable = self._expected = recovered.frontier
         self._counted = recovered.counted
         self._segments = recovered.segments
         self._publisher = recovered.publisher
@@ -148,11 +151,6 @@ class Record:
         return self._counted.length
 
     @property
-    def checkpoint(self) -> bytes | None:
-        """The signed checkpoint of all that is durable; None when there is nothing."""
-        return self._durable.note
-
-    @property
     def failed(self) -> bool:
         """Whether nothing can be appended any more until the record is opened again."""
         return self._segments.failed
@@ -203,12 +201,12 @@ class Record:
                 return ()
             growth = self._grow(self._expected, entries)
             self._lock.acquire()  # before the next one grows: what is made in an order is written in that order
-            self._expected = growth.head
+            self._expected = growth.tree
         try:
             self._require_usable()
             if growth.base is not self._durable:  # what it was to follow did not become durable
                 growth = self._grow(self._durable, entries)
-                self._expected = growth.head
+                self._expected = growth.tree
             self._commit(growth, entries)
         finally:
             self._expected = self._durable
@@ -245,11 +243,11 @@ class Record:
                     self._closed.is_set() and durable.size > self._counted.saved
                 ):
                     self._counted.tally.forget_expired(timestamp(self._clock() - _DAY))
-                    state = self._counted.state(durable.size, durable.frontier.root())
+                    state = self._counted.state(durable.size, durable.root())
             self._publisher.take(full)
             try:
-                if durable.note is not None and durable.size != self._published:
-                    self._publisher.publish(durable.note, partial)
+                if durable.size and durable.size != self._published:
+                    self._publisher.publish(self._signed(durable), partial)
                     self._published = durable.size
                 if state is not None:
                     write_state(self._folder, self._files, state)
@@ -311,23 +309,26 @@ class Record:
             raise
         with self._lock:
             self._counted.synced = full
-            state = self._counted.state(self._durable.size, self._durable.frontier.root())
+            state = self._counted.state(self._durable.size, self._durable.root())
         write_state(self._folder, self._files, state)
         self._counted.saved = state.size
         with self._lock:
             self._segments.trim(full)
 
-    def _grow(self, base: Head, entries: Sequence[Entry]) -> Growth:
-        now = timestamp(self._clock())
-        return grow(base, entries, now, self._keys.listed.origin, self._keys.signers())
+    def _grow(self, base: Frontier, entries: Sequence[Entry]) -> Growth:
+        return grow(base, entries, timestamp(self._clock()), self._keys.listed.origin)
+
+    def _signed(self, tree: Frontier) -> bytes:
+        """The checkpoint over a tree that is durable."""
+        return Checkpoint(self._keys.listed.origin, tree.size, tree.root()).sign(*self._keys.signers())
 
     def _commit(self, growth: Growth, entries: Sequence[Entry]) -> None:
-        """Make a growth of the durable head durable. With the lock."""
+        """Make a growth of the durable tree durable. With the lock."""
         try:
             self._segments.append(growth.base.size, growth.frame)
         except OSError as error:
             raise unavailable(self._folder, error) from error
-        self._durable = growth.head
+        self._durable = growth.tree
         self._backlog += self._edge.grow(growth.batch)
         self._backlog_bytes += len(growth.frame)
         for entry in entries:

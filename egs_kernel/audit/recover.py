@@ -29,7 +29,7 @@ from egs_kernel.audit.layout import (
 )
 from egs_kernel.audit.lines import decode
 from egs_kernel.audit.merkle import Frontier, leaf_hash, root
-from egs_kernel.audit.notes import Note, VerifierKey
+from egs_kernel.audit.notes import VerifierKey
 from egs_kernel.audit.publisher import Publisher
 from egs_kernel.audit.reader import Reader
 from egs_kernel.audit.segments import Segments
@@ -46,14 +46,13 @@ _LIMIT: Final = 64 * 1024 * 1024
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """A record that can be appended to. `note`: the checkpoint of all of it, None when there are no entries."""
+    """A record that can be appended to."""
 
     frontier: Frontier
     counted: Counted
     segments: Segments
     publisher: Publisher
     edge: Edge
-    note: bytes | None
 
 
 def recover(folder: Path, files: Files, origin: str, keys: Sequence[VerifierKey]) -> Recovered:
@@ -73,7 +72,7 @@ def recover(folder: Path, files: Files, origin: str, keys: Sequence[VerifierKey]
         OSError: the disk fails.
     """
     require_ours(folder)
-    journal = _read_journal(folder)
+    journal = _read_journal(folder, origin)
     published = _published(folder, origin, keys)
     state = read_state(folder) or NONE
     _require_whole(folder, journal, published, state)
@@ -81,32 +80,35 @@ def recover(folder: Path, files: Files, origin: str, keys: Sequence[VerifierKey]
     tiles = TileFolder(folder)
     frontier = Frontier.of(base, nodes_of(tiles.read_full, base))
     _check_roots(journal, frontier, tiles, published, state)
-    if journal.note is not None:
-        open_checkpoint(journal.note, origin, keys)
 
     segments = _repair(folder, files, journal)
     publisher, edge = _republish(files, folder, journal, base)
     counted = _counted(folder, state, frontier.size)
-    return Recovered(frontier, counted, segments, publisher, edge, journal.note)
+    return Recovered(frontier, counted, segments, publisher, edge)
 
 
 class _Journal(msgspec.Struct, frozen=True):
     """The journal as it was found: the first entries of its files, and where the last whole frame of the last one ends.
 
-    `note`: the checkpoint in that frame.
+    `checkpoint`: the one in that frame. `origin`: whose they have to be.
     """
 
     folder: Path
+    origin: str
     firsts: tuple[int, ...]
     end: int
     torn: bytes
     size: int
-    note: bytes | None
+    checkpoint: Checkpoint | None
 
     @property
     def first(self) -> int:
         """The first entry that it has; 0 of a record without entries."""
         return self.firsts[0] if self.firsts else 0
+
+    def expected(self, tree: Frontier) -> Checkpoint:
+        """The checkpoint of a frame that ends with that tree."""
+        return Checkpoint(self.origin, tree.size, tree.root())
 
     def frames(self) -> Iterator[Frame]:
         """Every frame."""
@@ -123,10 +125,10 @@ class _Journal(msgspec.Struct, frozen=True):
                 yield frame, Batch([pack_entry(entry) for entry in entries], leaves, above)
 
 
-def _read_journal(folder: Path) -> _Journal:
+def _read_journal(folder: Path, origin: str) -> _Journal:
     firsts = segments_of(folder)
     size = firsts[0] if firsts else 0
-    end, torn, note = 0, b"", None
+    end, torn, checkpoint = 0, b"", None
     for number, first in enumerate(firsts):
         path = segment_path(folder, first)
         where = path.relative_to(folder).as_posix()
@@ -137,13 +139,13 @@ def _read_journal(folder: Path) -> _Journal:
         for frame in frames_in(content):
             if frame.first != size:
                 raise corrupt(where, f"entry {frame.first} where entry {size} belongs")
-            size, end, note = frame.size, frame.end, frame.note
+            size, end, checkpoint = frame.size, frame.end, frame.checkpoint
         torn = content[end:]
         if torn and (number + 1 < len(firsts) or frame_after(content, end) is not None):
             raise corrupt(f"entry {size}", f"{where} is damaged at byte {end}, and entries follow")
         if len(torn) > MAX_APPEND:
             raise corrupt(f"entry {size}", f"{where} has {len(torn)} bytes at its end that are no entries")
-    return _Journal(folder, tuple(firsts), end, torn, size, note)
+    return _Journal(folder, origin, tuple(firsts), end, torn, size, checkpoint)
 
 
 def _published(folder: Path, origin: str, keys: Sequence[VerifierKey]) -> Checkpoint | None:
@@ -175,7 +177,8 @@ def _check_roots(
 ) -> None:
     """Grow `frontier` to the journal's end, and compare the roots that were noted on the way.
 
-    Only those of the checkpoint, the state and the last frame: they leave no room for another tree before them.
+    Only those of the checkpoint, the state and the last frame: they leave no room for another tree before them. What follows the
+    checkpoint nobody has signed yet; it is durable, and may have been acknowledged: it is signed next.
     """
     base = frontier.size
     noted = [(state.size, bytes.fromhex(state.root), STATE)] if state.size else []
@@ -191,24 +194,20 @@ def _check_roots(
     for size, expected, name in noted:
         if roots.get(size) != expected:
             raise corrupt(name, f"its tree of {size} entries is another one than the record's")
-    if journal.note is not None and frontier.root() != _root_in(journal.note):
+    if journal.checkpoint not in {None, journal.expected(frontier)}:
         raise corrupt(
             f"entry {_first_difference(journal, tiles, base)}",
-            "it, or what stands before it, is not what was signed",
+            f"it, or what stands before it, is not what was appended to the log {journal.origin}",
         )
 
 
 def _first_difference(journal: _Journal, tiles: TileFolder, base: int) -> int:
-    """The first entry of the first frame with another root than its checkpoint's."""
+    """The first entry of the first frame with another tree than its checkpoint's."""
     frontier = Frontier.of(base, nodes_of(tiles.read_full, base))
     for frame, _batch in journal.batches(frontier):
-        if frontier.root() != _root_in(frame.note):
+        if frame.checkpoint != journal.expected(frontier):
             return frame.first
     return frontier.size
-
-
-def _root_in(note: bytes) -> bytes:
-    return Checkpoint.parse(Note.parse(note).text).root
 
 
 def _repair(folder: Path, files: Files, journal: _Journal) -> Segments:

@@ -46,7 +46,7 @@ from egs_kernel.model import (
     Tier,
     Verdict,
 )
-from tests.recording import log_keys, open_record
+from tests.recording import abandon, log_keys, open_record
 from tests.samples import FILE, exec_event
 
 if TYPE_CHECKING:
@@ -140,6 +140,17 @@ def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["published"] == 10
     assert answer["size"] == 10
     assert answer["types"]["exec"] == 1
+
+
+def test_verify_says_what_nobody_has_signed_yet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "signed by nobody" not in Said(capsys, "verify").out
+    crashed = open_record(folder, in_background=False)
+    crashed.append([DaemonStopped(cause="not published")])
+    abandon(crashed)
+    said = Said(capsys, "verify")
+    assert said.code == 0
+    assert "verified: 11 entries, 10 of them under the published checkpoint" in said.out
+    assert "signed by nobody yet" in said.out
 
 
 def test_verify_a_copy_with_a_key_and_without_one(

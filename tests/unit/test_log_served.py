@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from egs_kernel.audit.checkpoint import open_checkpoint
+from egs_kernel.audit.checkpoint import CHECKPOINT, open_checkpoint
 from egs_kernel.audit.entries import DaemonStopped
 from egs_kernel.audit.published import Published
 from egs_kernel.audit.witnesses import Witness
@@ -47,13 +47,12 @@ def root() -> Iterator[Path]:
             os.setegid(before)
 
 
-def fill(record: Record, count: int) -> bytes:
+def fill(record: Record, folder: Path, count: int) -> bytes:
     """Append entries and publish them; the published checkpoint."""
     size = record.size
     record.append([DaemonStopped(cause=f"entry {size + number}") for number in range(count)])
     record.publish()
-    assert record.checkpoint is not None
-    return record.checkpoint
+    return (folder / CHECKPOINT).read_bytes()
 
 
 def key_of(root: Path) -> SimpleNamespace:
@@ -69,7 +68,7 @@ def test_the_go_client_verifies_a_record_that_grows(client: Path, root: Path, tm
         serving(root, *OPTIONS, groups=GROUPS) as address,
     ):
         for count in (1, 254, 2, 700):
-            checkpoint = fill(record, count)
+            checkpoint = fill(record, paths.record, count)
             assert ask(address, "/log/checkpoint")[2] == checkpoint
             done = verified(client, address, key_of(root), *olds, 0, record.size // 2, record.size - 1)  # type: ignore[arg-type] # a tree's key is all it wants
             assert done.returncode == 0, done.stderr
@@ -100,7 +99,7 @@ def test_a_witness_cosigns_a_record_that_grows_and_not_the_one_of_a_backup(
         submitter = Submitter(witness, Published(paths.record))
         with open_record(paths.record, in_background=False) as record:
             for count in (1, 255, 1, 600):
-                outcome = submitter.submit(fill(record, count))
+                outcome = submitter.submit(fill(record, paths.record, count))
                 assert outcome.problem == ""
                 assert outcome.checkpoint is not None
                 found = open_checkpoint(outcome.checkpoint, ORIGIN, [key], [witness_key])
@@ -108,12 +107,12 @@ def test_a_witness_cosigns_a_record_that_grows_and_not_the_one_of_a_backup(
         backup = tmp_path / "backup"
         shutil.copytree(paths.record, backup)
         with open_record(paths.record, in_background=False) as record:
-            assert submitter.submit(fill(record, 9)).problem == ""
+            assert submitter.submit(fill(record, paths.record, 9)).problem == ""
         shutil.rmtree(paths.record)
         shutil.copytree(backup, paths.record)
         with open_record(paths.record, in_background=False) as record:  # by itself nothing is wrong with it
             for count in (1, 8, 20):  # shorter, as long, longer
-                outcome = submitter.submit(fill(record, count))
+                outcome = submitter.submit(fill(record, paths.record, count))
                 assert outcome.refused, outcome.problem
                 assert outcome.checkpoint is not None
                 shown = open_checkpoint(outcome.checkpoint, ORIGIN, [key], [witness_key])

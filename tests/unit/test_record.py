@@ -15,7 +15,7 @@ import pytest
 
 from egs_kernel.audit.check import unsigned
 from egs_kernel.audit.check import verify as verify_with
-from egs_kernel.audit.checkpoint import CHECKPOINT
+from egs_kernel.audit.checkpoint import CHECKPOINT, open_checkpoint
 from egs_kernel.audit.entries import (
     ArtifactChange,
     Part,
@@ -29,11 +29,12 @@ from egs_kernel.audit.record import Record
 from egs_kernel.audit.tiles import MAX_ENTRY
 from egs_kernel.errors import EgsError, RecordError, UnsafePath
 from egs_kernel.model import Reason
-from tests.recording import log_keys, open_record, path_of
+from tests.recording import abandon, log_keys, open_record, path_of
 from tests.unit.recorded import (
     NOON,
     Hooked,
     causes,
+    fail_with,
     journal,
     make,
     note,
@@ -71,11 +72,44 @@ def test_a_checkpoint_is_published_after_what_it_is_over_is_durable(folder: Path
     with open_record(folder, in_background=False) as opened:
         opened.append([note("a")])
         assert not (folder / CHECKPOINT).exists()
-        assert opened.checkpoint is not None
         opened.publish()
-        assert (folder / CHECKPOINT).read_bytes() == opened.checkpoint
         opened.append([note("b")])
         assert unsigned((folder / CHECKPOINT).read_bytes()).size == 1
+
+
+def test_what_nobody_has_signed_yet_is_told_from_what_is_verified(folder: Path) -> None:
+    with open_record(folder, in_background=False) as opened:
+        opened.append([note("a")])
+        with pytest.raises(RecordError, match=f"at {CHECKPOINT}: it is missing: nobody has signed any of 1"):
+            verify(folder)
+        opened.publish()
+        opened.append([note("b")])
+        assert (verify(folder).size, verify(folder).published) == (2, 1)
+    assert (verify(folder).size, verify(folder).published) == (2, 2)
+
+
+def test_a_start_signs_what_was_durable_and_not_signed_yet(folder: Path) -> None:
+    crashed = open_record(folder, in_background=False)
+    crashed.append([note("a")])
+    crashed.publish()
+    crashed.append([note("b")])
+    abandon(crashed)
+    with open_record(folder, in_background=False) as opened:
+        opened.publish()
+        keys = log_keys(folder).listed
+        signed = open_checkpoint((folder / CHECKPOINT).read_bytes(), keys.origin, keys.verifiers)
+        assert signed.checkpoint.size == 2
+
+
+def test_nothing_is_signed_that_is_not_durable(folder: Path) -> None:
+    """Whatever was not durable is in no checkpoint, so the log's key never signs two trees of one size."""
+    failing = Hooked(sync=fail_with(errno.EIO))
+    opened = open_record(folder, in_background=False, files=failing)
+    with pytest.raises(RecordError):
+        opened.append([note("a")])
+    opened.close()
+    assert not (folder / CHECKPOINT).exists()
+    assert b"\xe2\x80\x94" not in b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 def test_what_is_appended_is_published_by_itself(folder: Path) -> None:

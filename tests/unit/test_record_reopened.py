@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,11 +20,12 @@ from egs_kernel.audit.entries import (
     Revocation,
     RevocationListChange,
 )
+from egs_kernel.audit.frames import encode_frame, frames_in
 from egs_kernel.audit.layout import JOURNAL, STATE
 from egs_kernel.audit.reader import Reader, read
 from egs_kernel.audit.state import read_state
 from egs_kernel.audit.tally import uses_by_artifact
-from egs_kernel.audit.tiles import Tile
+from egs_kernel.audit.tiles import Tile, pack_entry
 from egs_kernel.errors import EgsError, RecordError
 from egs_kernel.model import Reason, Revoked
 from tests.recording import abandon, log_keys, open_record
@@ -213,7 +215,8 @@ def test_reading_and_verifying_while_the_daemon_appends(
         with open_record(folder, files=Hooked()) as opened:
             while not stop.is_set():
                 opened.append([note("x" * 50)] * 70)
-                started.set()
+                if (folder / CHECKPOINT).exists():
+                    started.set()
 
     log_keys(folder)
     writer = threading.Thread(target=write)
@@ -227,6 +230,24 @@ def test_reading_and_verifying_while_the_daemon_appends(
     finally:
         stop.set()
         writer.join()
+
+
+def test_a_journal_whose_checkpoints_an_earlier_version_signed_goes_on(folder: Path) -> None:
+    make(folder, "one", "two", "three")
+    signers = log_keys(folder).signers()
+    frames = [
+        encode_frame(
+            frame.first,
+            [pack_entry(entry) for entry in frame.entries],
+            SimpleNamespace(text=frame.checkpoint.sign(*signers).decode()),  # type: ignore[arg-type]  # as it was
+        )
+        for frame in frames_in(journal(folder).read_bytes())
+    ]
+    journal(folder).write_bytes(b"".join(frames))
+    assert verify(folder).size == 3
+    make(folder, "four")
+    assert causes(folder) == ["one", "two", "three", "four"]
+    assert verify(folder).size == 4
 
 
 @settings(deadline=None, max_examples=40)

@@ -78,6 +78,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
         print_text(json.dumps(answer))
         return int(ExitCode.DONE)
     print_text(f"verified: {found.size} entries, {found.published} of them under the published checkpoint")
+    if found.size > found.published:
+        print_text("those after it are signed by nobody yet: egsd does it within a second, or when it starts")
     print_text(f"root: {found.root}")
     if arguments.index:
         print_text("the index says what the record says")
