@@ -1,28 +1,23 @@
-"""Where keys are that are not in files: a SoftHSM2 token, and a stand-in for Vault's transit engine."""
+"""Where keys are that are not in files: a SoftHSM2 token, and OpenBao's transit engine, which is Vault's."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-import threading
-from base64 import b64decode, b64encode
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.harness import BIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
 
 MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
 PIN = "4321"
-TOKEN = "s.test"  # noqa: S105 - of the stand-in below
+TOKEN = "root"  # noqa: S105 - of the administrator of the servers below
 
 
 @dataclass(frozen=True)
@@ -93,78 +88,68 @@ def require_softhsm() -> None:
         pytest.skip("no SoftHSM2 (Debian: softhsm2)")
 
 
-@dataclass
-class Vault:
-    """What `hvac` asks of Vault's transit engine: versions of a key, and signatures. Not Vault itself."""
+@dataclass(frozen=True)
+class Bao:
+    """An OpenBao server, which speaks Vault's API: all in memory, with the transit engine."""
 
-    address: str = ""
-    versions: dict[int, Ed25519PrivateKey] = field(default_factory=dict)
-    signs_with: int | None = None
-    """A version to sign with whatever was asked for: a service that errs, or lies."""
+    address: str
 
-    def rotate(self) -> int:
-        """Add a version, and return its number."""
-        number = len(self.versions) + 1
-        self.versions[number] = Ed25519PrivateKey.generate()
-        return number
+    @contextmanager
+    def reached(self, token: str = TOKEN) -> Iterator[None]:
+        """Have this process find it, with a token."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VAULT_ADDR", self.address)
+            patch.setenv("VAULT_TOKEN", token)
+            yield
 
-    def key(self) -> dict[str, object]:
-        """As `GET transit/keys/NAME` answers."""
-        publics = {
-            str(number): {
-                "public_key": b64encode(
-                    key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-                ).decode()
-            }
-            for number, key in self.versions.items()
-        }
-        return {"data": {"keys": publics, "type": "ed25519"}}
+    def make(self, name: str, kind: str = "ed25519") -> None:
+        """A new key."""
+        self.ask("POST", f"transit/keys/{name}", {"type": kind})
 
-    def sign(self, version: int, data: bytes) -> dict[str, object]:
-        """As `POST transit/sign/NAME` answers."""
-        number = version if self.signs_with is None else self.signs_with
-        signature = b64encode(self.versions[number].sign(data)).decode()
-        return {"data": {"signature": f"vault:v{version}:{signature}"}}
+    def rotate(self, name: str) -> None:
+        """A new version of a key."""
+        self.ask("POST", f"transit/keys/{name}/rotate", {})
+
+    def token_for(self, policy: str) -> str:
+        """A token that may do what the policy says, and nothing else."""
+        self.ask("PUT", "sys/policies/acl/tests", {"policy": policy})
+        made = self.ask("POST", "auth/token/create", {"policies": ["tests"], "no_default_policy": True})
+        return str(made["auth"]["client_token"])
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One request of its API, as its administrator."""
+        request = Request(  # noqa: S310 - of the address above
+            f"{self.address}/v1/{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"X-Vault-Token": TOKEN},
+            method=method,
+        )
+        with urlopen(request, timeout=20) as answer:  # noqa: S310 - as above
+            return dict(json.loads(answer.read() or b"{}"))
 
 
 @contextmanager
-def vault() -> Iterator[Vault]:
-    """A stand-in on a port of this host, with one version of one key, `issuer`."""
-    found = Vault()
-    found.rotate()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(self.path == "/v1/transit/keys/issuer", found.key)
-
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self._answer(
-                self.path == "/v1/transit/sign/issuer",
-                lambda: found.sign(asked["key_version"], b64decode(asked["input"])),
-            )
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            pass
-
-        def _answer(self, known: bool, make: object) -> None:  # noqa: FBT001 - as the two callers read best
-            permitted = self.headers.get("X-Vault-Token") == TOKEN
-            status = 403 if not permitted else 200 if known else 404
-            answer = make() if status == 200 else {"errors": ["permission denied"] if status == 403 else []}  # type: ignore[operator]
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
+def openbao() -> Iterator[Bao]:
+    """A server on a port that the kernel chooses; it says which: its own is the one before that for its cluster."""
+    words = ("-dev", "-dev-no-store-token", f"-dev-root-token-id={TOKEN}", "-log-level=error")
+    process = subprocess.Popen(
+        [str(BIN / "bao"), "server", *words, "-dev-listen-address=127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
-        yield found
+        assert process.stdout is not None
+        said = ""
+        while "server started" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        port = re.search(r'cluster address: "127\.0\.0\.1:(\d+)"', said)
+        assert port is not None, said
+        made = Bao(f"http://127.0.0.1:{int(port[1]) - 1}")
+        made.ask("POST", "sys/mounts/transit", {"type": "transit"})
+        yield made
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        process.kill()
+        process.communicate()

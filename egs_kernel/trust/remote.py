@@ -301,8 +301,9 @@ def _translated(where: str, extra: str, act: Callable[[], _T]) -> _T:
             raise UsageError(
                 Reason.KEY_SECRET_WRONG, f"{where}: the token refuses this PIN ({name})", "Give its user PIN."
             ) from error
+        said = " ".join(str(error).split())  # some say it in several lines
         raise Unreachable(
-            Reason.SIGNER_UNAVAILABLE, f"{where}: {name}: {error}", "Check that it can be reached; " + _ADVICE
+            Reason.SIGNER_UNAVAILABLE, f"{where}: {name}: {said}", "Check that it can be reached; " + _ADVICE
         ) from error
 
 

@@ -25,7 +25,7 @@ from egs_kernel.trust.keys import Algorithm, generate, write_pair
 from egs_kernel.trust.passphrases import Passphrases
 from egs_kernel.trust.signers import open_signer
 from tests.harness import BIN
-from tests.signing import MODULE, PIN, TOKEN, Token, Vault, require_softhsm, vault
+from tests.signing import MODULE, PIN, Bao, Token, openbao, require_softhsm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -310,31 +310,39 @@ def test_a_token_whose_key_is_not_the_expected_one_signs_nothing(token: Token, t
     assert "no signature by" in str(error)
 
 
-# -- Vault's transit engine --------------------------------------------------------------------------
+# -- Vault's transit engine, as OpenBao has it -------------------------------------------------------
 
 
-@pytest.fixture
-def transit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    with vault() as found:
-        monkeypatch.setenv("VAULT_ADDR", found.address)
-        monkeypatch.setenv("VAULT_TOKEN", TOKEN)
+@pytest.fixture(scope="module")
+def transit() -> Iterator[Bao]:
+    with openbao() as found:
         yield found
 
 
-def test_vault_signs_with_its_newest_version(transit: Vault) -> None:
+@pytest.fixture
+def vault(transit: Bao) -> Iterator[Bao]:
+    """With a new key, `issuer`."""
+    with transit.reached():
+        transit.make("issuer")
+        yield transit
+        transit.ask("POST", "transit/keys/issuer/config", {"deletion_allowed": True})
+        transit.ask("DELETE", "transit/keys/issuer")
+
+
+def test_vault_signs_with_its_newest_version(vault: Bao) -> None:
     first = open_signer("hashivault:issuer", NOBODY)
     first.public_key.verify_signature(first.sign(b"data"), b"data")
     assert open_signer("hashivault:issuer/1", NOBODY).public_key == first.public_key
-    transit.rotate()
+    vault.rotate("issuer")
     second = open_signer("hashivault:issuer", NOBODY)
     assert second.public_key.keyid != first.public_key.keyid
     first.public_key.verify_signature(first.sign(b"data"), b"data")  # as it was opened
 
 
-def test_vault_signs_with_an_older_version_whose_public_key_is_named(transit: Vault, tmp_path: Path) -> None:
+def test_vault_signs_with_an_older_version_whose_public_key_is_named(vault: Bao, tmp_path: Path) -> None:
     old = open_signer("hashivault:issuer", NOBODY).public_key
     keys.write_public(old, tmp_path / "old.pub")
-    transit.rotate()
+    vault.rotate("issuer")
     assert "newest" in str(refused("hashivault:issuer/1"))
     signer = open_signer(f"hashivault:issuer/1?public-key={tmp_path / 'old.pub'}", NOBODY)
     assert signer.public_key == old
@@ -342,22 +350,53 @@ def test_vault_signs_with_an_older_version_whose_public_key_is_named(transit: Va
     assert refused(f"hashivault:issuer?public-key={tmp_path / 'old.pub'}").exit_code is ExitCode.USAGE
 
 
-def test_a_signature_that_is_not_this_keys_never_leaves(transit: Vault) -> None:
-    transit.rotate()
-    signer = open_signer("hashivault:issuer/2", NOBODY)
-    signer.sign(b"data")
-    transit.signs_with = 1
-    with pytest.raises(Unreachable, match="no signature by") as caught:
-        signer.sign(b"data")
-    assert caught.value.reason is Reason.SIGNER_UNAVAILABLE
+def test_a_signature_that_is_not_this_keys_never_leaves(vault: Bao, tmp_path: Path) -> None:
+    keys.write_public(open_signer("hashivault:issuer", NOBODY).public_key, tmp_path / "old.pub")
+    vault.rotate("issuer")
+    error = refused(f"hashivault:issuer/2?public-key={tmp_path / 'old.pub'}")
+    assert "no signature by" in str(error)
+    assert error.reason is Reason.SIGNER_UNAVAILABLE
 
 
-def test_a_vault_that_refuses_or_is_not_there(transit: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["ecdsa-p256", "rsa-2048", "aes256-gcm96"])
+def test_a_key_of_another_kind_in_vault_is_refused(vault: Bao, kind: str) -> None:
+    vault.make(kind, kind)
+    assert refused(f"hashivault:{kind}").reason in (Reason.USAGE, Reason.SIGNER_UNAVAILABLE)
+
+
+def test_from_vault_to_a_verified_artifact(
+    vault: Bao, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By commands alone. Who issues may sign there, and nothing else: the public key is in a file."""
+    public, trust, artifact = (str(tmp_path / name) for name in ("issuer.pub", "trust", "a.json"))
+    assert run(["keys", "public", "--key", "hashivault:issuer", "--out", public]) == ExitCode.DONE
+    signs = vault.token_for('path "transit/sign/issuer" { capabilities = ["update"] }')
+    with vault.reached(signs):
+        assert "permission denied" in str(refused("hashivault:issuer"))
+        key = f"hashivault:issuer/1?public-key={public}"
+        for words in (
+            ["trust", "add", public, "--role", "issuer", "--scope", "agents", "--trust", trust],
+            ["issue", "--key", key, "--scope", "agents", "--program", "/bin/true", "--out", artifact],
+            ["verify", artifact, "--trust", trust],
+        ):
+            assert run(words) == ExitCode.DONE, capsys.readouterr().err
+
+
+def test_a_vault_that_refuses_or_is_not_there(vault: Bao) -> None:
     assert isinstance(refused("hashivault:other"), Unreachable)
-    monkeypatch.setenv("VAULT_TOKEN", "s.other")
-    assert "permission denied" in str(refused("hashivault:issuer"))
-    monkeypatch.setenv("VAULT_ADDR", "http://127.0.0.1:1")
-    assert refused("hashivault:issuer").exit_code is ExitCode.UNREACHABLE
+    with vault.reached("s.other"):
+        error = refused("hashivault:issuer")
+        assert "permission denied" in error.message
+        assert "\n" not in error.message
+    with Bao("http://127.0.0.1:1").reached():
+        assert refused("hashivault:issuer").exit_code is ExitCode.UNREACHABLE
+
+
+def test_a_vault_that_is_sealed() -> None:
+    with openbao() as alone, alone.reached():
+        alone.make("issuer")
+        alone.ask("PUT", "sys/seal")
+        assert "sealed" in refused("hashivault:issuer").message
 
 
 # -- the command -------------------------------------------------------------------------------------
