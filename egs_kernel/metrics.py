@@ -181,7 +181,7 @@ DEFINITIONS: Final = (
         "egs_policy_ready",
         "gauge",
         (),
-        "1: the active policy set can be asked; 0: the scopes under it execute nothing. Absent without a set.",
+        "1: the active policy set can be asked, and was not revoked; 0: the scopes under it execute nothing. Absent without a set.",
     ),
     Definition(
         "egs_sealed",

@@ -311,7 +311,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     why that is not known well enough to authorize anything, and `revocations_until` until when it is. `enforceable` names what this host can
     enforce of the constraints (`Constraints.needs`: "syscalls", ...). `boot_offset` is CLOCK_REALTIME minus
     CLOCK_BOOTTIME in nanoseconds. `users` and `group_ids` resolve the names that artifacts may use. `policy_required`: the
-    artifact's scope is under the active policy set. `policy_problem`: why that cannot be asked.
+    artifact's scope is under the active policy set. `policy_problem`: why that cannot be asked; `policy_revoked`: why it was taken back.
     """
 
     host_id: str
@@ -321,6 +321,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     posture: Posture
     policy_required: bool = False
     policy_problem: str = ""
+    policy_revoked: str = ""
     revoked: Revoked = Revoked()
     revocations_problem: str = ""
     revocations_until: datetime | None = None

@@ -86,13 +86,31 @@ class Activating:
 
     async def _again(self, content: bytes) -> bool:
         """Take in the file of the set that the record says is active. It was verified when it was activated."""
-        found = _unverified(content)
-        if found is None or found.digest != self._host.policy.digest:
+        policy, found = self._host.policy, _unverified(content)
+        if found is None or found.digest != policy.digest:
             return False
-        if self._host.policy.answers:
+        if policy.answers:
+            if policy.signers.keys() != set(found.signers):
+                return False  # others have signed it since
+            policy.signers = self._signers(content)
             return True
-        self._host.policy.put(found, await _evaluator(found))
+        policy.put(found, self._signers(content), await _evaluator(found))
         return True
+
+    def _signers(self, content: bytes) -> dict[str, bool]:
+        """The ids of the keys that signed a set, and whether each is trusted here, and its signature good.
+
+        Raises:
+            Refused: a signature by a trusted key is not good.
+        """
+        from egs_kernel.artifact.envelope import parse_envelope  # noqa: PLC0415 - see the module
+        from egs_kernel.checks.signers import check_signatures  # noqa: PLC0415 - as above
+        from egs_kernel.policy.manifest import PAYLOAD_TYPE, SET_LIMIT  # noqa: PLC0415 - as above
+
+        envelope, trust = parse_envelope(content, PAYLOAD_TYPE, SET_LIMIT), self._host.settings.trust
+        if trust.keys.keys() & envelope.signatures.keys():
+            check_signatures(envelope, trust)
+        return {keyid: keyid in trust.keys for keyid in envelope.signatures}
 
     async def _take(
         self, cause: str, content: bytes, peer: Peer | None, *, written: bool = False
@@ -106,7 +124,8 @@ class Activating:
             signed = authenticate_set(content, self._host.trust_for(ANY_SCOPE), now())
             self._require_known_scope(signed)
             self._require_unrevoked(signed, content)
-            if signed.digest == policy.digest and policy.answers:
+            signers = self._signers(content)
+            if signed.digest == policy.digest and policy.answers and signers == policy.signers:
                 return signed
             check_newer(signed, policy.newest.get(signed.manifest.name))
             evaluator = await _evaluator(signed)
@@ -120,7 +139,7 @@ class Activating:
         except BaseException:
             evaluator.close()
             raise
-        policy.put(signed, evaluator)
+        policy.put(signed, signers, evaluator)
         self._host.settings = replace(self._host.settings, policy_digest=signed.digest)
         await self._changed()
         _log.info("policy set %s version %d is active", signed.manifest.name, signed.manifest.version)

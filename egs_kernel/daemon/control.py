@@ -158,7 +158,7 @@ class Control:
             name=policy.name,
             version=policy.version,
             scopes=tuple(sorted(policy.scopes)),
-            problem=policy.problem,
+            problem=policy.problem or next(iter(self._host.policy_revocations().values()), ""),
             pid=policy.pid,
         )
 

@@ -20,7 +20,8 @@ import msgspec
 from egs_kernel.audit.entries import ConfigurationChange, ScopeState
 from egs_kernel.audit.lines import posture_digest, posture_entry
 from egs_kernel.audit.witnesses import Witness, witnesses_of
-from egs_kernel.checks.revocation import without
+from egs_kernel.checks.policy import policy_revocation
+from egs_kernel.checks.revocation import revocation_of, without
 from egs_kernel.config import Config, parse_config, read_config
 from egs_kernel.constraints.attest import require_attestation
 from egs_kernel.constraints.injection import may_inject
@@ -199,6 +200,26 @@ class Host:
         """Who is trusted, less the keys that were revoked for this scope."""
         return without(self.settings.trust, self.known.of(scope).key)
 
+    def policy_revocation(self, scope: str) -> str:
+        """Why the active policy set authorizes nothing in a scope any more; "": nobody took it back, or the scope is under none."""
+        if not self.policy.governs(scope):
+            return ""
+        trust, revoked = self.settings.trust, self.known.of(scope)
+        return policy_revocation(self.policy.digest, self.policy.signers, trust, revoked, scope)
+
+    def policy_revocations(self) -> dict[str, str]:
+        """Scopes of this host in which the active policy set was taken back, and why."""
+        found = {scope.name: self.policy_revocation(scope.name) for scope in self.settings.config.scopes}
+        return {scope: why for scope, why in found.items() if why}
+
+    def is_revoked(self, artifact: Artifact) -> bool:
+        """Whether an artifact was taken back, or anything that it hangs on."""
+        ties = artifact.ties
+        return (
+            bool(self.policy_revocation(ties.scope))
+            or revocation_of(ties, self.known.of(ties.scope), self.settings.host_id) is not None
+        )
+
     def facts(self, artifact: Artifact, *, uses: dict[str, int]) -> HostFacts:
         """What `verify.authorize` needs for `artifact`."""
         scope = artifact.statement.predicate.scope.name
@@ -215,6 +236,7 @@ class Host:
             policy_digest=self.settings.policy_digest,
             policy_required=self.policy.governs(scope),
             policy_problem=self.policy.problem if self.policy.governs(scope) else "",
+            policy_revoked=self.policy_revocation(scope),
             posture=self.posture,
             revoked=self.known.of(scope),
             revocations_problem=knowledge.problem,

@@ -39,6 +39,7 @@ class Policy:
         scopes: those that are under it.
         problem: why it cannot be asked; "": it can.
         newest: version and digest of the newest set of each name that was active.
+        signers: the ids of the keys that signed the set, and whether each signature was verified here.
         revived: called when another evaluator has taken the place of one that ended.
     """
 
@@ -49,6 +50,7 @@ class Policy:
         self.scopes: frozenset[str] = frozenset() if digest == EMPTY_POLICY else frozenset({ANY_SCOPE})
         self.problem = "" if digest == EMPTY_POLICY else "its file was not read yet"
         self.newest = dict(newest or {})
+        self.signers: dict[str, bool] = {}
         self.revived: Callable[[], None] = lambda: None
         self._payload = b""
         self._evaluator: Evaluator | None = None
@@ -75,8 +77,8 @@ class Policy:
         """Whether executions in this scope need what the set permits."""
         return scope in self.scopes or ANY_SCOPE in self.scopes
 
-    def put(self, signed: SignedSet, evaluator: Evaluator) -> None:
-        """This set is active from now on."""
+    def put(self, signed: SignedSet, signers: dict[str, bool], evaluator: Evaluator) -> None:
+        """This set, with these signatures, is active from now on."""
         manifest: Manifest = signed.manifest
         previous, self._evaluator = self._evaluator, evaluator
         if previous is not None:
@@ -84,6 +86,7 @@ class Policy:
         self.digest, self.problem = signed.digest, ""
         self.name, self.version = manifest.name, manifest.version
         self.scopes = frozenset(manifest.scopes)
+        self.signers = signers
         self.newest[manifest.name] = manifest.version, signed.digest
         self._payload = manifest.payload
 

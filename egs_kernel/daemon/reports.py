@@ -200,9 +200,15 @@ class Reports:
                 scope: (found.content.number, parse_time(found.content.next_update).timestamp())
                 for scope, found in self._host.known.lists.items()
             },
-            policy_ready=None if self._host.policy.digest == EMPTY_POLICY else not self._host.policy.trouble,
+            policy_ready=self._policy_ready(),
             revocations_stale={demand.scope: bool(demand.problem) for demand in self._demands()},
         )
+
+    def _policy_ready(self) -> bool | None:
+        """Whether the active policy set can be asked, and was taken back nowhere; None: there is none."""
+        if self._host.policy.digest == EMPTY_POLICY:
+            return None
+        return not self._host.policy.trouble and not self._host.policy_revocations()
 
     def write_metrics(self) -> str:
         """Write the metrics files; what went wrong in words, or "". For a thread: disks can be slow."""
@@ -229,6 +235,10 @@ class Reports:
             problems.append(
                 f"nothing is authorized in scope {where}, its policy set cannot be asked: {policy}"
             )
+        problems += (
+            f"nothing is authorized in scope {scope}: {why}; activate another one"
+            for scope, why in self._host.policy_revocations().items()
+        )
         stale: dict[str, list[str]] = {}
         for demand in self._demands():
             if demand.problem:

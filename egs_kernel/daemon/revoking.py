@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.artifact.statement import format_time
 from egs_kernel.audit.entries import Revocation, RevocationListChange
-from egs_kernel.checks.revocation import authenticate_list, check_number, revocation_of
+from egs_kernel.checks.revocation import authenticate_list, check_number
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import now
 from egs_kernel.daemon.revocations import require_thing, write_list, write_revocation
@@ -21,7 +21,6 @@ from egs_kernel.model import Reason
 from egs_kernel.trust.store import ANY_SCOPE
 
 if TYPE_CHECKING:
-    from egs_kernel import verify
     from egs_kernel.audit.entries import Peer
     from egs_kernel.checks.revocation import SignedList
     from egs_kernel.daemon.host import Host
@@ -122,13 +121,8 @@ class Revoking:
     async def _push(self) -> int:
         """Out of the gate, and what runs by it is responded to; how many processes that were."""
         self._standing.withdraw_revoked()
-        await self._launches.take_back("what authorizes it was revoked", self._is_revoked)
+        await self._launches.take_back("what authorizes it was revoked", self._host.is_revoked)
         return await self._running.respond()
-
-    def _is_revoked(self, artifact: verify.Artifact) -> bool:
-        ties = artifact.ties
-        host_id = self._host.settings.host_id
-        return revocation_of(ties, self._host.known.of(ties.scope), host_id) is not None
 
 
 def _words(reached: int) -> str:

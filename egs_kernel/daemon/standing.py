@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.artifact.envelope import MAX_ARTIFACT
 from egs_kernel.audit.entries import ArtifactChange
-from egs_kernel.checks.revocation import revocation_of
 from egs_kernel.daemon.candidate import Candidate
 from egs_kernel.daemon.host import cgroup_number, now
 from egs_kernel.daemon.permits import permit
@@ -216,10 +215,7 @@ class Standing:
                 self._touch(candidate.file)  # also what is being examined: it is not installed after that
 
     def _is_revoked(self, candidate: Candidate) -> bool:
-        if candidate.artifact is None:
-            return False
-        ties = candidate.artifact.ties
-        return revocation_of(ties, self._host.known.of(ties.scope), self._host.settings.host_id) is not None
+        return candidate.artifact is not None and self._host.is_revoked(candidate.artifact)
 
     def withdraw_all(self) -> None:
         """Withdraw every grant now, and examine everything again."""

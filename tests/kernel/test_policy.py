@@ -221,3 +221,62 @@ def test_a_newer_set_in_the_place_of_the_file_is_verified_and_recorded(node: Run
     assert (active(node).version, active(node).problem) == (7, "")
     entries = [(entry.action, entry.reason.code, entry.version) for entry in node.entries(PolicyChange)]
     assert entries[-2:] == [("refused", "key_role_mismatch", 0), ("activated", "authorized", 7)]
+
+
+def trust_signer(system: Running, name: str) -> str:
+    """Another key that may sign sets; its id."""
+    system.instance.egs("keys", "generate", "--name", name, "--out", str(system.folder))
+    public = str(system.folder / f"{name}.pub")
+    added = system.instance.egs("trust", "add", public, "--role", "policy", "--scope", "test", "--json")
+    system.instance.egs("reload")
+    return str(json.loads(added.stdout)["keyid"])
+
+
+@pytest.mark.parametrize("by", ["digest", "key", "trust"])
+def test_an_active_set_that_is_revoked_permits_nothing_any_more(node: Running, by: str) -> None:
+    """By its digest, by the key that signed it, or by that key in the trust folder; and no restart revives it."""
+    number = 10 + 2 * ["digest", "key", "trust"].index(by)
+    keyid = trust_signer(node, f"signer-{by}")
+    digest = activate(node, write_set(node, PERMIT, version=number, key=f"signer-{by}"))["digest"]
+    program = node.copy("/bin/true", f"program-{by}")
+    artifact = node.issue(program, "--user", "root", "--policy-digest", digest, name=f"{by}.json")
+    standing = node.add(artifact)
+    assert node.inside(str(program)) == 0
+    if by == "trust":
+        node.instance.egs("trust", "revoke", keyid)
+        node.instance.egs("reload")
+        wait_for_state(node, standing, "revoked", "revoked")
+    else:
+        node.instance.egs("revoke", f"policy:{digest}" if by == "digest" else f"key:{keyid}")
+    assert node.inside(str(program)) != 0
+
+    def refused_still() -> None:
+        launched = node.run("--artifact", str(artifact), "--", str(program))
+        assert (launched.returncode, "[revoked]" in launched.stderr) == (126, True), launched.stderr
+        assert "active policy set was revoked" in launched.stderr
+        assert "was revoked" in active(node).problem
+        problems = json.loads(node.instance.egs("status", "--json").stdout)["details"]["problems"]
+        assert any("nothing is authorized in scope test" in problem for problem in problems)
+
+    refused_still()
+    if by == "key":
+        node.stop()
+        node.start()
+        refused_still()
+        assert node.inside(str(program)) != 0
+    newer = activate(node, write_set(node, PERMIT, version=number + 1))["digest"]
+    assert (active(node).digest, active(node).problem) == (newer, "")
+    if by == "digest":
+        under = node.issue(program, "--policy-digest", newer, name="again.json")
+        assert node.run("--artifact", str(under), "--", str(program)).returncode == 0
+
+
+def test_a_set_that_somebody_else_signs_again_stands_again(node: Running) -> None:
+    lost = trust_signer(node, "lost")
+    path = write_set(node, PERMIT, version=30, key="lost")
+    digest = activate(node, path)["digest"]
+    node.instance.egs("revoke", f"key:{lost}")
+    assert "was revoked" in active(node).problem
+    node.instance.egs("policy", "sign", str(path), "--key", str(node.folder / "policy.key"))
+    assert activate(node, path)["digest"] == digest
+    assert active(node).problem == ""

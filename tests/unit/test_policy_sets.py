@@ -10,9 +10,11 @@ import pytest
 
 from egs_kernel.artifact import canonical
 from egs_kernel.artifact.envelope import sign
+from egs_kernel.checks.policy import policy_revocation
 from egs_kernel.checks.policy_sets import SignedSet, authenticate_set, check_newer
+from egs_kernel.checks.revocation import without
 from egs_kernel.errors import EgsError, Refused
-from egs_kernel.model import Reason
+from egs_kernel.model import Reason, Revoked
 from egs_kernel.policy.manifest import PAYLOAD_TYPE, SET_LIMIT, TYPE, Manifest, parse_manifest
 from egs_kernel.policy.sets import PolicySet
 from egs_kernel.policy.vocabulary import SCHEMA
@@ -122,6 +124,45 @@ def test_another_schema_is_refused() -> None:
     with pytest.raises(EgsError) as caught:
         PolicySet.of(msgspec.structs.replace(MANIFEST, schema="entity User;"))
     assert caught.value.reason is Reason.POLICY_INVALID
+
+
+@pytest.mark.parametrize(
+    ("signers", "gone", "threshold", "taken"),
+    [
+        ((SIGNER,), (), 1, False),
+        ((SIGNER,), (SIGNER,), 1, True),
+        ((SIGNER, OTHER), (SIGNER,), 1, False),
+        ((SIGNER, OTHER), (SIGNER,), 2, True),
+        ((SIGNER, OTHER), (SIGNER, OTHER), 1, True),
+        ((SIGNER,), (OTHER,), 1, False),
+    ],
+)
+def test_an_active_set_falls_with_too_many_of_its_keys(
+    signers: tuple[CryptoSigner, ...], gone: tuple[CryptoSigner, ...], threshold: int, *, taken: bool
+) -> None:
+    """Whether the host was told, or the trust folder says so."""
+    ids = {signer.public_key.keyid: True for signer in signers}
+    store = trust("agents", signers=(SIGNER, OTHER), thresholds={"agents": threshold})
+    said = Revoked(key={signer.public_key.keyid: "2026-01-01T00:00:00Z" for signer in gone})
+    assert bool(policy_revocation("d", ids, store, said, "agents")) is taken
+    assert bool(policy_revocation("d", ids, without(store, said.key), Revoked(), "agents")) is taken
+
+
+def test_an_active_set_falls_by_its_digest_and_not_by_a_key_that_is_only_old() -> None:
+    keyid = SIGNER.public_key.keyid
+    told = Revoked(policy={"d": "2026-01-01T00:00:00Z"})
+    assert policy_revocation("d", {keyid: True}, trust("agents"), told, "agents").endswith(
+        "2026-01-01T00:00:00Z"
+    )
+    assert policy_revocation("e", {keyid: True}, trust("agents"), told, "agents") == ""
+    assert policy_revocation("d", {keyid: True}, TrustStore(), Revoked(), "agents") == "", "it was removed"
+    said = Revoked(key={keyid: "2026-01-01T00:00:00Z"})
+    assert policy_revocation("d", {keyid: True}, TrustStore(), said, "agents"), "removed, and revoked as well"
+    store = trust("agents", signers=(SIGNER, OTHER))
+    unseen = {keyid: True, OTHER.public_key.keyid: False}
+    assert policy_revocation("d", unseen, store, said, "agents"), (
+        "a signature that nobody verified holds nothing up"
+    )
 
 
 def candidate(version: int, digest: str = "a") -> SignedSet:
