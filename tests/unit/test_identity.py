@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import json
 import warnings
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from ssl import PEM_cert_to_DER_cert
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -28,6 +29,7 @@ from egs_kernel.identity.principal import BearerToken, ClientCertificate, Peer, 
 from egs_kernel.identity.spiffe import SpiffeId
 from egs_kernel.identity.units import is_unit_name, unit_cgroup, unit_of
 from egs_kernel.model import Reason
+from tests.signing import openbao
 from tests.svids import (
     AGENT,
     AUDIENCE,
@@ -46,7 +48,6 @@ from tests.svids import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
     from pathlib import Path
 
 OURS, FOREIGN = TrustDomain(), TrustDomain(name="other.example")
@@ -293,6 +294,31 @@ def test_a_chain_through_an_intermediate(bundles: Bundles) -> None:
     assert by_certificate(OURS.chain(None, MIDDLE), bundles).spiffe_id == AGENT
     without = OURS.chain(None, MIDDLE)[:1]
     assert reason(lambda: by_certificate(without, bundles)) is Reason.SVID_INVALID
+
+
+def test_what_another_maker_issues_is_taken_by_the_same_rules(tmp_path: Path) -> None:
+    """OpenBao's own authority and certificates, as SVIDs; without `clientAuth` they are none."""
+    with openbao() as bao:
+        bao.ask("POST", "sys/mounts/pki", {"type": "pki"})
+        named = {"common_name": DOMAIN, "uri_sans": f"spiffe://{DOMAIN}", "key_type": "ec"}
+        root = bao.ask("POST", "pki/root/generate/internal", named)["data"]["certificate"]
+        rules = {"allowed_uri_sans": f"spiffe://{DOMAIN}/*", "require_cn": False, "key_type": "ec"}
+        rules |= {"key_usage": ["DigitalSignature"], "ttl": "5m"}
+        bao.ask("POST", "pki/roles/workload", rules)
+        bao.ask("POST", "pki/roles/server", {**rules, "client_flag": False})
+        issued = [
+            bao.ask("POST", f"pki/issue/{role}", {"uri_sans": AGENT})["data"]
+            for role in ("workload", "server")
+        ]
+    x5c = [b64encode(PEM_cert_to_DER_cert(root)).decode()]
+    bundle = {"keys": [{"use": "x509-svid", "kty": "EC", "x5c": x5c}]}
+    (tmp_path / f"{DOMAIN}.json").write_text(json.dumps(bundle))
+    good, bad = ((PEM_cert_to_DER_cert(one["certificate"]),) for one in issued)
+    found = by_certificate(good, Bundles(tmp_path), datetime.now(UTC))
+    assert found.spiffe_id == AGENT
+    assert found.expires == datetime.fromtimestamp(issued[0]["expiration"], UTC)
+    now = datetime.now(UTC)
+    assert reason(lambda: by_certificate(bad, Bundles(tmp_path), now)) is Reason.SVID_INVALID
 
 
 def by_a_leaf() -> tuple[bytes, ...]:
