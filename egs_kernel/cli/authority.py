@@ -31,9 +31,7 @@ def add_commands(commands: Commands) -> None:
     paths = Paths.from_environment()
     authority = commands.add_parser("authority", help="issue artifacts by policy: intent in, artifact out")
     words = authority.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    serve = words.add_parser(
-        "serve", help="answer requests; refuses to run as root", description=_SERVE, allow_abbrev=False
-    )
+    serve = words.add_parser("serve", help="answer requests; refuses to run as root", description=_SERVE)
     serve.add_argument(
         "--passphrase-file",
         type=Path,
@@ -45,7 +43,6 @@ def add_commands(commands: Commands) -> None:
         "init",
         help="make the settings and the key of a first authority",
         description=_INIT,
-        allow_abbrev=False,
     )
     init.add_argument("--scope", required=True, metavar="S", help="the scope that it issues for")
     init.add_argument("--user", metavar="U", default=USER, help=f"the user that it runs as ({USER})")
@@ -78,7 +75,7 @@ def add_commands(commands: Commands) -> None:
             metavar="DIR",
             help=f"its key, its record, and what it has to find again ({paths.authority_state})",
         )
-    status = words.add_parser("status", help="what the running authority says of itself", allow_abbrev=False)
+    status = words.add_parser("status", help="what the running authority says of itself")
     status.set_defaults(run=run_status)
     add_options(status)
     for parser in (init, status):

@@ -29,7 +29,6 @@ def add_commands(commands: Commands) -> None:
         "serve",
         help="serve /metrics and the log on loopback; refuses to run as root",
         description=_SERVE,
-        allow_abbrev=False,
     )
     serve.add_argument(
         "--listen", metavar="ADDRESS:PORT", help="a loopback address; default: console.listen of egs.toml"

@@ -80,9 +80,7 @@ def add_commands(commands: Commands) -> None:
 def _action(
     actions: Commands, word: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        word, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
-    )
+    parser = actions.add_parser(word, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
     return parser

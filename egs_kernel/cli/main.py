@@ -12,7 +12,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from egs_kernel.errors import EgsError, ExitCode
 
@@ -78,11 +78,26 @@ def _attached(arguments: Sequence[str]) -> list[str]:
     return attached
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names only; a command without a description begins its help with its line in the list."""
+
+    def __init__(self, **settings: Any) -> None:
+        text = settings.pop("line", "")
+        settings.setdefault("description", f"{text[:1].upper()}{text[1:]}.")
+        super().__init__(allow_abbrev=False, **settings)
+        self.register("action", "parsers", _Words)
+
+
+class _Words(argparse._SubParsersAction):  # type: ignore[type-arg]  # noqa: SLF001 - not generic at run time
+    def add_parser(self, name: str, **settings: Any) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = super().add_parser(name, line=settings["help"], **settings)
+        return parser
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="egs",
         description="Execution authorization: in a governed scope nothing runs without a signed artifact.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     word = next((argument for argument in arguments if not argument.startswith("-")), None)

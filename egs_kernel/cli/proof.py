@@ -58,7 +58,6 @@ def add_commands(commands: Commands) -> None:
         description="Write one file with everything that proves an execution: the artifact, every entry about it with its "
         "inclusion proof (C2SP tlog-proof), and the log's checkpoint, cosigned where there are witnesses. A refusal is "
         "proven the same way.",
-        allow_abbrev=False,
     )
     export.add_argument(
         "wanted",
@@ -78,7 +77,6 @@ def _add_verify(words: Commands) -> None:
         help="verify a proof bundle offline",
         description="Verify a proof bundle with public keys alone, step by step; exit code 1 with the place that is wrong. It "
         "takes nothing of the host that it is from.",
-        allow_abbrev=False,
     )
     verify.add_argument("file", type=Path, metavar="FILE")
     verify.add_argument(

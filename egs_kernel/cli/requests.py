@@ -43,9 +43,7 @@ is good for this request alone, and for --for."""
 
 def add_commands(commands: Commands) -> None:
     """Add `request`, `approvals` and `approve`."""
-    request = commands.add_parser(
-        "request", help="ask the authority for an artifact", description=_REQUEST, allow_abbrev=False
-    )
+    request = commands.add_parser("request", help="ask the authority for an artifact", description=_REQUEST)
     request.add_argument("--scope", metavar="S", help="the scope; default: the authority's")
     request.add_argument("--out", type=Path, metavar="FILE", help="where to write the artifact")
     request.add_argument("--valid-for", metavar="5m", help="how long it is valid; default: the authority's")
@@ -65,13 +63,9 @@ def add_commands(commands: Commands) -> None:
     request.add_argument("--wait", metavar="10m", help="wait so long for approvals")
     request.add_argument("command", nargs="*", metavar="CMD", help="the command and its arguments, after --")
     request.set_defaults(run=run_request)
-    approvals = commands.add_parser(
-        "approvals", help="what waits for approvals", description=_APPROVALS, allow_abbrev=False
-    )
+    approvals = commands.add_parser("approvals", help="what waits for approvals", description=_APPROVALS)
     approvals.set_defaults(run=run_approvals)
-    approve = commands.add_parser(
-        "approve", help="approve a request, or deny it", description=_APPROVE, allow_abbrev=False
-    )
+    approve = commands.add_parser("approve", help="approve a request, or deny it", description=_APPROVE)
     approve.add_argument("id", metavar="REQUEST", help="its id (egs approvals)")
     approve.add_argument("--key", required=True, metavar="N.key", help="sign with this key: a file, or a URI")
     approve.add_argument("--passphrase-file", type=Path, metavar="FILE", help="its first line opens the key")

@@ -58,7 +58,7 @@ def _add_artifacts(commands: Commands) -> None:
 def _command(
     commands: Commands, word: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(word, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser = commands.add_parser(word, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
     return parser

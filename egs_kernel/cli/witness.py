@@ -46,7 +46,6 @@ def add_commands(commands: Commands) -> None:
         "submit",
         help="have the witnesses cosign this host's log; refuses to run as root",
         description=_SUBMIT,
-        allow_abbrev=False,
     )
     submit.add_argument(
         "--once",
@@ -60,7 +59,7 @@ def _add_word(
     words: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str, description: str
 ) -> argparse.ArgumentParser:
     paths = Paths.from_environment()
-    parser = words.add_parser(name, help=text, description=description, allow_abbrev=False)
+    parser = words.add_parser(name, help=text, description=description)
     parser.add_argument(
         "--config",
         type=Path,

@@ -22,7 +22,7 @@ def add_word(
     words: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
     """A word of `egs audit`, with `--json`."""
-    parser = words.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser = words.add_parser(name, help=text)
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
     return parser
