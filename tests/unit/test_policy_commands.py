@@ -180,6 +180,21 @@ def test_what_is_wrong_is_told_with_its_place(
     assert error(capsys, "check", str(agents)) == ("policy_invalid", message)
 
 
+def test_it_is_told_in_one_line_and_what_to_do_in_the_next(
+    agents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (agents / "b.cedar").write_text(
+        '@id("b")\npermit(principal, action, resource)\nwhen { context.uses > 1 };\n'
+    )
+    for words in (["check"], ["test"], ["sign", "--key", "none.key"]):
+        capsys.readouterr()
+        assert run(["policy", words[0], str(agents), *words[1:]]) == 2
+        first, next_step, *rest = capsys.readouterr().err.splitlines()
+        assert first.startswith("egs: b.cedar:3:16: b: unable to guarantee safety")
+        assert first.endswith("[policy_invalid]")
+        assert (bool(next_step), rest) == (True, [])
+
+
 def test_what_locks_everyone_out_is_warned_about(agents: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (agents / "agents.cedar").open("a") as file:
         file.write('@id("shut") forbid(principal, action, resource);\n')
