@@ -134,8 +134,14 @@ class Obedient:
         """Its arguments."""
         return [str(self.program), "-ISs", "-c", OBEYS]
 
-    def start(self, prepare: Callable[[], None] | None = None, **options: Any) -> int:
-        """Start it in the scope; its process id."""
+    def start(
+        self,
+        prepare: Callable[[], None] | None = None,
+        *,
+        command: list[str] | None = None,
+        **options: Any,
+    ) -> int:
+        """Start it in the scope, by another command if one is given; its process id."""
 
         def enter() -> None:
             self.running.instance.cgroup.enter()
@@ -143,7 +149,7 @@ class Obedient:
                 prepare()
 
         self.process = subprocess.Popen(
-            self.command,
+            command or self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             preexec_fn=enter,

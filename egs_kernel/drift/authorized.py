@@ -58,6 +58,12 @@ class Authorized(msgspec.Struct, frozen=True, kw_only=True):
     drift: DriftConstraint | None = None
 
     @property
+    def own_namespaces(self) -> frozenset[str]:
+        """Kinds of the namespaces that a launch under it is given before its exec."""
+        alone = self.network is not None and self.network.mode == "none"
+        return frozenset({"user", "net"}) if alone else frozenset()
+
+    @property
     def paths(self) -> frozenset[str]:
         """Of every file that it names."""
         return frozenset(path for path, _ in (self.program, *self.files, *self.children))

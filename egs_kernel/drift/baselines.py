@@ -29,7 +29,7 @@ from egs_kernel.audit.parts import envelope_of
 from egs_kernel.drift.authorized import Authorized, authorized
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Finding
-from egs_kernel.model import Mode, Verdict
+from egs_kernel.model import GrantKind, Mode, Verdict
 
 if TYPE_CHECKING:
     from egs_kernel.audit.entries import Recorded
@@ -54,6 +54,15 @@ class Baseline(msgspec.Struct, kw_only=True):
     def number(self) -> int:
         """The execution."""
         return self.event.execution
+
+
+class _Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """A launcher that egsd has let prepare itself: the namespaces that it is given. `until`: its exec, `execution`; 0: that has not come."""
+
+    request: str | None
+    namespaces: frozenset[str]
+    until: int = 0
+    execution: int = 0
 
 
 class Baselines:
@@ -100,6 +109,7 @@ class Baselines:
         self._parts: list[Part] = []
         self._of_process: dict[int, int] = {}
         self._unanswered: dict[int, FindingEntry] = {}
+        self._launches: dict[tuple[int, int], _Launch] = {}
         self._changed = False
 
     def unanswered(self) -> list[FindingEntry]:
@@ -138,6 +148,7 @@ class Baselines:
                 self.modes = {scope.name: scope.mode for scope in entry.scopes}
             case DaemonStarted():
                 self.daemon = entry.pid
+                self._launches.clear()  # the one before it finishes none
             case PostureEntry():
                 self.begin_boot(entry.posture.boot_id)
             case BaselineEntry():
@@ -160,13 +171,29 @@ class Baselines:
         return None if known is None else self.artifacts.get(known.artifact_id)
 
     def facts_of(self, execution: int) -> dict[str, str] | None:
-        """Namespaces, root and capabilities as an execution began: its own, or those of who executed it. None: nobody knows."""
+        """Namespaces, root and capabilities as an execution began: its own, or those of who executed it. None: nobody knows.
+
+        What a launch was given in between is none of who executed it: it is left out.
+        """
+        given: frozenset[str] = frozenset()
         known = self.executions.get(execution)
         while known is not None:
             if known.facts is not None:
-                return known.facts
+                return {name: value for name, value in known.facts.items() if name not in given}
+            given |= self.given_to(known)
             known = self.executions.get(known.event.parent_execution)
         return None
+
+    def given_to(self, known: Baseline) -> frozenset[str]:
+        """Kinds of the namespaces that an execution was given by its launch."""
+        said = self.artifacts.get(known.artifact_id)
+        launched = known.event.grant_kind is GrantKind.ARMED
+        return said.own_namespaces if launched and said is not None else frozenset()
+
+    def given_at(self, pid: int, start_ticks: int, time: int) -> frozenset[str]:
+        """Kinds of the namespaces that a process is given at a time, because it prepares a launch; of itself it is in others then."""
+        launch = self._launches.get((pid, start_ticks))
+        return frozenset() if launch is None or (launch.until and time > launch.until) else launch.namespaces
 
     def mode_of(self, scope: str) -> Mode:
         """Whether a scope enforces; one that is not known does."""
@@ -188,6 +215,7 @@ class Baselines:
             self.quarantined,
             self._of_process,
             self._unanswered,
+            self._launches,
         ):
             known.clear()
 
@@ -195,6 +223,7 @@ class Baselines:
         self.watched = time
 
     def _exec(self, event: ExecEvent) -> None:
+        self._end_launch(event)
         if not event.execution:
             return
         before = self._of_process.get(event.pid)
@@ -229,12 +258,41 @@ class Baselines:
         self._unanswered = {
             number: entry for number, entry in self._unanswered.items() if entry.execution in self.executions
         }
+        self._launches = {
+            process: launch
+            for process, launch in self._launches.items()
+            if not launch.until or launch.execution in self.executions
+        }
         used = {known.artifact_id for known in self.executions.values()}
         for table in (self.artifacts, self.policies):
             for artifact_id in [known for known in table if known not in used and known in self.withdrawn]:
                 del table[artifact_id]
 
+    def _launch(self, decision: Decision) -> None:
+        """A launch is let begin, before anything is done to the launcher; or nothing comes of it."""
+        if decision.task is None or decision.grant_kind is not GrantKind.ARMED:
+            self._launches = {
+                process: launch
+                for process, launch in self._launches.items()
+                if launch.request != decision.request or decision.request is None
+            }
+            return
+        said = self.artifacts.get(decision.artifact_id or "")
+        if decision.verdict is Verdict.ALLOW and said is not None and said.own_namespaces:
+            process = decision.task.pid, decision.task.start_ticks
+            self._launches[process] = _Launch(request=decision.request, namespaces=said.own_namespaces)
+
+    def _end_launch(self, event: ExecEvent) -> None:
+        """Its exec. What it did before is told of by events that may be read after this."""
+        process = event.pid, event.start_ticks
+        launch = self._launches.pop(process, None)
+        if launch is not None and event.execution:
+            self._launches[process] = msgspec.structs.replace(
+                launch, until=event.time, execution=event.execution
+            )
+
     def _decision(self, decision: Decision) -> None:
+        self._launch(decision)
         if decision.verdict is not Verdict.ALLOW or decision.artifact_id is None:
             return
         self.policies[decision.artifact_id] = decision.policy_digest

@@ -74,7 +74,7 @@ def compare_process(state: ProcessState, context: Context, source: str) -> list[
         _code(state, known, said, context),
         _credentials(state, known, said, facts),
         _restrictions(state, known),
-        _namespaces(state, facts),
+        _namespaces(state, facts, context.baselines),
         _place(state, known, context),
         _tracer(state, context),
         _environment(state, said),
@@ -179,11 +179,12 @@ def _restrictions(state: ProcessState, known: Baseline) -> _Told:
         )
 
 
-def _namespaces(state: ProcessState, facts: Mapping[str, str] | None) -> _Told:
+def _namespaces(state: ProcessState, facts: Mapping[str, str] | None, baselines: Baselines) -> _Told:
     if facts is None:
         return
+    given = baselines.given_at(state.pid, state.start_ticks, state.time)
     for kind, inode in state.namespaces:
-        before = facts.get(kind)
+        before = None if kind in given else facts.get(kind)
         if before is not None and before != str(inode):
             yield Finding.NAMESPACE_CHANGED, f"{kind}: {inode}, and it was {before}"
     root = facts.get("root")

@@ -120,6 +120,9 @@ def judge_event(event: ProcessEvent, context: Context) -> Found | None:
         conclusive = known is not None and not context.expects_code(program, said)
     elif finding is Finding.CHILD_UNEXPECTED:
         conclusive = said is not None and not said.may_fork
+    elif finding is Finding.NAMESPACE_CHANGED:
+        given = context.baselines.given_at(event.pid, event.start_ticks, event.time)
+        conclusive = not set(event.name.split(", ")) <= given
     elif finding is Finding.CGROUP_LEFT:
         home = None if known is None else context.cgroups.get(known.event.scope)
         conclusive = home is not None and event.name.startswith("/") and not inside(event.name, home)

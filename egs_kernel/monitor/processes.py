@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -214,7 +215,7 @@ def _of_thread(thread: Folder, status: bytes) -> dict[str, Any]:
         "uids": _four(status, b"\nUid:"),
         "gids": _four(status, b"\nGid:"),
         "capabilities": int(_field(status, b"\nCapEff:"), 16),
-        "tracer": int(_field(status, b"\nTracerPid:")),
+        "tracer": _tracer(status),
         "no_new_privs": _field(status, b"\nNoNewPrivs:") == b"1",
         "seccomp_mode": int(_field(status, b"\nSeccomp:")),
         "seccomp_filters": int(_field(status, b"\nSeccomp_filters:")),
@@ -246,6 +247,17 @@ def _field(status: bytes, name: bytes) -> bytes:
         return b"0"
     start += len(name)
     return status[start : status.find(b"\n", start)].strip()
+
+
+def _tracer(status: bytes) -> int:
+    """The process that traces; the kernel names its thread. One that is gone by now keeps that name."""
+    thread = int(_field(status, b"\nTracerPid:"))
+    if not thread:
+        return 0
+    try:
+        return int(_field(Path(f"/proc/{thread}/status").read_bytes(), b"\nTgid:"))
+    except OSError:
+        return thread
 
 
 def _four(status: bytes, name: bytes) -> tuple[int, int, int, int]:

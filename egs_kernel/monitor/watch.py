@@ -146,11 +146,12 @@ class Watch:
         facts = facts_of(state)
         if inherited is not None:
             before = int(inherited.get("capabilities", "0"), 16)
-            if known.event.euid == 0 or not state.capabilities & ~before:
+            own = self._baselines.given_to(known)
+            if known.event.euid != 0 and state.capabilities & ~before:
+                own |= {"capabilities"}  # by the file's capabilities, at its exec
+            if not own:
                 return  # as its parent's
-            facts = inherited | {
-                "capabilities": facts["capabilities"]
-            }  # by the file's capabilities, at its exec
+            facts = inherited | {name: facts[name] for name in own & facts.keys()}
         elif known.event.time < self.started:
             return  # nobody saw it begin
         known.facts = facts
@@ -185,8 +186,8 @@ class Watch:
     def _process_event(self, event: ProcessEvent) -> None:
         task = self._gate.governed_task(event.pid)
         execution = event.execution or (task.execution if task is not None else 0)
-        if execution not in self._baselines.executions:
-            self._catch_up()
+        if execution not in self._baselines.executions or event.suspicion is Finding.NAMESPACE_CHANGED:
+            self._catch_up()  # a launch that changes them was decided before
         event = msgspec.structs.replace(event, execution=execution)
         found = judge_event(event, self.context)
         if found is not None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from egs_kernel.audit.entries import FindingEntry
+from egs_kernel.audit.entries import BaselineEntry, FindingEntry
 from egs_kernel.findings import Finding
 from egs_kernel.gate import libbpf
 from egs_kernel.gate.cgroups import cgroup_mount
-from tests.monitoring import Monitor, Obedient, text_of
+from egs_kernel.model import Verdict
+from tests.harness import REPOSITORY
+from tests.monitoring import PYTHON, Monitor, Obedient, text_of
 from tests.running import Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -132,6 +134,34 @@ def test_a_launch_into_namespaces_of_its_own_is_no_drift(system: Running, monito
     ]
     assert of_nobody == [], "what came before has been judged by now"
     after.stop()
+
+
+def test_a_launch_by_a_governed_program_is_no_drift_of_either(system: Running, monitor: Monitor) -> None:
+    """`egs run` within the scope, under an artifact that gives no network: made to, the launcher leaves the one that it had."""
+    inner = Obedient(system, "alone", constraints='[network]\nmode = "none"\n', stands=False)
+    script = system.folder / "launches.py"
+    arguments = ["egs", "run", "--artifact", str(inner.artifact), "--", *inner.command]
+    script.write_text(
+        f"import sys; sys.path.append({str(REPOSITORY)!r}); sys.argv = {arguments!r}\n"
+        "from egs_kernel.cli import main; main()\n"
+    )
+    command = [str(PYTHON), "-IS", str(script)]
+    words = [part for word in command for part in ("--argv", word)]
+    system.add(system.issue(PYTHON, *words, "--script", str(script), name="launches.json"))
+    pid = inner.start(command=command, env=system.instance.environment)
+    (executed,) = system.wait_for_exec(inner.program, Verdict.ALLOW)
+    execution = executed.event.execution
+    begun = system.wait_for(BaselineEntry, lambda entry: entry.execution == execution)
+    own = {fact.name: fact.value for fact in begun.facts}
+    assert own["net"] == str(Path(f"/proc/{pid}/ns/net").stat().st_ino)
+    assert own["net"] != str(Path("/proc/self/ns/net").stat().st_ino), "it was given another one"
+    inner.tell("assert libc.unshare(0x04000000)==0")
+    found = monitor.finding(Finding.NAMESPACE_CHANGED, pid)
+    assert found.execution == execution
+    assert [entry for entry in monitor.all() if entry[1] == pid] == [
+        ("namespace_changed", pid, found.detail)
+    ], "and nothing before that"
+    inner.stop()
 
 
 def test_a_link_of_the_gate_that_is_unpinned(system: Running, monitor: Monitor) -> None:

@@ -18,6 +18,7 @@ from egs_kernel.audit.entries import (
     ArtifactChange,
     BaselineEntry,
     ConfigurationChange,
+    Decision,
     Entry,
     Exec,
     Fact,
@@ -38,7 +39,7 @@ from egs_kernel.drift.states import Executable, Mapping, Opened, ProcessState
 from egs_kernel.drift.words import MEANINGS
 from egs_kernel.errors import UsageError
 from egs_kernel.findings import HOST_FINDINGS, Finding, Response, Severity, severity_of
-from egs_kernel.model import Mode, OnMissing, Reason
+from egs_kernel.model import GrantKind, Mode, OnMissing, Reason, TaskIdentity, Verdict
 from tests import chains
 
 PAGE: Final = (Path(__file__).parents[2] / "docs/drift.md").read_text()
@@ -294,6 +295,58 @@ def test_baselines_are_the_same_for_who_was_there_and_who_comes_later() -> None:
     assert baselines.mode_of("unknown") is Mode.ENFORCE
     baselines.forget(frozenset({78}))
     assert baselines.facts_of(78) == FACTS
+
+
+def test_the_namespaces_that_a_launch_is_given_are_no_drift_and_no_others() -> None:
+    """Within a governed program: `egs run` under an artifact that gives a network of its own."""
+    context = known()
+    told = Told(context.baselines)
+    alone = ARTIFACT.replace("ab", "cd")
+    context.baselines.artifacts[alone] = Authorized(
+        id=alone, program=PROGRAM, network=NetworkConstraint(mode="none")
+    )
+    unshared = ProcessEvent(
+        source="drift",
+        time=50,
+        suspicion=Finding.NAMESPACE_CHANGED,
+        pid=EVENT.pid,
+        start_ticks=EVENT.start_ticks,
+        execution=77,
+        name="user, net",
+    )
+    other = msgspec.structs.replace(unshared, name="mnt")
+    apart = {"namespaces": (("net", 9), ("mnt", 2))}
+    assert judge_event(unshared, context) is not None
+    assert found(context, **apart) == [Finding.NAMESPACE_CHANGED]
+    decision = Decision(
+        verdict=Verdict.ALLOW,
+        reason=Reason.AUTHORIZED,
+        scope="agents",
+        policy_digest="",
+        posture="",
+        request="4f",
+        artifact_id=alone,
+        grant_kind=GrantKind.ARMED,
+        task=TaskIdentity(EVENT.pid, EVENT.start_ticks),
+    )
+    told.tell(decision)
+    assert judge_event(unshared, context) is None
+    assert judge_event(other, context) is not None
+    assert judge_event(msgspec.structs.replace(unshared, pid=1), context) is not None, "another process"
+    assert found(context, **apart) == []
+    assert found(context, namespaces=(("net", 1), ("mnt", 8))) == [Finding.NAMESPACE_CHANGED]
+    launched = msgspec.structs.replace(
+        EVENT, execution=78, parent_execution=77, time=60, artifact_id=alone, grant_kind=GrantKind.ARMED
+    )
+    told.tell(Exec(event=launched))
+    assert judge_event(unshared, context) is None, "it happened before the exec, and is read after it"
+    assert judge_event(msgspec.structs.replace(unshared, time=70), context) is not None
+    assert context.baselines.facts_of(78) == {name: FACTS[name] for name in ("mnt", "root", "capabilities")}
+    refused = msgspec.structs.replace(
+        decision, verdict=Verdict.DENY, grant_kind=GrantKind.NONE, reason=Reason.LAUNCHER_LOST
+    )
+    told.tell(decision, refused)
+    assert judge_event(unshared, context) is not None, "nothing came of that launch"
 
 
 def test_a_response_that_is_missing_is_known() -> None:
