@@ -341,7 +341,7 @@ def test_the_namespaces_that_a_launch_is_given_are_no_drift_and_no_others() -> N
     told.tell(Exec(event=launched))
     assert judge_event(unshared, context) is None, "it happened before the exec, and is read after it"
     assert judge_event(msgspec.structs.replace(unshared, time=70), context) is not None
-    assert context.baselines.facts_of(78) == {name: FACTS[name] for name in ("mnt", "root", "capabilities")}
+    assert context.baselines.facts_of(78) == {name: value for name, value in FACTS.items() if name != "net"}
     refused = msgspec.structs.replace(
         decision, verdict=Verdict.DENY, grant_kind=GrantKind.NONE, reason=Reason.LAUNCHER_LOST
     )
