@@ -186,7 +186,7 @@ def test_it_is_told_in_one_line_and_what_to_do_in_the_next(
     (agents / "b.cedar").write_text(
         '@id("b")\npermit(principal, action, resource)\nwhen { context.uses > 1 };\n'
     )
-    for words in (["check"], ["test"], ["sign", "--key", "none.key"]):
+    for words in (["check"], ["test"], ["sign", "--key", "none.key", "--out", "none.json"]):
         capsys.readouterr()
         assert run(["policy", words[0], str(agents), *words[1:]]) == 2
         first, next_step, *rest = capsys.readouterr().err.splitlines()
