@@ -13,7 +13,6 @@ from tests.vm.image import DISK, DISK_SIZE, copy_checkout, debian, inside, setup
 
 LARGE: Final = 256 << 20
 """Bytes of the program that is enabled at boot: egsd takes seconds to hash it, and must be ready only then."""
-GUEST: Final = Path(__file__).parent / "guest"
 
 CONFIG: Final = """\
 daemon_grace = "10s"
@@ -112,7 +111,7 @@ def _install(tree: Path) -> None:
     (units / "vm-observer@.service").write_text(OBSERVER)
     (units / "egs-gate.service.d").mkdir()
     (units / "egs-gate.service.d/emulated.conf").write_text(EMULATED)
-    shutil.copytree(GUEST, tree / "opt/vm/tests/vm/guest")
+    shutil.copytree(tree / "srv/egs-kernel/tests/vm/guest", tree / "opt/vm/tests/vm/guest")
     inside(tree, PREPARE)
 
 

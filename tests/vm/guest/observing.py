@@ -18,7 +18,8 @@ from typing import Any, Final, TextIO
 EGS: Final = "/opt/egs/bin/egs"
 KEY: Final = "/root/issuer.key"
 CHANNEL: Final = "/dev/ttyS1"
-PATIENCE: Final = 60.0
+PATIENCE: Final = 300.0
+"""Seconds, for a command or for what is waited for: emulated, on a crowded host, that is minutes."""
 GATE_CAN_TAKE: Final = 900.0
 """Seconds, as system.py has it; loading the gate takes about 35 s under emulation on the tier lsm, and minutes on a crowded host."""
 DAEMON_CAN_TAKE: Final = 240.0
