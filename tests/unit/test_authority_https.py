@@ -210,7 +210,6 @@ schema = document()
 @settings(
     max_examples=10,
     derandomize=True,
-    deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from egs_kernel.audit.edge import Batch, Edge
@@ -27,7 +27,6 @@ def contents(edge: Edge) -> list[tuple[Tile, bytes]]:
     return [(tile, edge.content(tile)) for tile in edge.partial()]
 
 
-@settings(deadline=None)
 @given(BATCHES, st.data())
 def test_an_edge_gives_every_tile_once_and_can_be_built_from_them(
     batches: list[int], data: st.DataObject

@@ -72,7 +72,7 @@ QUERIES = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(QUERIES)
 def test_it_finds_what_a_walk_over_the_record_finds(query: Query) -> None:
     walked = [recorded.seq for recorded in RECORDED if query.matches(recorded)]
@@ -182,7 +182,7 @@ def test_whatever_it_says_otherwise_is_found(tmp_path: Path, statement: str, nam
     assert "egs audit reindex" in caught.value.next_step
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(at=st.integers(0, 2**20), bit=st.integers(0, 7))
 def test_a_bit_that_flips_anywhere_changes_no_answer_that_was_compared(at: int, bit: int) -> None:
     with tempfile.TemporaryDirectory() as name:

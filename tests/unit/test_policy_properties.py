@@ -159,7 +159,7 @@ def by_cedar_alone(found: PolicySet, request: Request) -> tuple[str, list[str], 
     return result.decision.value, reasons, len(result.diagnostics.errors)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(policy_texts(), QUESTIONS)
 def test_slices_say_what_cedar_says_to_the_whole(text: str, question: Question) -> None:
     found = policy_set(text)
@@ -170,7 +170,7 @@ def test_slices_say_what_cedar_says_to_the_whole(text: str, question: Question) 
         assert said.permitted == (decision == "Allow" and not errors)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(policy_texts(), QUESTIONS)
 def test_the_same_set_and_question_give_the_same_bytes(text: str, question: Question) -> None:
     """Another set of the same content, another order of what is a set, another time: the same."""
@@ -188,7 +188,7 @@ def test_the_same_set_and_question_give_the_same_bytes(text: str, question: Ques
     assert len(answers) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(QUESTIONS)
 def test_a_question_survives_its_json(question: Question) -> None:
     """What the daemon asks is what the evaluator is asked."""

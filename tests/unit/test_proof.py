@@ -164,7 +164,7 @@ def test_a_log_that_holds_nonsense_is_refused_in_words(depth: int) -> None:
     assert refused(content.encode(), witnesses=[]).reason is Reason.RECORD_CORRUPT
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_no_edit_of_any_byte_is_proven(data: st.DataObject) -> None:
     content = bytearray(BUNDLES[data.draw(st.sampled_from(sorted(BUNDLES)))])
@@ -186,7 +186,7 @@ def test_no_edit_of_any_byte_is_proven(data: st.DataObject) -> None:
         assert refused(bytes(content)).message
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_no_edit_of_an_entry_is_proven_however_canonical(data: st.DataObject) -> None:
     """Edits of values inside, written as our own code would write them."""

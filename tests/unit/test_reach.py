@@ -244,7 +244,7 @@ def sockets(mode: str, udp: bool, family: int, kind: int, protocol: int) -> bool
 
 
 @X86
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     mode=st.sampled_from(["none", "ports"]),
     udp=st.booleans(),

@@ -104,7 +104,7 @@ def expected(name: str, folder: Path) -> str:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_edit_of_any_file_is_found_and_its_place_is_named(whole: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([each for each in files_of(whole) if each != STATE]))
@@ -118,7 +118,7 @@ def test_any_edit_of_any_file_is_found_and_its_place_is_named(whole: Path, data:
         assert re.search(expected(name, whole), found), (name, found)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_edit_of_an_entry_names_it(whole: Path, data: st.DataObject) -> None:
     """Entries that are dropped, inserted, swapped or changed, in a bundle that is otherwise well-formed."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from egs_kernel.audit import record, segments
@@ -74,7 +74,6 @@ def copied(folder: Path) -> Iterator[Path]:
         yield Path(shutil.copytree(folder, Path(name) / "record"))
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_cut_anywhere_loses_no_whole_frame_and_is_repaired(written: Path, data: st.DataObject) -> None:
     content = journal(written).read_bytes()
@@ -93,7 +92,6 @@ def test_a_cut_anywhere_loses_no_whole_frame_and_is_repaired(written: Path, data
         verify(folder)
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_cut_into_what_was_acknowledged_is_refused(written: Path, data: st.DataObject) -> None:
     size = journal(written).stat().st_size
@@ -110,7 +108,6 @@ def test_a_cut_into_what_was_acknowledged_is_refused(written: Path, data: st.Dat
         assert journal(folder).read_bytes() == before  # evidence stays as it is
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_zeros_that_a_power_loss_left_are_set_aside(written: Path, data: st.DataObject) -> None:
     """The size of an unacknowledged append was durable, its data not or in part."""

@@ -250,7 +250,7 @@ def test_a_journal_whose_checkpoints_an_earlier_version_signed_goes_on(folder: P
     assert verify(folder).size == 4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batches=st.lists(st.integers(1, 300), min_size=1, max_size=4), data=st.data())
 def test_an_entry_is_found_by_number(batches: list[int], data: st.DataObject) -> None:
     total = sum(batches)

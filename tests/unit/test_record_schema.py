@@ -28,7 +28,7 @@ def test_the_published_schema_is_the_types_schema() -> None:
     assert tags == set(ENTRY_TYPES)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ENTRIES)
 def test_it_takes_what_we_write(entry: Any) -> None:
     SCHEMA.validate(json.loads(line_of(entry)))

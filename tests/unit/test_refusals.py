@@ -4,7 +4,7 @@ import itertools
 from typing import Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from egs_kernel.audit.entries import Refusal
@@ -89,7 +89,6 @@ def test_a_name_cannot_add_a_field() -> None:
 
 
 @given(st.integers(0, 2000), st.binary())
-@settings(deadline=None)
 def test_whatever_comes_is_understood_or_left(kind: int, text: bytes) -> None:
     assert parse(kind, text, resolve) is None
 

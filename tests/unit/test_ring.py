@@ -63,7 +63,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     os.close(made.descriptor)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(st.lists(st.tuples(st.binary(max_size=700), st.booleans()), max_size=30))
 def test_everything_comes_once_and_in_order(kernel: Kernel, events: list[tuple[bytes, bool]]) -> None:
     ring = Ring(kernel.descriptor, SIZE)

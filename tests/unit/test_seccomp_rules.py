@@ -4,7 +4,7 @@ import platform
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from egs_kernel.artifact.calls import SyscallConstraint, SyscallRule
@@ -95,7 +95,7 @@ def conditions(draw: st.DrawFn, argument: int) -> Condition:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_value_is_in_exactly_one_part(data: st.DataObject) -> None:
     chosen = [
         data.draw(conditions(argument)) for argument in data.draw(st.sets(st.integers(0, 5), max_size=2))
@@ -130,7 +130,7 @@ def near(chosen: Sequence[Condition], argument: int) -> st.SearchStrategy[int]:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 def test_a_filter_answers_as_the_rules_say(data: st.DataObject) -> None:
     arguments = data.draw(st.sets(st.integers(0, 5), min_size=1, max_size=2))
     chosen = [data.draw(conditions(argument)) for argument in sorted(arguments)]
