@@ -14,7 +14,7 @@ import msgspec
 from egs_kernel.audit.checkpoint import Checkpoint
 from egs_kernel.audit.edge import Batch
 from egs_kernel.audit.frames import MAX_APPEND, encode_frame
-from egs_kernel.audit.lines import encode
+from egs_kernel.audit.lines import encode_all
 from egs_kernel.audit.merkle import leaf_hashes
 from egs_kernel.audit.parts import parts_of
 from egs_kernel.audit.tiles import HEIGHT, pack_entry
@@ -50,7 +50,7 @@ def grow(base: Frontier, entries: Sequence[Entry], time: str, origin: str) -> Gr
         RecordError: RECORD_UNAVAILABLE: one cannot be written, or they are too much for one append.
     """
     parted = [parts_of(entry) for entry in entries]
-    lines = [encode(part, seq=seq, time=time) for seq, part in enumerate(chain(*parted), base.size)]
+    lines = encode_all(list(chain(*parted)), first=base.size, time=time)
     ends = accumulate(map(len, parted), initial=base.size - 1)
     tree = base.copy()
     leaves = leaf_hashes(lines)

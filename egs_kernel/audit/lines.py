@@ -14,7 +14,7 @@ import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import rfc8785
@@ -34,6 +34,9 @@ from egs_kernel.audit.shapes import FORMAT_VERSION, NAMED, SAFE_INTEGER, UNTAGGE
 from egs_kernel.audit.tiles import MAX_ENTRY
 from egs_kernel.errors import RecordError
 from egs_kernel.model import Posture, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ENVELOPE_FIELDS: Final = ("v", "seq", "time", "type")
 _DECIMAL = re.compile(r"0|-?[1-9][0-9]{0,19}")
@@ -116,6 +119,29 @@ def encode(entry: Entry, *, seq: int, time: str) -> bytes:
     if len(line) > MAX_ENTRY:
         raise _unwritable(f"it has {len(line)} bytes; an entry has at most {MAX_ENTRY}")
     return line
+
+
+def encode_all(entries: Sequence[Entry], *, first: int, time: str) -> list[bytes]:
+    """The lines of entries of which the first is number `first`: as `encode`, and faster, since an append does this most.
+
+    Raises:
+        RecordError: as `encode`.
+    """
+    wires = []
+    numbers = first + len(entries)
+    for seq, entry in enumerate(entries, first):
+        shape = shape_of(type(entry))
+        wires.append(shape.fill(entry, seq, time))
+        numbers |= shape.numbers(entry)
+    try:
+        content = _SHAPES.encode_lines(wires)
+    except UnicodeEncodeError:
+        content = b""
+    lines = content.split(b"\n")[:-1]  # inside a line it would be escaped
+    usual = 0 <= numbers <= SAFE_INTEGER or not _may_have_long_number(content)
+    if len(lines) < len(entries) or not usual or max(map(len, lines), default=0) > MAX_ENTRY:
+        return [encode(entry, seq=seq, time=time) for seq, entry in enumerate(entries, first)]
+    return lines
 
 
 def _unusual(entry: Entry) -> dict[str, Any]:

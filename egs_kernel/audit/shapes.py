@@ -12,7 +12,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Iterator
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -45,6 +45,9 @@ UNTAGGED: Final = "event"
 SAFE_INTEGER: Final = 2**53 - 1
 """RFC 8785 has no integers beyond it, on either side of zero."""
 
+_UNKNOWN: Final = SAFE_INTEGER + 1
+"""In place of numbers that nobody asks one by one."""
+
 _Safe = Annotated[int, msgspec.Meta(ge=-SAFE_INTEGER, le=SAFE_INTEGER)]
 
 
@@ -53,18 +56,21 @@ class Shape(NamedTuple):
 
     `wire`: a struct with the JSON fields, sorted. `fill` makes one: of an entry, its number and its time; of a struct
     inside an entry, of that alone. Text and numbers are taken as they are: the encoder refuses text that is not UTF-8, and
-    numbers beyond 2^53 are for who encodes to find.
+    numbers beyond 2^53 are for who encodes to find. `numbers`: those of an entry, one or-ed with the other: below 2^53, and not
+    negative, all of them are safe. Otherwise one may not be.
     """
 
     wire: type[msgspec.Struct]
     fill: Callable[..., msgspec.Struct]
+    numbers: Callable[[Any], int]
 
 
 class _Field(NamedTuple):
-    """A JSON field: its type, and the expression that gives its value."""
+    """A JSON field: its type, the expression that gives its value, and the one of the numbers in it."""
 
     hint: Any
     value: str
+    numbers: str = "0"
 
 
 @functools.cache
@@ -90,7 +96,9 @@ def shape_of(kind: type[msgspec.Struct]) -> Shape:
     values = ", ".join(field.value for _name, field in ordered)
     # One expression with every field in it, as dataclasses make theirs: a loop over the fields takes twice as long.
     fill = eval(f"lambda {parameters}: wire({values})", names)  # noqa: S307 - out of our own types' field names
-    return Shape(wire, fill)
+    found = " | ".join(field.numbers for _name, field in ordered if field.numbers != "0") or "0"
+    numbers = eval(f"lambda of: {found}", names)  # noqa: S307 - the same
+    return Shape(wire, fill, numbers)
 
 
 def _field(name: str, hint: Any, names: dict[str, Any]) -> _Field:
@@ -103,12 +111,34 @@ def _field(name: str, hint: Any, names: dict[str, Any]) -> _Field:
         return _optional(hint, str, "str", own)
     structs = [part for part in _parts(hint) if isinstance(part, type) and issubclass(part, msgspec.Struct)]
     if not structs:
-        return _Field(_safe(hint), own)
+        return _Field(_safe(hint), own, _numbers(hint, own))
     shape = shape_of(structs[0])
-    names[f"fill_{name}"] = shape.fill
+    names[f"fill_{name}"], names[f"numbers_{name}"] = shape.fill, shape.numbers
     if typing.get_origin(hint) is tuple:
-        return _Field(list[shape.wire], f"[fill_{name}(each) for each in {own}]")  # type: ignore[name-defined]  # made above
-    return _optional(hint, shape.wire, f"fill_{name}", own)
+        each = f"[fill_{name}(each) for each in {own}]"
+        return _Field(list[shape.wire], each, str(_UNKNOWN))  # type: ignore[name-defined]  # made above
+    numbers = f"numbers_{name}({own})"
+    if types.NoneType in _parts(hint):
+        numbers = f"(0 if {own} is None else {numbers})"
+    return _optional(hint, shape.wire, f"fill_{name}", own)._replace(numbers=numbers)
+
+
+def _numbers(hint: Any, value: str) -> str:
+    """The expression of the numbers in a field that is no struct."""
+    inside = set(_parts(hint)) - {types.NoneType, Ellipsis}
+    if inside == {int}:
+        return f"({value} or 0)" if typing.get_origin(hint) is not tuple else str(_UNKNOWN)
+    return "0" if all(map(_is_text, inside)) else str(_UNKNOWN)
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether a type is certain to be no number in JSON."""
+    if hint in {str, bool}:
+        return True
+    values = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        values = tuple(item.value for item in hint)
+    return bool(values) and all(type(value) is str for value in values)
 
 
 def _optional(hint: Any, wire: Any, change: str, value: str) -> _Field:

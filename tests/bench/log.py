@@ -23,7 +23,7 @@ from egs_kernel.audit.edge import Batch, Edge
 from egs_kernel.audit.entries import Exec
 from egs_kernel.audit.files import Files
 from egs_kernel.audit.layout import TileFolder
-from egs_kernel.audit.lines import encode, timestamp
+from egs_kernel.audit.lines import encode, encode_all, timestamp
 from egs_kernel.audit.logkeys import LogKeys
 from egs_kernel.audit.merkle import Frontier, inclusion_proof, root, verify_inclusion
 from egs_kernel.audit.record import Record
@@ -197,10 +197,9 @@ def _insert(database: sqlite3.Connection, entries: Sequence[Exec], start: int) -
     """The same entries into a table, as many to a transaction."""
     for first in range(0, len(entries), BATCH):
         now = timestamp(time.time_ns())
-        rows = [
-            (seq, encode(entry, seq=seq, time=now))
-            for seq, entry in enumerate(entries[first : first + BATCH], start + first)
-        ]
+        rows = enumerate(
+            encode_all(entries[first : first + BATCH], first=start + first, time=now), start + first
+        )
         with database:
             database.executemany("INSERT INTO entries VALUES (?, ?)", rows)
 

@@ -39,35 +39,37 @@ SAFE = st.integers(-(2**53) + 1, 2**53 - 1)
 TEXTS = st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
 
-def values(hint: Any, name: str = "") -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one line a kind of type
-    """Any value of a field's type, in the range its form allows."""
+def values(hint: Any, name: str = "", numbers: st.SearchStrategy[int] = SAFE) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one line a kind of type
+    """Any value of a field's type; `numbers`: those that JSON has as numbers, by default in the range that it allows."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is int:
-        return st.integers(-(2**63), 2**64 - 1) if name in WIDE else SAFE
+        return st.integers(-(2**63), 2**64 - 1) if name in WIDE else numbers
     if hint is str:
         return TEXTS
     if origin is typing.Literal:
         return st.sampled_from(parts)
     if origin in (typing.Union, types.UnionType):
-        return st.one_of(*(values(part, name) for part in parts))
+        return st.one_of(*(values(part, name, numbers) for part in parts))
     if origin is tuple and parts[-1] is Ellipsis:
-        return st.lists(values(parts[0]), max_size=4).map(tuple)
+        return st.lists(values(parts[0], "", numbers), max_size=4).map(tuple)
     if origin is tuple:
-        return st.tuples(*(values(part) for part in parts))
+        return st.tuples(*(values(part, "", numbers) for part in parts))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return st.sampled_from(hint)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        return structs(hint)
+        return structs(hint, numbers)
     return st.from_type(hint)
 
 
-def structs(kind: Any) -> st.SearchStrategy[Any]:
+def structs(kind: Any, numbers: st.SearchStrategy[int] = SAFE) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(kind)
-    fields = {name: values(hints[name], name) for name in kind.__struct_fields__}
+    fields = {name: values(hints[name], name, numbers) for name in kind.__struct_fields__}
     return st.fixed_dictionaries(fields).map(lambda chosen: kind(**chosen))
 
 
 ENTRIES = st.one_of(*(structs(kind) for kind in ENTRY_CLASSES))
+EDGES = st.sampled_from([0, 1, -1, 10**15, 2**53 - 1, 1 - 2**53, 2**53, -(2**53), 2**63, 10**40])
+PERHAPS_UNWRITABLE = st.one_of(*(structs(kind, EDGES) for kind in ENTRY_CLASSES))
 
 
 def line_of(entry: Any) -> bytes:
@@ -94,6 +96,17 @@ def test_the_fields_that_are_changed_are_all_that_have_to_be(entry: Any) -> None
     except UnicodeEncodeError:
         return
     assert quick == lines.canonical(lines._unusual(entry) | {"v": 2, "seq": 7, "time": "now"})
+
+
+@given(st.lists(ENTRIES | PERHAPS_UNWRITABLE, max_size=4), st.integers(0, 2**53 - 9))
+def test_lines_that_are_made_together_are_those_that_are_made_alone(entries: list[Any], first: int) -> None:
+    try:
+        alone = [lines.encode(entry, seq=seq, time="now") for seq, entry in enumerate(entries, first)]
+    except RecordError:
+        with pytest.raises(RecordError):
+            lines.encode_all(entries, first=first, time="now")
+        return
+    assert lines.encode_all(entries, first=first, time="now") == alone
 
 
 SCALARS = st.none() | st.booleans() | SAFE | st.text()
