@@ -69,6 +69,11 @@ class Paths:
         return self.run_dir / "egsd.lock"
 
     @property
+    def monitor_lock(self) -> Path:
+        """The same by its monitor."""
+        return self.run_dir / "monitor.lock"
+
+    @property
     def gate_manifest(self) -> Path:
         """What `egs gate load` loaded: program tags, ABI version, kernel, boot id."""
         return self.run_dir / "gate.json"

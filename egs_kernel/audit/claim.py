@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from egs_kernel.audit.files import Files
 from egs_kernel.errors import RecordError
+from egs_kernel.locks import take
 from egs_kernel.model import Reason
 from egs_kernel.ownership import require_private_folder
 
@@ -30,23 +30,20 @@ def make_folder(folder: Path) -> None:
 
 
 def claim(folder: Path) -> int:
-    """Take the folder for this process: a descriptor. The kernel lets go of it however the process ends.
+    """Take the record for this process: a descriptor. The kernel lets go of it however the process ends.
+
+    By a file beside the folder, which the group that reads the record cannot open.
 
     Raises:
         RecordError: DAEMON_RUNNING: another process has it.
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise RecordError(
-            Reason.DAEMON_RUNNING,
-            f"another process writes the record in {folder}",
-            "One egsd at a time: `egs status` asks the one that runs. EGS_ROOT keeps instances apart.",
-        ) from error
-    return descriptor
+    taken = RecordError(
+        Reason.DAEMON_RUNNING,
+        f"another process writes the record in {folder}",
+        "One egsd at a time: `egs status` asks the one that runs. EGS_ROOT keeps instances apart.",
+    )
+    return take(folder.with_name(f"{folder.name}.lock"), taken)
 
 
 def unavailable(folder: Path, error: OSError) -> RecordError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -51,12 +50,13 @@ from egs_kernel.gate.libraries import apply_library_roots
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.seal import claim
+from egs_kernel.locks import locked
 from egs_kernel.model import Reason, Verdict
 from egs_kernel.ownership import require_private_folder
 from egs_kernel.posture import EMPTY_POLICY
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine
 
     from egs_kernel.audit.entries import Peer
     from egs_kernel.daemon.known import Known
@@ -80,7 +80,9 @@ async def serve(paths: Paths) -> None:
     claim(paths.pins)
     settings = Settings.load(paths)
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_locked(paths))
+        paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        require_private_folder(paths.run_dir)
+        stack.enter_context(locked(paths.daemon_lock, _running(paths)))
         paths.artifacts.mkdir(mode=0o755, exist_ok=True)
         gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
         become_daemon(paths, gate.seal)
@@ -100,22 +102,12 @@ async def serve(paths: Paths) -> None:
         await daemon.run()
 
 
-@contextlib.contextmanager
-def _locked(paths: Paths) -> Iterator[None]:
-    """One daemon for one run folder. The kernel lets go of the lock however the daemon ends; nobody but root can take it."""
-    paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    require_private_folder(paths.run_dir)
-    with paths.daemon_lock.open("w") as file:
-        os.fchmod(file.fileno(), 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EgsError(
-                Reason.DAEMON_RUNNING,
-                f"another egsd runs on {paths.run_dir}",
-                "Ask it: egs status. EGS_ROOT=DIR runs a second instance.",
-            ) from error
-        yield
+def _running(paths: Paths) -> EgsError:
+    return EgsError(
+        Reason.DAEMON_RUNNING,
+        f"another egsd runs on {paths.run_dir}",
+        "Ask it: egs status. EGS_ROOT=DIR runs a second instance.",
+    )
 
 
 def _listen() -> KernelMessages | HostLacks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import selectors
@@ -26,6 +25,7 @@ from egs_kernel.drift.rules import LIMIT, Rules, parse_rules
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Finding
 from egs_kernel.gate.pins import Gate
+from egs_kernel.locks import locked
 from egs_kernel.model import Reason
 from egs_kernel.monitor.beat import Beat
 from egs_kernel.monitor.files import Digests, Trust
@@ -38,7 +38,7 @@ from egs_kernel.monitor.sources.files import WatchedFiles
 from egs_kernel.monitor.sweep import Sweep
 from egs_kernel.monitor.tail import Tail
 from egs_kernel.monitor.watch import Watch, boot_now
-from egs_kernel.ownership import read_private_file
+from egs_kernel.ownership import read_private_file, require_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,9 @@ def serve(paths: Paths, *, once: bool = False) -> None:
         EgsError: it could not start, or cannot go on.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_locked(paths))
+        paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        require_private_folder(paths.run_dir)
+        stack.enter_context(locked(paths.monitor_lock, _running(paths)))
         gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
         rules = load_rules(paths)
         monitor = Monitor(paths, gate, rules)
@@ -92,21 +94,12 @@ def load_rules(paths: Paths) -> Rules:
     return parse_rules(read_private_file(paths.drift_rules, LIMIT), str(paths.drift_rules))
 
 
-@contextlib.contextmanager
-def _locked(paths: Paths) -> Iterator[None]:
-    """One monitor for one run folder; nobody but root can take its lock."""
-    paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (paths.run_dir / "monitor.lock").open("w") as file:
-        os.fchmod(file.fileno(), 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EgsError(
-                Reason.DAEMON_RUNNING,
-                f"another egs-monitor watches {paths.run_dir}",
-                "Leave it to that one: systemctl status egs-monitor",
-            ) from error
-        yield
+def _running(paths: Paths) -> EgsError:
+    return EgsError(
+        Reason.DAEMON_RUNNING,
+        f"another egs-monitor watches {paths.run_dir}",
+        "Leave it to that one: systemctl status egs-monitor",
+    )
 
 
 class Monitor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import threading
@@ -16,6 +15,7 @@ from egs_kernel.audit.keyfiles import read_private, write_private
 from egs_kernel.audit.notes import MAX_NOTE, KeyType, Note, Signature, Signer
 from egs_kernel.durable import replace_file
 from egs_kernel.errors import EgsError, NoteError, UsageError
+from egs_kernel.locks import locked
 from egs_kernel.model import Reason
 from egs_kernel.ownership import read_private_file, require_private_folder
 from egs_kernel.witness.judge import judge
@@ -131,13 +131,10 @@ def opened(
             RECORD_UNAVAILABLE, NOTE_MALFORMED (no key can have that name).
     """
     signer = open_key(folder, name)
-    with (folder / _LOCK).open("wb") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EgsError(
-                Reason.DAEMON_RUNNING, f"another witness runs on {folder}", "One witness has one folder."
-            ) from error
+    taken = EgsError(
+        Reason.DAEMON_RUNNING, f"another witness runs on {folder}", "One witness has one folder."
+    )
+    with locked(folder / _LOCK, taken):
         yield State(folder, signer, logs, clock)
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(egs_kernel.__file__).parent
 LAYERS = (
     {"model", "findings"},
     {"errors", "sslib"},
-    {"paths", "ownership", "filesystems", "processes", "peers", "config", "durable"},
+    {"paths", "ownership", "filesystems", "processes", "peers", "config", "durable", "locks"},
     {"artifact", "trust", "identity"},
     {"policy"},
     {"checks"},
