@@ -33,6 +33,11 @@ class Waiting:
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         return os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP
 
+    def goes_on(self) -> bool:
+        """Wait until it goes on or ends; whether it went on. Its decision is in the record before that."""
+        _, status = os.waitpid(self.pid, os.WCONTINUED)
+        return os.WIFCONTINUED(status)
+
     def let_go(self) -> None:
         """What its owner may try.
 
