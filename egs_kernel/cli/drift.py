@@ -14,7 +14,7 @@ import msgspec
 from egs_kernel.audit.describe import describe
 from egs_kernel.audit.entries import FindingEntry, ResponseEntry, WatchChange
 from egs_kernel.audit.lines import decode
-from egs_kernel.cli.audit.common import add_path, print_entry, print_text
+from egs_kernel.cli.audit.common import add_folder, add_path, print_entry, print_text
 from egs_kernel.cli.audit.indexes import index_place, open_index
 from egs_kernel.cli.audit.query import since_of
 from egs_kernel.cli.output import columns, print_json, print_lines
@@ -24,7 +24,7 @@ from egs_kernel.model import Mode, Reason
 from egs_kernel.paths import Paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from egs_kernel.audit.entries import Recorded
     from egs_kernel.audit.index import Index
@@ -51,12 +51,17 @@ def add_commands(commands: Commands) -> None:
         "--since", default=_WEEK, metavar="T", help=f"a date, or a time ago (default {_WEEK})"
     )
     history.add_argument(
-        "--finding", choices=[each.value for each in Finding], metavar="F", help="only these"
+        "--finding",
+        choices=[each.value for each in Finding],
+        metavar="F",
+        help="only these, and what was done about them",
     )
-    history.add_argument("--execution", metavar="N", help="only those about this execution")
+    history.add_argument("--execution", type=int, metavar="N", help="only those about this execution")
     add_path(history, "--path")
-    live = _action(actions, "live", run_live, "findings and responses as they come")
-    add_path(live, "--path")
+    live = _action(
+        actions, "live", run_live, "findings and responses as they come", "print one JSON object a line"
+    )
+    add_folder(live, "--path")
     explain = _action(
         actions, "explain", run_explain, "what a finding means, what it was compared with, and what was done"
     )
@@ -78,10 +83,14 @@ def add_commands(commands: Commands) -> None:
 
 
 def _action(
-    actions: Commands, word: str, run: Callable[[argparse.Namespace], int], text: str
+    actions: Commands,
+    word: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    json: str = "print one JSON object",
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(word, help=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help=json)
     parser.set_defaults(run=run)
     return parser
 
@@ -94,7 +103,7 @@ def run_history(options: argparse.Namespace) -> int:
     """
     path = options.path or Paths.from_environment().record
     with open_index(path, index_place(path), options.cold) as (index, log):
-        found = [each for each in _recorded(index, log, options.since) if _is_wanted(each, options)]
+        found = list(_wanted(_recorded(index, log, options.since), options))
     if options.json:
         print_json({"entries": [_object(each) for each in found]})
     else:
@@ -111,11 +120,17 @@ def _recorded(index: Index, log: OpenLog, since: str) -> Iterable[Recorded]:
     return [decode(log.line(number)) for number in numbers]
 
 
-def _is_wanted(recorded: Recorded, options: argparse.Namespace) -> bool:
-    entry = recorded.entry
-    if options.finding is not None and getattr(entry, "finding", None) is not Finding(options.finding):
-        return False
-    return options.execution is None or str(getattr(entry, "execution", "")) == options.execution
+def _wanted(entries: Iterable[Recorded], options: argparse.Namespace) -> Iterator[Recorded]:
+    """Those of the finding and of the execution that were asked for; a response is of its finding."""
+    of_finding = set()
+    for recorded in entries:
+        entry = recorded.entry
+        if isinstance(entry, FindingEntry) and options.finding in (None, entry.finding.value):
+            of_finding.add(entry.number)
+        if options.finding is not None and getattr(entry, "number", None) not in of_finding:
+            continue
+        if options.execution in (None, getattr(entry, "execution", None)):
+            yield recorded
 
 
 def _object(recorded: Recorded) -> dict[str, Any]:
@@ -133,8 +148,10 @@ def run_live(options: argparse.Namespace) -> int:
         EgsError: there is no record, or it cannot be read.
     """
     from egs_kernel.audit.lines import encode  # noqa: PLC0415 - the others need no such thing
+    from egs_kernel.audit.reader import open_record  # noqa: PLC0415 - as above
     from egs_kernel.monitor.tail import Tail  # noqa: PLC0415 - as above
 
+    open_record(options.path)
     tail = Tail(options.path)
     try:
         tail.skip()
@@ -159,8 +176,11 @@ def run_explain(options: argparse.Namespace) -> int:
     from egs_kernel.drift.words import MEANINGS  # noqa: PLC0415 - of this command alone
 
     named = next((finding for finding in Finding if finding.value == options.wanted), None)
+    if named is not None and options.json:
+        print_json({"finding": named.value, "meaning": MEANINGS[named]})
+        return int(ExitCode.DONE)
     if named is not None:
-        print_text(f"{named.value}: {MEANINGS[named]}")
+        print_text(f"{named.value}: {MEANINGS[named]}.")
         return int(ExitCode.DONE)
     with open_index(options.path, index_place(options.path), options.cold) as (index, log):
         related = [decode(log.line(number)) for kind in _TYPES for number in index.numbers(type=kind)]
@@ -201,12 +221,10 @@ def run_dry_run(options: argparse.Namespace) -> int:
         EgsError: the rules are wrong, or the record cannot be read.
     """
     from egs_kernel.drift.history import replay  # noqa: PLC0415 - of this command alone
-    from egs_kernel.drift.rules import LIMIT, parse_rules  # noqa: PLC0415 - as above
-    from egs_kernel.ownership import read_private_file  # noqa: PLC0415 - as above
+    from egs_kernel.monitor.setting import load_rules, read_rules  # noqa: PLC0415 - as above
 
-    file = options.rules or Paths.from_environment().drift_rules
-    content = read_private_file(file, LIMIT) if file.exists() or options.rules else b""
-    rules = parse_rules(content, str(file))
+    paths = Paths.from_environment()
+    rules = load_rules(paths) if options.rules is None else read_rules(options.rules)
     with open_index(options.path, index_place(options.path), options.cold) as (index, log):
         findings = [
             each.entry
@@ -223,7 +241,7 @@ def run_dry_run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(
             {
-                "rules": str(file),
+                "rules": str(options.rules or paths.drift_rules),
                 "findings": [
                     {
                         "number": entry.number,

@@ -42,7 +42,7 @@ _AUTHORIZING: Final = (ArtifactChange, Revocation, ConfigurationChange)
 class Baseline(msgspec.Struct, kw_only=True):
     """One execution: what the gate saw at its exec, and what it is authorized by.
 
-    `facts`: its namespaces, root and capabilities as they were when it began (`BaselineEntry`); None: nobody watched then,
+    `facts`: its namespaces, root, capabilities and groups as they were when it began (`BaselineEntry`); None: nobody watched then,
     and its parent's hold.
     """
 
@@ -171,7 +171,7 @@ class Baselines:
         return None if known is None else self.artifacts.get(known.artifact_id)
 
     def facts_of(self, execution: int) -> dict[str, str] | None:
-        """Namespaces, root and capabilities as an execution began: its own, or those of who executed it. None: nobody knows.
+        """Namespaces, root, capabilities and groups as an execution began: its own, or those of who executed it. None: nobody knows.
 
         What a launch was given in between is none of who executed it: it is left out.
         """
@@ -181,6 +181,15 @@ class Baselines:
             if known.facts is not None:
                 return {name: value for name, value in known.facts.items() if name not in given}
             given |= self.given_to(known)
+            known = self.executions.get(known.event.parent_execution)
+        return None
+
+    def groups_of(self, execution: int) -> frozenset[int] | None:
+        """The groups that an execution of a user's began with. None: nobody knows; who is user 0 may have any, and give them away."""
+        known = self.executions.get(execution)
+        while known is not None and known.event.euid:
+            if known.facts is not None and "groups" in known.facts:
+                return frozenset(map(int, known.facts["groups"].split()))
             known = self.executions.get(known.event.parent_execution)
         return None
 

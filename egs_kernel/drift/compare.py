@@ -72,7 +72,8 @@ def compare_process(state: ProcessState, context: Context, source: str) -> list[
     comparisons: tuple[Iterable[tuple[Finding, str]], ...] = (
         _program(state, known, said),
         _code(state, known, said, context),
-        _credentials(state, known, said, facts),
+        _user_and_groups(state, known, context),
+        _capabilities(state, expected_capabilities(known, said, facts)),
         _restrictions(state, known),
         _namespaces(state, facts, context.baselines),
         _place(state, known, context),
@@ -146,25 +147,42 @@ def _code(state: ProcessState, known: Baseline, said: Authorized | None, context
             yield Finding.CODE_MAPPED, f"code of {mapping.path}"
 
 
-def _credentials(
-    state: ProcessState, known: Baseline, said: Authorized | None, facts: Mapping[str, str] | None
-) -> _Told:
+def _user_and_groups(state: ProcessState, known: Baseline, context: Context) -> _Told:
     event = known.event
-    if event.euid and not set(state.uids) <= {event.uid, event.euid}:
+    if not event.euid:
+        return
+    if not set(state.uids) <= {event.uid, event.euid}:
         yield (
             Finding.CREDENTIALS_RAISED,
             f"user ids {_ids(state.uids)}; it was executed by {event.uid} as {event.euid}",
         )
-    if event.euid and 0 in state.gids and event.gid:
+    began = context.baselines.groups_of(state.execution)
+    if began is None and 0 in state.gids and event.gid:
         yield Finding.CREDENTIALS_RAISED, f"group ids {_ids(state.gids)}; it was executed as {event.gid}"
-    permitted = said.capabilities if said is not None else None
-    if permitted is None and event.euid and facts is not None:
-        permitted = int(facts.get("capabilities", "0"), 16)
-    if permitted is not None and (more := state.capabilities & ~permitted):
-        yield Finding.CAPABILITIES_RAISED, f"capabilities {more:#x} beyond {permitted:#x}"
+    if began is not None and (more := groups_in(state) - began):
+        yield Finding.CREDENTIALS_RAISED, f"groups {_ids(sorted(more))} beyond {_ids(sorted(began))}"
 
 
-def _ids(numbers: tuple[int, ...]) -> str:
+def groups_in(state: ProcessState) -> frozenset[int]:
+    """Every group that a process is in."""
+    return frozenset((*state.gids, *state.groups))
+
+
+def _capabilities(state: ProcessState, expected: int | None) -> _Told:
+    if expected is not None and (more := state.capabilities & ~expected):
+        yield Finding.CAPABILITIES_RAISED, f"capabilities {more:#x} beyond {expected:#x}"
+
+
+def expected_capabilities(
+    known: Baseline, said: Authorized | None, facts: Mapping[str, str] | None
+) -> int | None:
+    """Those that were signed, or else those that it began with; None: nobody knows, or it is user 0's."""
+    if said is not None and said.capabilities is not None:
+        return said.capabilities
+    return int(facts.get("capabilities", "0"), 16) if known.event.euid and facts is not None else None
+
+
+def _ids(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from egs_kernel.drift.compare import Context, Found, inside
+from egs_kernel.drift.compare import Context, Found, expected_capabilities, inside
 from egs_kernel.findings import Finding
 
 if TYPE_CHECKING:
@@ -114,8 +114,11 @@ def judge_event(event: ProcessEvent, context: Context) -> Found | None:
     program = "" if known is None else known.event.filename
     finding = event.suspicion
     conclusive = finding in _CONCLUSIVE
-    if finding in {Finding.CREDENTIALS_RAISED, Finding.CAPABILITIES_RAISED} and known is not None:
-        conclusive = known.event.euid != 0
+    if finding is Finding.CREDENTIALS_RAISED and known is not None:
+        conclusive = known.event.euid != 0 and bool(event.name)
+    elif finding is Finding.CAPABILITIES_RAISED and known is not None:
+        expected = expected_capabilities(known, said, context.baselines.facts_of(event.execution))
+        conclusive = known.event.euid != 0 and bool(event.number & ~(expected or 0))
     elif finding is Finding.ANONYMOUS_CODE:
         conclusive = known is not None and not context.expects_code(program, said)
     elif finding is Finding.CHILD_UNEXPECTED:

@@ -55,6 +55,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
         inherited: it was forked, and has executed nothing itself.
         uids: real, effective, saved and of the file system.
         gids: the same of its group.
+        groups: further ones.
         capabilities: effective ones, as the kernel's bits.
         tracer: who traces it; 0: nobody.
         no_new_privs: as attested.
@@ -80,6 +81,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     inherited: bool
     uids: tuple[int, int, int, int]
     gids: tuple[int, int, int, int]
+    groups: tuple[int, ...] = ()
     capabilities: int
     tracer: int
     no_new_privs: bool

@@ -97,13 +97,13 @@ class Gate:
             GateError: GATE_NOT_LOADED, or GATE_VERSION_MISMATCH when another version's pins lie there.
             Refused: SEALED; this process is not the daemon of a sealed gate.
         """
-        if not (pins / "gate_configs").exists():
-            raise GateError(
-                Reason.GATE_NOT_LOADED,
-                f"no gate is loaded ({pins} does not exist)",
-                "Run as root: egs gate load",
-            )
         try:
+            if not (pins / "gate_configs").exists():
+                raise GateError(
+                    Reason.GATE_NOT_LOADED,
+                    f"no gate is loaded ({pins} does not exist)",
+                    "Run as root: egs gate load",
+                )
             gate = cls(pins)
         except OSError as error:
             if error.errno in (errno.EPROTO, errno.ENOENT):

@@ -21,7 +21,6 @@ from egs_kernel.daemon.client import ask
 from egs_kernel.drift.baselines import Baselines
 from egs_kernel.drift.compare import Context, Found
 from egs_kernel.drift.observations import Queue
-from egs_kernel.drift.rules import LIMIT, Rules, parse_rules
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Finding
 from egs_kernel.gate.pins import Gate
@@ -32,18 +31,20 @@ from egs_kernel.monitor.files import Digests, Trust
 from egs_kernel.monitor.processes import Reader
 from egs_kernel.monitor.report import Reporter
 from egs_kernel.monitor.respond import Responder
+from egs_kernel.monitor.setting import load_rules
 from egs_kernel.monitor.sockets import Sockets
 from egs_kernel.monitor.sources import open_sources
 from egs_kernel.monitor.sources.files import WatchedFiles
 from egs_kernel.monitor.sweep import Sweep
 from egs_kernel.monitor.tail import Tail
 from egs_kernel.monitor.watch import Watch, boot_now
-from egs_kernel.ownership import read_private_file, require_private_folder
+from egs_kernel.ownership import require_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from egs_kernel.drift.observations import Source
+    from egs_kernel.drift.rules import Rules
     from egs_kernel.model import ExecEvent
     from egs_kernel.paths import Paths
 
@@ -81,17 +82,6 @@ def serve(paths: Paths, *, once: bool = False) -> None:
         else:
             monitor.run()
         monitor.stop()
-
-
-def load_rules(paths: Paths) -> Rules:
-    """The rules of this host; a file that is missing leaves the defaults.
-
-    Raises:
-        UsageError: it is unsafe or wrong.
-    """
-    if not paths.drift_rules.exists():
-        return Rules()
-    return parse_rules(read_private_file(paths.drift_rules, LIMIT), str(paths.drift_rules))
 
 
 def _running(paths: Paths) -> EgsError:

@@ -214,6 +214,7 @@ def _of_thread(thread: Folder, status: bytes) -> dict[str, Any]:
     return {
         "uids": _four(status, b"\nUid:"),
         "gids": _four(status, b"\nGid:"),
+        "groups": tuple(map(int, _field(status, b"\nGroups:").split())),
         "capabilities": int(_field(status, b"\nCapEff:"), 16),
         "tracer": _tracer(status),
         "no_new_privs": _field(status, b"\nNoNewPrivs:") == b"1",

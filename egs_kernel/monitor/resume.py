@@ -27,6 +27,8 @@ def resume(paths: Paths, execution: int) -> Outcome:
     Raises:
         EgsError: nobody of it is suspended, the gate cannot be opened, or egsd does not record it.
     """
+    if os.geteuid() != 0:
+        raise EgsError(Reason.NOT_PERMITTED, "only root lets a suspended program go on", "Run as root.")
     baselines = Baselines()
     number = 0
     with contextlib.closing(Gate.open(paths.pins)) as gate, contextlib.closing(Tail(paths.record)) as tail:

@@ -16,7 +16,7 @@ from egs_kernel.audit.entries import (
     FindingEntry,
     ResponseEntry,
 )
-from egs_kernel.drift.compare import Context, Found, compare_process, root_name
+from egs_kernel.drift.compare import Context, Found, compare_process, groups_in, root_name
 from egs_kernel.drift.judge import compare_authorization, compare_files, judge_event
 from egs_kernel.drift.observations import FileEvent, HostEvent, HostState, Lost, ProcessEvent
 from egs_kernel.drift.rules import decide
@@ -26,7 +26,7 @@ from egs_kernel.model import Reason
 from egs_kernel.monitor.opened import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from egs_kernel.audit.entries import Recorded
     from egs_kernel.drift.authorized import Authorized
@@ -145,13 +145,10 @@ class Watch:
         inherited = self._baselines.facts_of(known.event.parent_execution)
         facts = facts_of(state)
         if inherited is not None:
-            before = int(inherited.get("capabilities", "0"), 16)
-            own = self._baselines.given_to(known)
-            if known.event.euid != 0 and state.capabilities & ~before:
-                own |= {"capabilities"}  # by the file's capabilities, at its exec
+            own = self._raised(known, state, inherited) | (self._baselines.given_to(known) & facts.keys())
             if not own:
                 return  # as its parent's
-            facts = inherited | {name: facts[name] for name in own & facts.keys()}
+            facts = inherited | {name: facts[name] for name in own}
         elif known.event.time < self.started:
             return  # nobody saw it begin
         known.facts = facts
@@ -159,6 +156,15 @@ class Watch:
         self._reporter.put(
             BaselineEntry(of="process", boot_id=self._baselines.boot_id, execution=known.number, facts=listed)
         )
+
+    def _raised(self, known: Baseline, state: ProcessState, inherited: Mapping[str, str]) -> set[str]:
+        """What a user's process has beyond what its parent began with: by the file's mode or capabilities, or as its parent was user 0."""
+        if known.event.euid == 0:
+            return set()
+        before = int(inherited.get("capabilities", "0"), 16)
+        groups = self._baselines.groups_of(known.number)
+        raised = {"capabilities"} if state.capabilities & ~before else set()
+        return raised | ({"groups"} if groups is None or groups_in(state) - groups else set())
 
     # -- observations ----------------------------------------------------------------------------
 
@@ -453,6 +459,7 @@ def facts_of(state: ProcessState) -> dict[str, str]:
         **{kind: str(inode) for kind, inode in state.namespaces},
         "root": root_name(state.root),
         "capabilities": f"{state.capabilities:x}",
+        "groups": " ".join(map(str, sorted(groups_in(state)))),
     }
 
 

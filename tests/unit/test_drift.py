@@ -30,7 +30,7 @@ from egs_kernel.audit.entries import (
     WatchChange,
 )
 from egs_kernel.drift.authorized import Authorized
-from egs_kernel.drift.baselines import Baselines
+from egs_kernel.drift.baselines import Baseline, Baselines
 from egs_kernel.drift.compare import Context, compare_process, compare_tree
 from egs_kernel.drift.judge import compare_authorization, compare_files, judge_event
 from egs_kernel.drift.observations import Lost, ProcessEvent, Queue
@@ -63,7 +63,13 @@ EVENT: Final = msgspec.structs.replace(
     reason=Reason.AUTHORIZED,
 )
 POSTURE: Final = next(entry for entry in chains.story() if isinstance(entry, PostureEntry))
-FACTS: Final = {"net": "1", "mnt": "2", "root": "device 0x1 inode 2", "capabilities": "0"}
+FACTS: Final = {
+    "net": "1",
+    "mnt": "2",
+    "root": "device 0x1 inode 2",
+    "capabilities": "0",
+    "groups": "27 1000",
+}
 GOOD: Final = ProcessState(
     time=5,
     pid=EVENT.pid,
@@ -130,6 +136,8 @@ assert EXECUTABLE is not None
     [
         ({"uids": (1000, 0, 0, 0)}, Finding.CREDENTIALS_RAISED),
         ({"gids": (1000, 0, 0, 0)}, Finding.CREDENTIALS_RAISED),
+        ({"gids": (1000, 6, 6, 6)}, Finding.CREDENTIALS_RAISED),
+        ({"groups": (1000, 42)}, Finding.CREDENTIALS_RAISED),
         ({"capabilities": 1 << 21}, Finding.CAPABILITIES_RAISED),
         ({"tracer": 7}, Finding.TRACED),
         ({"no_new_privs": False}, Finding.RESTRICTION_LOST),
@@ -204,6 +212,28 @@ def test_what_its_artifact_expects_is_none() -> None:
     assert found(known(drift=ports), sockets=(Opened(80, listens=True), Opened(443, listens=False))) == []
 
 
+def test_who_was_not_seen_to_begin_may_not_be_in_group_0_all_the_same() -> None:
+    context = known()
+    context.baselines.executions[EVENT.execution].facts = None
+    assert found(context, gids=(1000, 6, 6, 6), groups=(42,)) == [], (
+        "a set-group-ID program, for all that is known"
+    )
+    assert found(context, gids=(1000, 0, 0, 0)) == [Finding.CREDENTIALS_RAISED]
+
+
+def test_the_groups_that_user_0_was_in_are_nobodys_elses() -> None:
+    """What a service of root's executes as another user has other groups than it."""
+    context = known()
+    executions = context.baselines.executions
+    executions[EVENT.execution].event = msgspec.structs.replace(EVENT, uid=0, euid=0, gid=0)
+    child = msgspec.structs.replace(EVENT, execution=78, parent_execution=EVENT.execution)
+    executions[78] = Baseline(event=child, artifact_id=ARTIFACT)
+    assert found(context, execution=78, groups=(33,)) == []
+    executions[78].facts = FACTS | {"groups": "1000 33"}
+    assert found(context, execution=78, groups=(33,)) == []
+    assert found(context, execution=78, groups=(42,)) == [Finding.CREDENTIALS_RAISED]
+
+
 def test_user_0_can_raise_nothing() -> None:
     context = known()
     baseline = context.baselines.executions[EVENT.execution]
@@ -261,6 +291,11 @@ def test_an_event_that_says_enough_is_a_finding_and_any_other_a_reason_to_look()
     assert found(launching, tracer=9) == []
     for suspicion in (Finding.CODE_MAPPED, Finding.SOCKET_LISTENS):
         assert judge_event(msgspec.structs.replace(event, suspicion=suspicion), known()) is None
+    capable = msgspec.structs.replace(event, suspicion=Finding.CAPABILITIES_RAISED, number=1 << 10)
+    assert judge_event(capable, known()) is not None
+    assert judge_event(capable, known(capabilities=1 << 10)) is None, "it was signed"
+    other_ids = msgspec.structs.replace(event, suspicion=Finding.CREDENTIALS_RAISED)
+    assert judge_event(other_ids, known()) is None, "the event does not say that these are more"
     code = msgspec.structs.replace(event, suspicion=Finding.ANONYMOUS_CODE)
     assert judge_event(code, known()) is not None
     assert judge_event(code, known(makes_code=True)) is None

@@ -31,6 +31,11 @@ def add_word(
 def add_path(parser: argparse.ArgumentParser, option: str) -> None:
     """Where the record is: this instance's, or one that was copied; and where entries were moved to."""
     add_cold(parser)
+    add_folder(parser, option)
+
+
+def add_folder(parser: argparse.ArgumentParser, option: str) -> None:
+    """Where the record is, for what looks at no entry of long ago."""
     parser.add_argument(
         option,
         type=Path,

@@ -184,9 +184,14 @@ class DriftEvents:
         if event.number & (ExecFlag.MEMFD | ExecFlag.NAMELESS):
             yield self._of(event, Finding.MEMFD_EXECUTED, _text(event.name))
         if event.uid != 0:
-            yield from self._of_credentials(event)
+            yield from self._raised(event)
 
     def _of_credentials(self, event: Event) -> Iterator[Observation]:
+        """Those that are a user's own from the beginning, the baseline knows: then somebody has to look."""
+        raised = list(self._raised(event))
+        yield from raised or [self._of(event, Finding.CREDENTIALS_RAISED, "", event.euid)]
+
+    def _raised(self, event: Event) -> Iterator[Observation]:
         """What a user's own process may not become. Whoever has it from the beginning, the baseline knows."""
         if 0 in (event.uid, event.euid) or (event.egid == 0 and event.gid != 0):
             ids = f"user {event.uid}, effective {event.euid}, group {event.egid}"
