@@ -424,7 +424,8 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
 
     `principal` is who asked, as the kernel or a certificate says; `intent` the canonical JSON of what was asked for, and
     `intent_digest` its SHA-256; `program_kind` is what the program does with its arguments; `unit` the systemd unit of
-    who asked, `spiffe_id` what an SVID proved; `renews` the artifact that it is to follow.
+    who asked, `spiffe_id` what an SVID proved that is valid until before `svid_expires`; `renews` the artifact that it is
+    to follow.
     """
 
     request: str
@@ -436,6 +437,7 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     peer: Peer | None = None
     unit: str | None = None
     spiffe_id: str | None = None
+    svid_expires: str | None = None
     idempotency_key: str | None = None
     renews: str | None = None
 

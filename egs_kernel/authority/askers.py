@@ -8,11 +8,12 @@ import pwd
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from egs_kernel.artifact.statement import parse_time
 from egs_kernel.errors import Refused
 from egs_kernel.identity.jwt_svid import audience_of
-from egs_kernel.identity.principal import BearerToken, ClientCertificate, resolve
+from egs_kernel.identity.principal import BearerToken, resolve
 from egs_kernel.identity.units import unit_of
-from egs_kernel.identity.x509_svid import claimed_id
+from egs_kernel.identity.x509_svid import claimed_svid, verify_x509_svid
 from egs_kernel.model import Reason
 from egs_kernel.peers import peer_of
 from egs_kernel.processes import cgroup_of
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """A principal. `uid` None: it asked over HTTPS, by a certificate; else `unit` is its systemd unit. `spiffe_id` was proven."""
+    """A principal. `uid` None: it asked over HTTPS, by a certificate; else `unit` is its systemd unit.
+
+    `spiffe_id` was proven by an SVID that is valid until before `expires`.
+    """
 
     principal: str
     name: str
@@ -38,6 +42,7 @@ class Asker:
     groups: tuple[str, ...] = ()
     unit: str | None = None
     spiffe_id: str | None = None
+    expires: datetime | None = None
 
     @property
     def is_local(self) -> bool:
@@ -76,8 +81,9 @@ def local_asker(connection: socket.socket) -> Asker:
 def asker_again(known: Known) -> Asker:
     """Whoever asked earlier, with the groups of now."""
     _, _, name = known.principal.partition(":")
+    expires = None if known.svid_expires is None else parse_time(known.svid_expires)
     if known.uid is None or known.gid is None:
-        return Asker(principal=known.principal, name=name, spiffe_id=known.spiffe_id)
+        return Asker(principal=known.principal, name=name, spiffe_id=known.spiffe_id, expires=expires)
     groups = os.getgrouplist(name, known.gid)
     return Asker(
         principal=known.principal,
@@ -87,6 +93,7 @@ def asker_again(known: Known) -> Asker:
         groups=tuple(sorted(_group_name(group) for group in groups)),
         unit=known.unit,
         spiffe_id=known.spiffe_id,
+        expires=expires,
     )
 
 
@@ -103,7 +110,7 @@ def proven_asker(asker: Asker, token: str, host_id: str, bundles: Bundles, now: 
             "Over HTTPS the certificate says which workload asks.",
         )
     found = resolve(BearerToken(token, audience_of(host_id)), bundles, now)
-    return replace(asker, spiffe_id=found.spiffe_id)
+    return replace(asker, spiffe_id=found.spiffe_id, expires=found.expires)
 
 
 def certified_asker(certificate: bytes | None, bundles: Bundles | None, now: datetime) -> Asker:
@@ -123,11 +130,9 @@ def certified_asker(certificate: bytes | None, bundles: Bundles | None, now: dat
             "the client showed no certificate",
             "Ask with an X.509-SVID of the workload.",
         )
-    if bundles is None:
-        found = str(claimed_id(certificate))
-    else:
-        found = str(resolve(ClientCertificate((certificate,)), bundles, now).spiffe_id)
-    return Asker(principal=f"workload:{found}", name=found, spiffe_id=found)
+    svid = claimed_svid(certificate) if bundles is None else verify_x509_svid((certificate,), bundles, now)
+    name = str(svid.spiffe_id)
+    return Asker(principal=f"workload:{name}", name=name, spiffe_id=name, expires=svid.expires)
 
 
 def _unit_of(peer: Peer) -> str | None:

@@ -12,6 +12,7 @@ from egs_kernel.artifact import statement as st
 from egs_kernel.authority.intent import encode_intent, intent_digest
 from egs_kernel.checks.subjects import check_bound
 from egs_kernel.errors import Refused
+from egs_kernel.identity.spiffe import svid_expired
 from egs_kernel.model import ProgramKind, Reason
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _CHECKED = msgspec.json.Decoder(st.Statement)
+_LEAST = timedelta(seconds=1)
+"""Artifacts count in seconds: one for less is for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,19 @@ class Draft:
     def seconds(self) -> int:
         """How long an artifact is to be valid."""
         return self.intent.valid_for or 0
+
+    def end(self, now: datetime) -> datetime:
+        """Until when an artifact of now is valid: as asked for, and never longer than the SVID that it is for.
+
+        Raises:
+            Refused: SVID_EXPIRED.
+        """
+        end, proven = now + timedelta(seconds=self.seconds), self.asker.expires
+        if proven is None or end <= proven:
+            return end
+        if proven < now + _LEAST:
+            raise svid_expired(f"the SVID of {self.asker.spiffe_id} expired at {st.format_time(proven)}")
+        return proven
 
 
 def complete(document: IntentDocument, asker: Asker, settings: Settings, host_id: str) -> IntentDocument:
@@ -131,7 +147,7 @@ def statement_of(  # noqa: PLR0913 - what an artifact is made of, by name
     predicate = st.Predicate(
         issued_at=st.format_time(now),
         not_before=st.format_time(now),
-        not_after=st.format_time(now + timedelta(seconds=draft.seconds)),
+        not_after=st.format_time(draft.end(now)),
         scope=st.Scope(name=draft.scope, policy_digest=policy_digest),
         identity=_present(
             st.Identity(

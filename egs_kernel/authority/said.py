@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -61,6 +60,7 @@ def submission(case: Case, key: str | None) -> entries.Submission:
         peer=_peer(case.draft.asker),
         unit=case.draft.asker.unit,
         spiffe_id=case.draft.asker.spiffe_id,
+        svid_expires=None if case.draft.asker.expires is None else format_time(case.draft.asker.expires),
         idempotency_key=key,
         renews=case.renews,
     )
@@ -153,7 +153,7 @@ def issue(case: Case, artifact_id: str, envelope: str, now: datetime) -> entries
         at=format_time(now),
         request=case.request,
         scope=case.draft.scope,
-        until=format_time(now + timedelta(seconds=case.draft.seconds)),
+        until=format_time(case.draft.end(now)),
         approvers=case.approvers,
         artifact_id=artifact_id,
         envelope=envelope,

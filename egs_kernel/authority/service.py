@@ -258,7 +258,7 @@ class Service:
         error = Refused(
             Reason.POLICY_DENIED,
             f"policy {rules.policy.name} version {rules.policy.version} does not permit it: "
-            + (", ".join(short(found.determining)) or "nothing in it does")
+            + (", ".join(short(found.errors or found.determining)) or "nothing in it does")
             + (f"; {ruling.unseen}" if ruling.unseen else ""),
             " ".join(found.advice) or (_NAME_FILES if ruling.unseen else "egs policy explain says why."),
         )
@@ -320,7 +320,9 @@ def _wait(session: Session, case: Case, required: int, said: list[Entry]) -> Res
                 f"{MOST_PENDING} requests of {asker.principal} wait for approvals already",
                 "Have them answered first: egs approvals",
             )
-        until = format_time(now + timedelta(seconds=session.rules.settings.approval_window))
+        window = now + timedelta(seconds=session.rules.settings.approval_window)
+        # Nobody is asked to approve what could not be issued any more.
+        until = format_time(window if asker.expires is None else min(window, asker.expires))
     said.append(wait(case, required, now, until))
     votes = session.store.approvals(case.request)
     fresh = [entry for entry in said if isinstance(entry, entries.Approval)]

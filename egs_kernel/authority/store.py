@@ -30,14 +30,14 @@ KEPT_SECONDS: Final = 3600
 """How long an answered request is found again, and at least as long as its artifact is valid: so long an idempotency key means
 what it meant. Each takes some 4 KiB."""
 _FORGET_AT_ONCE: Final = 600
-_VERSION: Final = 1
+_VERSION: Final = 2
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, principal TEXT NOT NULL, idempotency_key TEXT, intent_digest TEXT NOT NULL, intent TEXT NOT NULL,
     scope TEXT NOT NULL, renews TEXT, action TEXT NOT NULL, reason INTEGER NOT NULL, detail TEXT NOT NULL,
     required INTEGER NOT NULL, until TEXT NOT NULL, artifact TEXT, envelope TEXT, at INTEGER NOT NULL,
-    uid INTEGER, gid INTEGER, kind TEXT NOT NULL, unit TEXT, spiffe_id TEXT
+    uid INTEGER, gid INTEGER, kind TEXT NOT NULL, unit TEXT, spiffe_id TEXT, svid_expires TEXT
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS by_key ON requests (principal, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_artifact ON requests (artifact) WHERE artifact IS NOT NULL;
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS spent (
 """
 _COLUMNS: Final = (
     "id, principal, idempotency_key, intent_digest, intent, scope, renews, action, reason, detail, required, until, "
-    "artifact, envelope, at, uid, gid, kind, unit, spiffe_id"
+    "artifact, envelope, at, uid, gid, kind, unit, spiffe_id, svid_expires"
 )
 _MINUTE: Final = 60
 
@@ -82,6 +82,7 @@ class Known:
     kind: str
     unit: str | None
     spiffe_id: str | None
+    svid_expires: str | None
 
 
 class Store:
@@ -165,7 +166,7 @@ class Store:
         row = (entry.request, entry.principal, entry.idempotency_key, entry.intent_digest, entry.intent)
         more = (entry.scope, entry.renews, "asked", int(Reason.AUTHORIZED), "", 0, "", None, None, at)
         who = (None, None) if entry.peer is None else (entry.peer.uid, entry.peer.gid)
-        values = (*row, *more, *who, entry.program_kind, entry.unit, entry.spiffe_id)
+        values = (*row, *more, *who, entry.program_kind, entry.unit, entry.spiffe_id, entry.svid_expires)
         self._sql.execute(f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(values))})", values)
 
     def _answered(self, entry: Issuance) -> None:

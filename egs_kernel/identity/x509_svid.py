@@ -83,14 +83,15 @@ def verify_x509_svid(chain: Sequence[bytes], bundles: Bundles, now: datetime) ->
     return X509Svid(found, leaf.not_valid_after_utc)
 
 
-def claimed_id(certificate: bytes) -> SpiffeId:
-    """The SPIFFE id that a certificate (DER) bears, whose path somebody else validated.
+def claimed_svid(certificate: bytes) -> X509Svid:
+    """What a certificate (DER) says, whose path somebody else validated.
 
     Raises:
         Refused: SVID_INVALID: it does not bear exactly one, of a workload.
     """
     try:
-        return _id_of(read_certificate(certificate))
+        leaf = read_certificate(certificate)
+        return X509Svid(_id_of(leaf), leaf.not_valid_after_utc)
     except UNREADABLE as error:
         raise svid_invalid(f"it is no X.509 certificate: {error}") from error
 

@@ -12,13 +12,20 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509 import load_pem_x509_certificate
 
 from egs_kernel.artifact.envelope import parse_envelope
-from egs_kernel.artifact.statement import Identity, parse_statement
+from egs_kernel.artifact.statement import Identity, format_time, parse_statement, parse_time
 from egs_kernel.audit.entries import Issuance, Submission
+from egs_kernel.authority.approvals import sign_approval
+from egs_kernel.authority.askers import Asker
+from egs_kernel.authority.drafts import Draft
+from egs_kernel.authority.intent import IntentDocument, NamedFile
 from egs_kernel.cli.asking import Remote, ask
-from egs_kernel.errors import EgsError, Unreachable
-from egs_kernel.model import Reason
+from egs_kernel.errors import EgsError, Refused, Unreachable
+from egs_kernel.model import ProgramKind, Reason
+from egs_kernel.sslib import Signer
+from egs_kernel.trust.store import Role
 from tests.authorities import AUTHORITY, Home, body_of, home
 from tests.certificates import Certificates, address
 from tests.svids import AGENT, Shape, TrustDomain, certificate, new_key
@@ -136,6 +143,84 @@ def test_a_process_is_no_workload_by_a_bad_token(
         locally(served, change(served))
     assert caught.value.reason is reason
     assert served.home.of(Issuance)[-1].reason is reason
+
+
+def test_an_artifact_ends_with_the_svid_that_it_is_for(served: Served) -> None:
+    """What was asked for is an upper bound: five minutes here, an hour there."""
+    end = int(time.time()) + 90
+    for svid, expected in ((token(served, exp=end), end), (token(served, exp=end + 86400), None)):
+        answer = ask(served.home.paths, "POST", "/v1/requests", body_of("/bin/true"), svid=svid)
+        start, found = parse_statement(parse_envelope(answer["artifact"].encode()).payload).predicate.window
+        assert format_time(found) == answer["notAfter"] == served.home.of(Issuance)[-1].until
+        asked = start + timedelta(minutes=5)
+        assert found == (asked if expected is None else datetime.fromtimestamp(expected, UTC))
+    remote = served.client(OURS, AGENT)  # for five minutes
+    body = body_of("/bin/true", host="host-7", validFor=3600)
+    answer = ask(served.home.paths, "POST", "/v1/requests", body, remote=remote)
+    leaf = load_pem_x509_certificate(remote.certificate.read_bytes())
+    assert parse_time(answer["notAfter"]) == leaf.not_valid_after_utc
+
+
+def test_what_is_approved_too_late_for_the_svid_is_not_issued() -> None:
+    """The end of the SVID is kept with what waits, over a restart."""
+    with home() as made:
+        made.paths.bundles.mkdir(mode=0o755)
+        OURS.write(made.paths.bundles)
+        people = [made.trust(name, Role.APPROVER) for name in ("ann", "bob")]
+        made.start()
+        host = made.ask("GET", "/v1/status")["host"]
+        now = int(time.time())
+        svid = OURS.token(aud=[f"egs-kernel/{host}"], iat=now - 5, exp=now + 600)
+        early = ask(made.paths, "POST", "/v1/requests", body_of("/bin/echo"), svid=svid)
+        assert parse_time(early["until"]) == datetime.fromtimestamp(now + 600, UTC)  # and not an hour
+        late = ask(made.paths, "POST", "/v1/requests", body_of("/bin/echo", purpose="another"), svid=svid)
+        made.stop()
+        made.start()
+
+        def approve(answer: dict[str, Any], signer: Signer, when: datetime) -> dict[str, Any]:
+            body = sign_approval(
+                signer,
+                request=answer["request"],
+                digest=answer["intentDigest"],
+                approves=True,
+                now=when,
+                valid_for=timedelta(minutes=2),
+            )
+            return ask(made.paths, "POST", f"/v1/requests/{answer['request']}/approvals", body)
+
+        approve(early, people[0], datetime.now(UTC))
+        issued = approve(early, people[1], datetime.now(UTC))
+        predicate = parse_statement(parse_envelope(issued["artifact"].encode()).payload).predicate
+        assert predicate.identity is not None
+        assert predicate.identity.spiffe_id == AGENT
+        approve(late, people[0], datetime.now(UTC))
+        made.stop()
+        made.start(first="import time; real = time.time; time.time = lambda: real() + 600")
+        with pytest.raises(EgsError, match="waited until"):
+            approve(late, people[1], datetime.now(UTC) + timedelta(seconds=600))
+
+
+def test_a_draft_ends_with_its_svid_or_is_refused() -> None:
+    now = datetime(2026, 11, 24, 3, 30, tzinfo=UTC)
+    program = NamedFile(path="/bin/true", sha256="ab" * 32)
+    intent = IntentDocument(program=program, argv=("true",), valid_for=300)
+
+    def end(seconds: float | None) -> datetime:
+        expires = None if seconds is None else now + timedelta(seconds=seconds)
+        asker = Asker(principal="user:root", name="root", spiffe_id=AGENT, expires=expires)
+        return Draft(asker=asker, intent=intent, kind=ProgramKind.NATIVE).end(now)
+
+    assert [(end(seconds) - now).total_seconds() for seconds in (None, 301, 300, 299, 1)] == [
+        300,
+        300,
+        300,
+        299,
+        1,
+    ]
+    for seconds in (0.9, 0, -1):
+        with pytest.raises(Refused) as caught:
+            end(seconds)
+        assert caught.value.reason is Reason.SVID_EXPIRED
 
 
 def test_a_certificate_and_a_token_are_one_too_many(served: Served) -> None:
