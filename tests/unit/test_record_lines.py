@@ -29,7 +29,7 @@ from egs_kernel.audit.entries import (
     Verification,
 )
 from egs_kernel.audit.merkle import leaf_hash
-from egs_kernel.audit.shapes import WIDE, shape_of
+from egs_kernel.audit.shapes import SAFE_INTEGER, WIDE, shape_of
 from egs_kernel.audit.tiles import MAX_ENTRY
 from egs_kernel.errors import RecordError
 from egs_kernel.model import ARGV_MAX, ExecEvent, FileIdentity, Intent, Posture, Reason, Tier, Verdict
@@ -107,6 +107,14 @@ def test_lines_that_are_made_together_are_those_that_are_made_alone(entries: lis
             lines.encode_all(entries, first=first, time="now")
         return
     assert lines.encode_all(entries, first=first, time="now") == alone
+
+
+@given(PERHAPS_UNWRITABLE)
+def test_a_number_that_cannot_be_written_is_among_the_numbers_of_its_entry(entry: Any) -> None:
+    try:
+        line_of(entry)
+    except RecordError:
+        assert not 0 <= shape_of(type(entry)).numbers(entry) <= SAFE_INTEGER
 
 
 SCALARS = st.none() | st.booleans() | SAFE | st.text()
