@@ -146,10 +146,11 @@ def require_permitted(evaluation: Evaluation) -> None:
         return
     by = ", ".join(evaluation.determining)
     said = f"{by} forbids it" if by else "no policy permits it"
-    failed = f" ({'; '.join(evaluation.errors)})" if evaluation.errors else ""
+    if evaluation.errors:  # then what determined it are permits, which do not count
+        said = f"what cannot be evaluated denies: {'; '.join(evaluation.errors)}"
     advice = " ".join(evaluation.advice)
     raise Refused(
         Reason.POLICY_DENIED,
-        f"the active policy set does not permit it here: {said}{failed}",
+        f"the active policy set does not permit it here: {said}",
         advice or "Look what it takes: egs policy explain",
     )

@@ -107,6 +107,8 @@ def test_a_denial_tells_by_what_and_what_to_do() -> None:
     assert caught.value.next_step == "Ask."
     with pytest.raises(Refused, match="no policy permits it"):
         require_permitted(msgspec.structs.replace(said, determining=(), advice=()))
+    with pytest.raises(Refused, match=r"cannot be evaluated denies: overflow in c \[policy_denied\]"):
+        require_permitted(msgspec.structs.replace(said, errors=("overflow in c",)))
     require_permitted(msgspec.structs.replace(said, effect=Effect.PERMIT))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import msgspec
 from cedarpy import Decision, Entities, is_authorized
 from cedarpy import PolicySet as Policies
@@ -15,6 +19,7 @@ from egs_kernel.policy.questions import File, Host, HostState, Lineage, Program,
 from egs_kernel.policy.requests import Request, requests_for
 from egs_kernel.policy.sets import PolicySet
 from egs_kernel.policy.vocabulary import SCHEMA
+from tests.harness import REPOSITORY
 
 DIGESTS = ("1" * 64, "2" * 64)
 CATALOG = Catalog(
@@ -193,3 +198,43 @@ def test_the_same_set_and_question_give_the_same_bytes(text: str, question: Ques
 def test_a_question_survives_its_json(question: Question) -> None:
     """What the daemon asks is what the evaluator is asked."""
     assert msgspec.json.decode(msgspec.json.encode(question), type=Question) == question
+
+
+def said_to_many() -> bytes:
+    """What a set says by many policies at once, of somebody in many groups: whatever has no order of its own has many members."""
+    permits = [f'@id("permit-{number}") permit(principal, action, resource);' for number in range(12)]
+    fails = [
+        f'@id("fails-{number}") forbid(principal, action, resource) when {{ context.validSeconds * 4611686018427387904 > {number} }};'
+        for number in range(6)
+    ]
+    names = tuple(f"name-{number}" for number in range(20))
+    asked = Question(
+        scope="agents",
+        now="2026-11-23T14:00:00Z",
+        who=Who(account="anna", uid=1000, groups=names),
+        host=Host(id="h", labels=names),
+        program=Program(path="/usr/bin/git", digest=DIGESTS[0], package="git"),
+        argv=names,
+        variables=names,
+        constraints=names,
+        valid_seconds=600,
+    )
+    sets = (policy_set("\n".join(permits)), policy_set("\n".join((*permits, *fails))))
+    return b"\n".join(answer(found, asked).canonical for found in sets)
+
+
+def test_another_process_says_the_same() -> None:
+    """Python gives texts another order in sets and dictionaries' keys by another seed."""
+    code = "import sys; from tests.unit.test_policy_properties import said_to_many; sys.stdout.buffer.write(said_to_many())"
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert answers == {said_to_many()}
+    assert (said_to_many().count(b"permit-"), said_to_many().count(b"`fails-")) == (24, 6)
