@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +16,7 @@ from egs_kernel.findings import Finding
 from egs_kernel.gate import libbpf
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.model import Verdict
-from tests.harness import REPOSITORY
+from tests.harness import OWN_MACHINE, REPOSITORY
 from tests.monitoring import PYTHON, Monitor, Obedient, text_of
 from tests.running import Running, running_on_disk
 
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
+on_a_machine_of_its_own = pytest.mark.skipif(
+    not OWN_MACHINE, reason="needs a machine of the tests' own: tests/vm has them"
+)
+MODULE: Final = "dummy"
+"""A driver of network interfaces that are none; with `numdummies=0` it makes none of those either."""
+STEP: Final = 600_000_000_000
+"""Nanoseconds."""
+USER_TAINT: Final = 64
+"""What root says that the kernel is tainted by; it lasts until the next boot (Documentation/admin-guide/tainted-kernels.rst)."""
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
 
 
@@ -190,3 +201,57 @@ def test_what_the_daemon_and_the_monitor_do_to_the_gate_is_no_finding(
     host = {Finding.GATE_TAMPERED, Finding.EVENTS_LOST}
     assert not [entry for entry in system.entries(FindingEntry) if entry.finding in host]
     after.stop()
+
+
+def of_host(system: Running, finding: Finding, word: str) -> FindingEntry:
+    return system.wait_for(FindingEntry, lambda entry: entry.finding is finding and word in entry.detail)
+
+
+def set_clock(nanoseconds: int) -> None:
+    """Set it to so much later."""
+    time.clock_settime_ns(time.CLOCK_REALTIME, time.clock_gettime_ns(time.CLOCK_REALTIME) + nanoseconds)
+
+
+def steps(system: Running) -> list[FindingEntry]:
+    return [entry for entry in system.entries(FindingEntry) if entry.finding is Finding.CLOCK_STEPPED]
+
+
+# -- the host: only where the machine is the tests' own ------------------------------------------------
+
+
+@on_a_machine_of_its_own
+def test_a_clock_that_is_set_and_set_back(system: Running, monitor: Monitor) -> None:
+    """Each is told, by no sweep; and a record in which time goes backwards is one that verifies."""
+    assert monitor.pid
+    set_clock(STEP)
+    try:
+        system.wait_for(FindingEntry, lambda _: len(steps(system)) == 1)
+    finally:
+        set_clock(-STEP)
+    system.wait_for(FindingEntry, lambda _: len(steps(system)) == 2)
+    assert [entry.source for entry in steps(system)] == ["clock"] * 2
+    system.instance.egs("audit", "verify")
+
+
+@on_a_machine_of_its_own
+def test_a_module_is_told_as_it_is_loaded(system: Running, monitor: Monitor) -> None:
+    assert monitor.pid
+    subprocess.run(["modprobe", MODULE, "numdummies=0"], check=True)
+    assert of_host(system, Finding.MODULE_LOADED, MODULE).source == "drift"
+    subprocess.run(["rmmod", MODULE], check=True)
+
+
+@on_a_machine_of_its_own
+def test_what_came_while_nobody_looked_is_told_by_a_sweep(system: Running, monitor: Monitor) -> None:
+    """A module that is there and a taint, after a monitor that saw neither; the module that went, and came back, it has told of already."""
+    monitor.stop()
+    subprocess.run(["modprobe", MODULE, "numdummies=0"], check=True)
+    Path("/proc/sys/kernel/tainted").write_text(f"{USER_TAINT}\n")
+    try:
+        monitor.rules('interval = "1s"\n')
+        monitor.start()
+        assert of_host(system, Finding.KERNEL_TAINTED, "tainted: 0 → 64").source == "kernel"
+        assert of_host(system, Finding.MODULE_LOADED, f"{MODULE}: none → loaded").source == "kernel"
+    finally:
+        subprocess.run(["rmmod", MODULE], check=True)
+    assert of_host(system, Finding.MODULE_LOADED, f"{MODULE}: loaded → none").source == "kernel"
