@@ -21,9 +21,9 @@
  */
 #include "egs_abi.h"
 #include "egs_drift.h"
+#include "egs_read.h"
 
 #define EGS_TICK_NS 10000000ULL
-#define EGS_CTIME_NSEC_MASK 0x7fffffff
 #define EGS_TS_COMPAT 2
 #define EGS_X32 0x40000000
 #define EGS_PROC_MAGIC 0x9fa0
@@ -91,20 +91,6 @@ static __always_inline void fail(u32 which)
 		__sync_fetch_and_add(count, 1);
 }
 
-static __always_inline u64 read_pointer(u64 base, u32 offset)
-{
-	u64 value = 0;
-
-	/* A failed read yields NULL, and the next read from it fails and is noticed. */
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
-	return value;
-}
-
-static __always_inline int read_field(void *to, u32 size, u64 base, u32 offset)
-{
-	return bpf_probe_read_kernel(to, size, (void *)(base + offset));
-}
-
 static __always_inline u32 read_u32(u64 base, u32 offset)
 {
 	u32 value = 0;
@@ -117,25 +103,6 @@ static __always_inline u32 read_u32(u64 base, u32 offset)
 static __always_inline u32 own_pid(void)
 {
 	return bpf_get_current_pid_tgid() >> 32;
-}
-
-/* As in gate.bpf.c: the same notion of a file. */
-static __always_inline int read_file_id(struct egs_file_id *id, u64 file)
-{
-	u64 inode = read_pointer(file, OFF_file_f_inode);
-	u64 super = read_pointer(inode, OFF_inode_i_sb);
-	unsigned long number = 0;
-	int failed = 0;
-
-	failed |= read_field(&number, sizeof(number), inode, OFF_inode_i_ino);
-	failed |= read_field(&id->size, sizeof(id->size), inode, OFF_inode_i_size);
-	failed |= read_field(&id->ctime_sec, sizeof(id->ctime_sec), inode, OFF_inode_ctime_sec);
-	failed |= read_field(&id->ctime_nsec, sizeof(id->ctime_nsec), inode, OFF_inode_ctime_nsec);
-	failed |= read_field(&id->generation, sizeof(id->generation), inode, OFF_inode_i_generation);
-	failed |= read_field(&id->device, sizeof(id->device), super, OFF_super_block_s_dev);
-	id->inode = number;
-	id->ctime_nsec &= EGS_CTIME_NSEC_MASK;
-	return failed;
 }
 
 static __always_inline u64 file_name(u64 file)

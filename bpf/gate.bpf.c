@@ -35,12 +35,12 @@
  * Policy reaches this program through maps only. Maps that deny never forget (no LRU).
  */
 #include "egs_abi.h"
+#include "egs_read.h"
 
 #define EGS_SIGKILL 9
 #define EGS_TICK_NS 10000000ULL /* 1 s / USER_HZ, which is 100 but on Alpha and IA-64 */
 #define EGS_SIGNAL_GROUP_EXIT 4
 #define EGS_PFA_NO_NEW_PRIVS 1 /* bit 0 of task_struct.atomic_flags */
-#define EGS_CTIME_NSEC_MASK 0x7fffffff /* bit 31 flags multigrain timestamps (6.13, 4e40eff0b573) */
 #define EGS_CAS_TRIES 8
 #define EGS_ARGV_HASH 0x9e3779b97f4a7c15ULL
 #define EGS_DIGEST 32
@@ -149,40 +149,6 @@ static __always_inline void count_decision(u32 verdict, u32 reason, u32 enforced
 
 	if (count)
 		__sync_fetch_and_add(count, 1);
-}
-
-static __always_inline u64 read_pointer(u64 base, u32 offset)
-{
-	u64 value = 0;
-
-	/* A failed read yields NULL, and the next read from it fails and is noticed. */
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
-	return value;
-}
-
-static __always_inline int read_field(void *to, u32 size, u64 base, u32 offset)
-{
-	return bpf_probe_read_kernel(to, size, (void *)(base + offset));
-}
-
-/* The one notion of "the same file": shared by the gate and by the reader that measures for it. */
-static __always_inline int read_file_id(struct egs_file_id *id, u64 file)
-{
-	u64 inode = read_pointer(file, OFF_file_f_inode);
-	u64 super = read_pointer(inode, OFF_inode_i_sb);
-	unsigned long number = 0;
-	int failed = 0;
-
-	failed |= read_field(&number, sizeof(number), inode, OFF_inode_i_ino);
-	failed |= read_field(&id->size, sizeof(id->size), inode, OFF_inode_i_size);
-	failed |= read_field(&id->ctime_sec, sizeof(id->ctime_sec), inode, OFF_inode_ctime_sec);
-	failed |= read_field(&id->ctime_nsec, sizeof(id->ctime_nsec), inode, OFF_inode_ctime_nsec);
-	failed |= read_field(&id->generation, sizeof(id->generation), inode, OFF_inode_i_generation);
-	failed |= read_field(&id->device, sizeof(id->device), super, OFF_super_block_s_dev);
-	id->inode = number;
-	id->ctime_nsec &= EGS_CTIME_NSEC_MASK;
-	id->pad = 0;
-	return failed;
 }
 
 static __always_inline int same_file(struct egs_file_id *a, struct egs_file_id *b)
