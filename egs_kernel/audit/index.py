@@ -48,6 +48,8 @@ _CONDITIONS: Final = {name: (f"{name} = ?", 1) for name in COLUMNS} | {
     ),
 }
 """What a question about each column is in SQL, and how many values it takes."""
+_DAMAGED: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What a damaged file raises: SQLite names what is wrong in it, in bytes that may be no text any more."""
 
 
 class Log(Protocol):
@@ -97,7 +99,7 @@ class Index:
                 index = cls(database, log, place)
             index._update(progress)
             yield index
-        except sqlite3.DatabaseError as error:
+        except _DAMAGED as error:
             raise _unusable(place, error) from error
         finally:
             database.close()
@@ -285,11 +287,11 @@ def _connect(place: Path | None) -> sqlite3.Connection:
         return _prepared(place)
     except sqlite3.OperationalError as error:  # locked, not writable, no room: it may be a good one
         raise _unusable(place, error) from error
-    except sqlite3.DatabaseError:
+    except _DAMAGED:
         remove(place)
     try:
         return _prepared(place)
-    except sqlite3.DatabaseError as error:
+    except _DAMAGED as error:
         raise _unusable(place, error) from error
 
 

@@ -182,6 +182,22 @@ def test_whatever_it_says_otherwise_is_found(tmp_path: Path, statement: str, nam
     assert "egs audit reindex" in caught.value.next_step
 
 
+def test_damage_that_cannot_even_be_named_is_damage(tmp_path: Path) -> None:
+    """SQLite's message has a name from the file, which is no UTF-8: built anew, like every other damaged file."""
+    place = tmp_path / "i.sqlite"
+    expected = seqs(place, LINES, type="exec")
+    content = place.read_bytes()
+    damaged = content.replace(b"CREATE TABLE entries", b"CREATE TABXE entries").replace(
+        b"entries", b"entr\xa0es"
+    )
+    assert damaged != content
+    place.write_bytes(damaged)
+    with sqlite3.connect(place) as database, pytest.raises(UnicodeDecodeError):
+        database.execute("PRAGMA journal_mode = WAL")
+    database.close()
+    assert seqs(place, LINES, type="exec") == expected
+
+
 @settings(max_examples=40)
 @given(at=st.integers(0, 2**20), bit=st.integers(0, 7))
 def test_a_bit_that_flips_anywhere_changes_no_answer_that_was_compared(at: int, bit: int) -> None:
