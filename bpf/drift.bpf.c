@@ -41,7 +41,6 @@
 #define EGS_CLONE_THREAD 0x10000
 #define EGS_CLONE_NAMESPACES 0x7e020080ULL /* NEWNET, NEWPID, NEWUSER, NEWIPC, NEWUTS, NEWCGROUP, NEWNS, NEWTIME */
 #define EGS_XA_LEVELS 6
-#define EGS_NO_SCOPE 0xffffffff
 
 /* Commands of bpf(2) that change an object, and where in their arguments its descriptor is. */
 #define EGS_BPF_MAP_UPDATE 2
@@ -216,7 +215,7 @@ static __always_inline void tell(struct told *told)
 	}
 	__builtin_memset(event, 0, sizeof(*event));
 	event->kind = told->kind;
-	event->scope = task ? task->scope : EGS_NO_SCOPE;
+	event->scope = task ? task->scope : EGS_DRIFT_NO_SCOPE;
 	event->execution = task ? task->execution : 0;
 	event->time = bpf_ktime_get_boot_ns();
 	event->pid = pid;

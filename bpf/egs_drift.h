@@ -3,7 +3,7 @@
  * What the drift programs (bpf/drift.bpf.c) and user space (egs_kernel/gate/drift_abi.py) share, besides egs_abi.h.
  *
  * An ABI of its own: the monitor reads these events, the daemon never does. Compiled by the host's compiler in
- * tests/unit/test_drift_abi.py, which compares every size, offset and number with the mirror. Any change here is a
+ * tests/unit/test_abi.py, which compares every size, offset and number with the mirror. Any change here is a
  * new EGS_DRIFT_ABI_VERSION: a monitor refuses programs of another version.
  */
 #ifndef EGS_DRIFT_H
@@ -20,6 +20,7 @@
 #define EGS_DRIFT_RATES 8192
 #define EGS_DRIFT_RATE 32        /* events of one kind that one process causes in one second; the rest is counted */
 #define EGS_DRIFT_RATE_ORDINARY 256 /* the same of what ordinary programs do all the time */
+#define EGS_DRIFT_NO_SCOPE 0xffffffff /* whom it happened to is governed no more, or never was */
 
 /* What an event says. Whether it is drift, the baseline says. */
 enum egs_drift_kind {

@@ -1,6 +1,6 @@
 """The mirror of bpf/egs_drift.h: what crosses between the drift programs and the monitor.
 
-`tests/unit/test_drift_abi.py` compiles the header with the host's C compiler and compares every number, size and
+`tests/unit/test_abi.py` compiles the header with the host's C compiler and compares every number, size and
 offset. Change both together, and raise ABI_VERSION.
 """
 
