@@ -64,6 +64,8 @@ class Known:
 
     def of(self, scope: str) -> Revoked:
         """All that is revoked for a scope; `*`: for every scope."""
+        if scope not in self.lists:
+            scope = ANY_SCOPE  # one for all that have no list of their own
         if scope not in self._merged:
             lists = [self.lists[name] for name in dict.fromkeys((ANY_SCOPE, scope)) if name in self.lists]
             self._merged[scope] = merged([self.said, *(found.content.things for found in lists)])

@@ -249,6 +249,7 @@ def test_a_list_is_for_its_scope_and_the_next_one_takes_its_place() -> None:
     )
     assert known.of("ci").host == {"h": SINCE}
     assert known.of("agents").host == {"h": SINCE}
+    assert known.of("ci") is known.of("others"), "a long list is not kept once for each scope"
 
 
 def test_a_list_is_good_until_it_is_too_old() -> None:
