@@ -68,6 +68,7 @@ def boot(guest: Guest) -> None:
     """The units, as they were enabled."""
     wait_for_the_gate()
     until(lambda: show("vm-enabled.service", "ActiveState")["ActiveState"] in {"active", "failed"})
+    until(lambda: all(show(unit, "ActiveState")["ActiveState"] != "activating" for unit in UNITS))
     guest.note("pid 1", Path("/proc/1/comm").read_text().strip())
     guest.note("cgroups", run("findmnt", "-n", "-t", "cgroup,cgroup2").stdout.strip())
     for unit in UNITS:
