@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, Self
+
+import msgspec
 
 from egs_kernel.audit.lines import decode
 from egs_kernel.audit.rows import COLUMNS, Boots, read_line, row_of
@@ -48,6 +50,8 @@ _CONDITIONS: Final = {name: (f"{name} = ?", 1) for name in COLUMNS} | {
     ),
 }
 """What a question about each column is in SQL, and how many values it takes."""
+_State = tuple[Annotated[int, msgspec.Meta(ge=0)], str | None, Annotated[int, msgspec.Meta(ge=0)], str | None]
+"""The row of the table `state`."""
 _DAMAGED: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What a damaged file raises: SQLite names what is wrong in it, in bytes that may be no text any more."""
 
@@ -218,11 +222,12 @@ class Index:
 
     def _is_of(self, log: Log) -> bool:
         """Whether it is an index over what this record begins with."""
-        found = self._database.execute("SELECT size, last FROM state").fetchone()
-        if found is None or not 0 <= found[0] <= log.size:
+        found = self._database.execute("SELECT size, last, boot, boot_id FROM state").fetchall()
+        try:
+            ((size, last, _boot, _boot_id),) = msgspec.convert(found, list[_State])
+        except ValueError:  # msgspec's are: a damaged file has values of other types, or none
             return False
-        size, last = found
-        return bool(size == 0 or last == _digest(log.line(size - 1)))
+        return size == 0 or (size <= log.size and last == _digest(log.line(size - 1)))
 
     def _update(self, progress: Callable[[int, int], None]) -> None:
         total = self._log.size

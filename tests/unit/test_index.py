@@ -182,6 +182,26 @@ def test_whatever_it_says_otherwise_is_found(tmp_path: Path, statement: str, nam
     assert "egs audit reindex" in caught.value.next_step
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE state SET size = NULL",
+        "UPDATE state SET size = -1",
+        "UPDATE state SET size = 10000",
+        "UPDATE state SET boot = NULL",
+        "UPDATE state SET last = NULL",
+        "DELETE FROM state",
+        "INSERT INTO state SELECT * FROM state",
+    ],
+)
+def test_an_index_that_does_not_say_how_far_it_is_is_built_anew(tmp_path: Path, statement: str) -> None:
+    place = tmp_path / "i.sqlite"
+    expected = seqs(place, LINES, type="exec")
+    changed(place, "DELETE FROM entries")
+    changed(place, statement)
+    assert seqs(place, LINES, type="exec") == expected
+
+
 def test_damage_that_cannot_even_be_named_is_damage(tmp_path: Path) -> None:
     """SQLite's message has a name from the file, which is no UTF-8: built anew, like every other damaged file."""
     place = tmp_path / "i.sqlite"
