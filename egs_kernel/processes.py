@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Final
 
 _START_TIME: Final = 22 - 3
 """proc(5), /proc/PID/stat: field 22, counted from the third, the first one after the name."""
+
+
+_PART: Final = 64 * 1024
+
+
+def read_whole(path: str) -> bytes:
+    """A file of /proc or of a cgroup, in as few system calls as it takes.
+
+    A file object makes eight for what takes four. In egsd each is a chance that another thread goes on first.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, _PART):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
 
 
 def start_ticks(pid: int) -> int:
@@ -16,7 +37,7 @@ def start_ticks(pid: int) -> int:
         ProcessLookupError: it is gone.
     """
     try:
-        return parse_start_ticks(Path(f"/proc/{pid}/stat").read_bytes())
+        return parse_start_ticks(read_whole(f"/proc/{pid}/stat"))
     except OSError as error:
         raise ProcessLookupError(f"process {pid} is gone") from error
 
@@ -28,7 +49,7 @@ def cgroup_of(pid: int) -> str:
         ProcessLookupError: it is gone.
     """
     try:
-        return parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text("utf-8", "surrogateescape"))
+        return parse_cgroup(read_whole(f"/proc/{pid}/cgroup").decode("utf-8", "surrogateescape"))
     except OSError as error:
         raise ProcessLookupError(f"process {pid} is gone") from error
 

@@ -94,21 +94,21 @@ class Confinement:
         self._ruleset: int | None = None
 
     def look(self) -> None:
-        """See where its files are, and make its ruleset. Nothing is done to it.
+        """See where its files are, and make its ruleset, unless `isolate` has time for that. Nothing is done to it.
 
         Raises:
             Refused: it is not who may be confined, or a path is not there.
         """
         require_trusted_view(self._pid)
         self._view = view_of(self._pid)
-        if self._reach.ruleset is not None:
-            self._ruleset = self._create(self._reach.ruleset)
+        if not self._reach.own_network:
+            self._make_ruleset()
 
     def isolate(self) -> None:
         """Give it its namespaces; stops it meanwhile. For a thread that ends when this fails (`hold`).
 
         Raises:
-            Refused: it is not who may be confined, or the kernel does not do it.
+            Refused: it is not who may be confined, a path is not there, or the kernel does not do it.
         """
         if self._reach.own_network:
             hold(self._pid, self._isolate)
@@ -131,6 +131,10 @@ class Confinement:
             os.close(self._ruleset)
             self._ruleset = None
 
+    def _make_ruleset(self) -> None:
+        if self._reach.ruleset is not None:
+            self._ruleset = self._create(self._reach.ruleset)
+
     def _create(self, plan: Plan) -> int:
         own = tuple(PathRule(path, EXECUTE & plan.handled, "") for path in self._named if plan.handled)
         root = open_root(self._pid)
@@ -142,7 +146,7 @@ class Confinement:
     def _isolate(self) -> None:
         self._require_itself(Status(self._pid))
         with injected(self._pid) as process:
-            isolate(process)
+            isolate(process, self._make_ruleset)  # its files stay where they were seen
         self._network = network_of(self._pid)
 
     def _impose(self, process: Stopped) -> None:
@@ -150,7 +154,8 @@ class Confinement:
             raise not_attested(self._pid, "was sent no ruleset")
         self._require_itself(process.status)
         with injected(process.pid) as called:
-            impose(called, self._ruleset, kernel_abi())
+            held = process.status.number("NoNewPrivs") == 1
+            impose(called, self._ruleset, kernel_abi(), no_new_privs=held)
         self._require_view(process.pid)
 
     def _require_place(self, process: Stopped) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from egs_kernel.constraints.attest import Before, Plan, Stopped, confirm, inspect, require_single
 from egs_kernel.constraints.injection import injected, may_inject, share_nothing
 from egs_kernel.constraints.proc import Status, not_attested
-from egs_kernel.constraints.tracing import Stop, Traced
+from egs_kernel.constraints.tracing import Pauses, Stop, Traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from egs_kernel.constraints.confinement import Confinement
     from egs_kernel.model import TaskIdentity
 
-_FIRST_PAUSE: Final = 20e-6
 _LONGEST_PAUSE: Final = 0.5e-3
-_LENGTHENING: Final = 1.25
 """A stop is noticed at most this much later than it might be; what is waited for takes a millisecond or two."""
 _LET_GO_SECONDS: Final = 0.5
 
@@ -79,9 +77,9 @@ class Escort:
         """
         return self._thread.submit(self._isolate)
 
-    def attest(self, before: Before) -> Future[TaskIdentity]:
+    def attest(self) -> Future[TaskIdentity]:
         """Stop it and check it. It stays stopped."""
-        return self._thread.submit(self._attest, before)
+        return self._thread.submit(self._attest)
 
     def conduct(self, arm: Callable[[], None]) -> Future[bool]:
         """Let it go on to its exec; call `arm`, from the thread, when it stands at its entry; check the new image.
@@ -112,13 +110,12 @@ class Escort:
 
     def _isolate(self) -> tuple[int, ...]:
         self._looked.result()
-        if self._confinement is None:
-            return ()
-        self._confinement.isolate()
-        return self._confinement.descriptors
+        if self._confinement is not None:
+            self._confinement.isolate()
+        self._before = Before.of(self._pid)
+        return () if self._confinement is None else self._confinement.descriptors
 
-    def _attest(self, before: Before) -> TaskIdentity:
-        self._before = before
+    def _attest(self) -> TaskIdentity:
         self._traced = Traced(self._pid)
         self._traced.stop()
         return inspect(self._pid, self._plan, self._before)
@@ -174,13 +171,12 @@ class Escort:
             raise
 
     def _next_stop(self, traced: Traced) -> Stop:
-        pause, deadline = _FIRST_PAUSE, float("inf")
+        pauses, deadline = Pauses(_LONGEST_PAUSE), float("inf")
         while (where := traced.where()) is None:
             if self._leave.is_set() and deadline == float("inf"):
                 traced.interrupt()
                 deadline = time.monotonic() + _LET_GO_SECONDS
             if time.monotonic() > deadline:
                 raise not_attested(self._pid, f"did not stop within {_LET_GO_SECONDS} s")
-            time.sleep(pause)
-            pause = min(_LENGTHENING * pause, _LONGEST_PAUSE)
+            pauses.wait()
         return where

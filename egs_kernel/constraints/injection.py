@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.constraints.proc import not_attested
+from egs_kernel.constraints.tracing import Pauses
 from egs_kernel.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 DEADLINE: Final = 0.5
 """Seconds for each stop. A launcher that waits for the daemon takes microseconds."""
@@ -38,10 +39,7 @@ _ENTRY, _EXIT = 1, 2
 _SYSCALL_TRAP: Final = 5 | 0x80
 _EVENT_STOP: Final = 128
 _WAIT_OPTIONS: Final = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | 0x40000000
-_FIRST_PAUSE, _LONGEST_PAUSE = (
-    10e-6,
-    100e-6,
-)  # a call takes less than a millisecond, and each pause too long adds to it
+_LONGEST_PAUSE: Final = 100e-6  # a call takes less than a millisecond, and each pause too long adds to it
 _MOST_STOPS: Final = 64
 _WORD: Final = 2**64 - 1
 
@@ -100,8 +98,13 @@ class Injected:
         self._own = registers
         self._first = True
 
-    def call(self, number: int, *arguments: int) -> int:
+    def call(self, number: int, *arguments: int, meanwhile: Callable[[], None] | None = None) -> int:
         """Have it make this system call.
+
+        Args:
+            number: of the call.
+            arguments: of the call.
+            meanwhile: what is done while the kernel is at it. What it raises is raised when the call is made.
 
         Returns:
             What the kernel answered: negative errno when it failed.
@@ -131,7 +134,7 @@ class Injected:
             )
             if not same:
                 raise not_attested(self.pid, "has code that changes while it is inspected")
-        return int(_next_call(self.pid, _EXIT).detail.exit.value)
+        return int(_next_call(self.pid, _EXIT, meanwhile=meanwhile).detail.exit.value)
 
     def restore(self) -> None:
         """Leave it stopped where it will make its own call, as if nothing had been."""
@@ -206,10 +209,15 @@ def _undelivered(pid: int) -> int:
     return 0 if event or signal == _SYSCALL_TRAP else signal
 
 
-def _next_call(pid: int, op: int, signal: int = 0) -> _SyscallInfo:
+def _next_call(
+    pid: int, op: int, signal: int = 0, meanwhile: Callable[[], None] | None = None
+) -> _SyscallInfo:
     """Let it run to the entry or the exit of a system call."""
+    problem = None
     for _ in range(_MOST_STOPS):
         _resume(pid, signal)
+        if meanwhile is not None:
+            problem, meanwhile = _problem_of(meanwhile), None
         event, signal = _wait(pid)
         if (event, signal) == (0, _SYSCALL_TRAP):
             info = _SyscallInfo()
@@ -218,20 +226,29 @@ def _next_call(pid: int, op: int, signal: int = 0) -> _SyscallInfo:
                 raise not_attested(pid, f"cannot be inspected: {os.strerror(ctypes.get_errno())}")
             if info.op != op:
                 raise not_attested(pid, "does not make the call that it was given")
+            if problem is not None:
+                raise problem
             return info
         if event:
             signal = 0
     raise not_attested(pid, "is kept from its system calls by signals")
 
 
+def _problem_of(what: Callable[[], None]) -> Refused | None:
+    try:
+        what()
+    except Refused as refused:
+        return refused
+    return None
+
+
 def _wait(pid: int) -> tuple[int, int]:
     """Wait for its next stop: the event, and the signal."""
-    deadline, pause = time.monotonic() + DEADLINE, _FIRST_PAUSE
+    deadline, pauses = time.monotonic() + DEADLINE, Pauses(_LONGEST_PAUSE)
     while (found := _poll(pid)) is None:
         if time.monotonic() > deadline:
             raise not_attested(pid, f"made no system call within {DEADLINE} s")
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pauses.wait()
     if found.si_code != os.CLD_TRAPPED:
         raise not_attested(pid, "died while it was inspected")
     return divmod(found.si_status, 256)

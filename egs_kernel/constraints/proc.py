@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from egs_kernel.errors import Refused
 from egs_kernel.model import Reason, TaskIdentity
-from egs_kernel.processes import start_ticks
+from egs_kernel.processes import read_whole, start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Status:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         try:
-            content = Path(f"/proc/{pid}/status").read_bytes()
+            content = read_whole(f"/proc/{pid}/status")
         except OSError as error:
             raise not_attested(pid, f"is gone: {error.strerror}") from error
         self._values: dict[bytes, list[bytes]] = {}
@@ -86,7 +86,7 @@ def environment(pid: int) -> tuple[tuple[str, str], ...]:
         Refused: it is gone.
     """
     try:
-        return parse_environment(Path(f"/proc/{pid}/environ").read_bytes())
+        return parse_environment(read_whole(f"/proc/{pid}/environ"))
     except OSError as error:
         raise not_attested(pid, f"is gone: {error.strerror}") from error
 

@@ -6,12 +6,12 @@ is taken away with it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.constraints.attest import Part, Stopped
 from egs_kernel.constraints.proc import not_attested
 from egs_kernel.constraints.steps import Limits
+from egs_kernel.processes import read_whole
 
 if TYPE_CHECKING:
     from egs_kernel.artifact.limits import ResourceConstraint
@@ -85,7 +85,7 @@ def _limit(text: str) -> float:
 
 def _require_limits(pid: int, wanted: dict[str, int]) -> None:
     try:
-        found = parse_limits(Path(f"/proc/{pid}/limits").read_text())
+        found = parse_limits(read_whole(f"/proc/{pid}/limits").decode())
     except OSError as error:
         raise not_attested(pid, f"is gone: {error.strerror}") from error
     for name, value in wanted.items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.constraints.injection import share_nothing
@@ -39,6 +38,9 @@ _LAYERS_FULL: Final = -errno.E2BIG
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_quick = ctypes.PyDLL(None, use_errno=True)
+"""For calls that wait for nothing: our other threads do not go on meanwhile. To let them costs more, some hundred times for a ruleset."""
+_quick.syscall.restype = ctypes.c_long
 
 
 class _RulesetAttributes(ctypes.Structure):
@@ -92,7 +94,7 @@ def create(plan: Plan, root: int, programs: tuple[int, ...]) -> int:
     """
     attributes = _RulesetAttributes(int(plan.handled), int(plan.handled_ports), int(plan.scoped))
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    ruleset = _checked(_libc.syscall(_CREATE_RULESET, ctypes.byref(attributes), size, ctypes.c_uint32(0)))
+    ruleset = _checked(_quick.syscall(_CREATE_RULESET, ctypes.byref(attributes), size, ctypes.c_uint32(0)))
     try:
         for rule in plan.paths:
             _permit_path(ruleset, root, rule)
@@ -107,15 +109,22 @@ def create(plan: Plan, root: int, programs: tuple[int, ...]) -> int:
     return ruleset
 
 
-def impose(process: Injected, ruleset: int, abi: int) -> None:
+def impose(process: Injected, ruleset: int, abi: int, *, no_new_privs: bool) -> None:
     """Have the held process restrict itself to the ruleset, of which it was sent a descriptor. Irrevocable.
+
+    Args:
+        process: it.
+        ruleset: our descriptor of it.
+        abi: of the kernel.
+        no_new_privs: whether it has that, as the kernel said since it is held. Nobody can take it back.
 
     Raises:
         Refused: it did not take the descriptor, or the kernel did not do it.
     """
     share_nothing(process)  # whoever shares its table of descriptors could exchange the descriptor
     descriptor = _descriptor_of(process.pid, ruleset)
-    _require(process, process.call(_PRCTL, _PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+    if not no_new_privs:
+        _require(process, process.call(_PRCTL, _PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
     flags = _LOG_NEW_EXEC_ON if abi >= LOGS_NEED_ABI else 0
     answer = process.call(_RESTRICT_SELF, descriptor, flags)
     if answer == _LAYERS_FULL:
@@ -136,7 +145,7 @@ def _permit_path(ruleset: int, root: int, rule: PathRule) -> None:
     except OSError as error:
         raise _unusable(rule, error) from error
     finally:
-        os.close(descriptor)
+        _quick.close(descriptor)  # of a path alone
 
 
 def _open_in(root: int, rule: PathRule) -> int:
@@ -150,14 +159,21 @@ def _open_in(root: int, rule: PathRule) -> int:
 
 
 def _permit(ruleset: int, descriptor: int, access: Access) -> None:
-    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        access &= ON_FILES
+    try:
+        _permit_beneath(ruleset, descriptor, access)
+    except OSError as error:  # the kernel takes rights over a folder's names for no file
+        if error.errno != errno.EINVAL or not access & ~ON_FILES:
+            raise
+        _permit_beneath(ruleset, descriptor, access & ON_FILES)
+
+
+def _permit_beneath(ruleset: int, descriptor: int, access: Access) -> None:
     if access:
         _add(ruleset, _PATH_BENEATH, _PathBeneath(int(access), descriptor))
 
 
 def _add(ruleset: int, kind: int, attributes: _PathBeneath | _NetPort) -> None:
-    _checked(_libc.syscall(_ADD_RULE, ruleset, kind, ctypes.byref(attributes), ctypes.c_uint32(0)))
+    _checked(_quick.syscall(_ADD_RULE, ruleset, kind, ctypes.byref(attributes), ctypes.c_uint32(0)))
 
 
 def _checked(answer: int) -> int:

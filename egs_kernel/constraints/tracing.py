@@ -51,7 +51,10 @@ _EXEC_CALLS: Final = {
 }
 """By machine: the convention (linux/audit.h) and the numbers of execve and execveat."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 2e-3
+_LOOKS: Final = 20
+_FIRST_PAUSE: Final = 10e-6
+_LENGTHENING: Final = 1.25
+_LONGEST_PAUSE: Final = 2e-3
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
@@ -70,6 +73,26 @@ class _SyscallInfo(ctypes.Structure):
         ("number", ctypes.c_uint64),
         ("arguments", ctypes.c_uint64 * 6),
     )
+
+
+class Pauses:
+    """Between two looks at a process that is to stop; the kernel has no descriptor to wait on for that.
+
+    At first none: on another processor it has stopped before a sleep would have begun and ended. SIGCHLD is the main thread's.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._looks = 0
+        self._pause = _FIRST_PAUSE
+
+    def wait(self) -> None:
+        """Wait for a while, and for longer each time: seconds, at most `longest`."""
+        if self._looks < _LOOKS:
+            self._looks += 1
+            return
+        time.sleep(self._pause)
+        self._pause = min(_LENGTHENING * self._pause, self._longest)
 
 
 class Stop(Enum):
@@ -104,13 +127,11 @@ class Traced:
             Refused: it died, became another program, or did not stop in time.
         """
         ptrace(_INTERRUPT, self.pid)
-        deadline, pause = time.monotonic() + STOP_DEADLINE, _FIRST_PAUSE
+        deadline, pauses = time.monotonic() + STOP_DEADLINE, Pauses(_LONGEST_PAUSE)
         while not self._poll():
             if time.monotonic() > deadline:
                 raise not_attested(self.pid, f"did not stop within {STOP_DEADLINE} s")
-            # The kernel has no descriptor to wait on for a ptrace stop, and SIGCHLD is the main thread's.
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pauses.wait()
         if self._where() is Stop.ENDED:
             raise not_attested(self.pid, "died while it was inspected")
 

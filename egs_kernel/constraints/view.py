@@ -15,6 +15,7 @@ from typing import Final
 
 from egs_kernel.constraints.proc import not_attested
 from egs_kernel.errors import Refused
+from egs_kernel.processes import read_whole
 
 _NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 
@@ -100,7 +101,7 @@ def identity(path: str) -> tuple[int, int]:
 
 
 def _mount_id(descriptor: int) -> str:
-    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    lines = read_whole(f"/proc/self/fdinfo/{descriptor}").decode().splitlines()
     return next(line for line in lines if line.startswith("mnt_id:"))
 
 

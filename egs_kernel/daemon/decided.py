@@ -34,6 +34,7 @@ class Decided:
         plan: what the launcher has to do first, and what has to hold.
         escort: sees to the constraints; None: there are none.
         entered: done when the launcher is under its scope, and in its cgroup; the one of its own, if it has one.
+        may_enter: when to see to its cgroup. Under constraints that is while the launcher does its steps, and we have nothing to do.
     """
 
     id: str
@@ -47,3 +48,4 @@ class Decided:
     plan: Plan
     escort: Escort | None
     entered: asyncio.Task[Tree | None]
+    may_enter: asyncio.Event

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from egs_kernel.audit.entries import Entry, Peer, Request
-from egs_kernel.constraints.attest import Before, Plan
+from egs_kernel.constraints.attest import Plan
 from egs_kernel.constraints.confinement import Confinement
 from egs_kernel.constraints.escort import Escort
 from egs_kernel.constraints.plan import plan as plan_of
@@ -31,7 +31,7 @@ from egs_kernel.daemon.intents import (
     measured_intent,
     recorded_intent,
 )
-from egs_kernel.daemon.scoping import announce, enter_cgroup, target_cgroup
+from egs_kernel.daemon.scoping import Moves, target_cgroup
 from egs_kernel.daemon.trees import growing
 from egs_kernel.daemon.verdicts import Trial
 from egs_kernel.errors import EgsError, Refused
@@ -75,6 +75,7 @@ class Launches:
         self._journal = journal
         self._judge = judge
         self._trees = trees
+        self._moves = Moves()
         self._arming = Arming(gate=gate, host=host, journal=journal, events=events, trees=trees)
 
     async def serve(self, connection: Connection, request: protocol.LaunchRequest) -> None:
@@ -86,8 +87,7 @@ class Launches:
         descriptor = connection.take_descriptor()
         if descriptor is None:
             raise protocol.protocol_error("a launch comes with a descriptor of the program")
-        loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, announce, self._host.settings.config)
+        self._moves.announce(self._host.settings.config)
         try:
             decided = await self._decide(connection, request, descriptor)
             try:
@@ -155,10 +155,13 @@ class Launches:
         ):
             await asyncio.shield(durable)
             raise trial.error or Refused(Reason.NO_GRANT, "nothing was authorized")
+        may_enter = asyncio.Event()
         entered = asyncio.get_running_loop().create_task(
-            self._enter(peer.task, settings.config, trial.authorization, own)
+            self._enter(peer.task, settings.config, trial.authorization, own, may_enter)
         )
         escort = _escort(peer, plan, trial.artifact, program, descriptor)
+        if escort is None:
+            may_enter.set()
         try:
             await asyncio.shield(durable)
         except BaseException:
@@ -178,19 +181,26 @@ class Launches:
             plan,
             escort,
             entered,
+            may_enter,
         )
 
     async def _enter(
-        self, task: TaskIdentity, config: Config, authorization: verify.Authorization, own: Growing | None
+        self,
+        task: TaskIdentity,
+        config: Config,
+        authorization: verify.Authorization,
+        own: Growing | None,
+        may_enter: asyncio.Event,
     ) -> Tree | None:
-        """Put the launcher under the scope, and into its cgroup, or one of its own."""
+        """Put the launcher under the scope; when it may, into its cgroup, or one of its own."""
         bound = authorization.cgroup
         cgroup = target_cgroup(config, authorization.scope, bound)
         self._gate.govern(task, authorization.scope)  # first: a process of another scope must not be moved
+        await may_enter.wait()
         if own is not None:
             return await self._enter_own(task, own)
         if cgroup is not None:
-            enter = partial(enter_cgroup, task, cgroup, exactly=bound is not None)
+            enter = partial(self._moves.enter, task, cgroup, exactly=bound is not None)
             await asyncio.get_running_loop().run_in_executor(None, enter)
         return None
 
@@ -198,7 +208,7 @@ class Launches:
         loop = asyncio.get_running_loop()
         tree = await loop.run_in_executor(None, own.make)
         try:
-            await loop.run_in_executor(None, partial(enter_cgroup, task, tree.path, exactly=True))
+            await loop.run_in_executor(None, partial(self._moves.enter, task, tree.path, exactly=True))
         finally:
             self._trees.adopt(tree)
         return tree
@@ -217,7 +227,7 @@ class Launches:
 
     async def _confine(self, connection: Connection, decided: Decided, escort: Escort) -> None:
         """Have the launcher do its steps, do the rest to it, see that all holds. It stays stopped, held by the escort."""
-        pid, plan = decided.task.pid, decided.plan
+        plan = decided.plan
         if plan.reach.ruleset is not None and plan.reach.ruleset.degraded:
             _log.warning(
                 "launch %s: its artifact consents to %s unrestricted, which this kernel cannot restrict",
@@ -225,12 +235,12 @@ class Launches:
                 " and ".join(plan.reach.ruleset.degraded),
             )
         descriptors = await asyncio.wrap_future(escort.isolate())
-        before = Before.of(pid)
         if plan.steps or descriptors:
             await connection.send(protocol.Constrain(steps=plan.steps), descriptors)
+            decided.may_enter.set()
             if not isinstance(await connection.receive(), protocol.ReadyRequest):
                 raise protocol.protocol_error("after its steps the launcher says ready, and nothing else")
-        _require_same(connection, decided, await asyncio.wrap_future(escort.attest(before)))
+        _require_same(connection, decided, await asyncio.wrap_future(escort.attest()))
 
     async def _arm(self, connection: Connection, decided: Decided) -> asyncio.Task[ExecEvent | None]:
         """Attest it, arm it and let it go; the task is done when its exec is decided, or will not come."""
@@ -238,12 +248,14 @@ class Launches:
         try:
             if escort is not None:
                 await self._confine(connection, decided, escort)
+            decided.may_enter.set()
             governed = self._gate.scope_of(decided.task.pid) is not None
             goes_on = governed and escort is not None and escort.follows and not decided.entered.done()
             if not goes_on:  # else it is armed at its exec, and there that is waited for
                 await decided.entered
             watcher = self._arming.arm(connection.peer, decided, escort)
         except BaseException:
+            decided.may_enter.set()
             if escort is not None:
                 escort.close()
             raise

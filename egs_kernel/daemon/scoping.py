@@ -1,26 +1,37 @@
 """Putting a launcher into the scope that its artifact is for.
 
-Moving a process between cgroups makes the kernel wait for an RCU grace period, about 10 ms, unless it has just
-done so for another one. So `announce` has it begin to wait when a launch is asked for, and `enter_cgroup`
-finds that time already spent. Both block: they are for threads.
+Moving a process between cgroups makes the kernel wait for an RCU grace period, on many hosts for about 10 ms, unless it
+has just done so for another one. So `Moves.announce` has it begin to wait when a launch is asked for, and `Moves.enter` finds
+that time already spent. On hosts where it does not take long nothing is announced: that would only be more to do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.errors import Refused
 from egs_kernel.gate.cgroups import cgroup_mount, move
 from egs_kernel.model import Reason
-from egs_kernel.processes import start_ticks
+from egs_kernel.processes import read_whole, start_ticks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from egs_kernel.config import Config
     from egs_kernel.model import TaskIdentity
 
+
+_LONG_SECONDS: Final = 2e-3
+"""A move that takes longer had to wait."""
+_PASSED_SECONDS: Final = 0.1
+"""So long after a move the next one would have to wait anew."""
+_ENOUGH: Final = 3
+"""So many announcements that did not have to wait show that this kernel does not make moves wait."""
 
 SLICE_ROOM: Final = "egs-run"
 """The name of that cgroup; without a unit's suffix, so that systemd takes it for nobody's."""
@@ -36,14 +47,52 @@ def parse_cgroup(content: str) -> str:
     return next((line.removeprefix("0::") for line in content.splitlines() if line.startswith("0::")), "")
 
 
-def announce(config: Config) -> None:
-    """Let the kernel begin what a move would make it wait for: "move" this process to where it is.
+def move_nowhere() -> None:
+    """Move this process to the cgroup where it is. Nothing depends on it, so nothing is reported."""
+    with contextlib.suppress(OSError):
+        move(os.getpid(), cgroup_mount() / _cgroup_of(os.getpid()).lstrip("/"))
 
-    Only when a move may follow. Nothing depends on it, so nothing is reported.
+
+class Moves:
+    """The moves of launchers, and how long they take on this host.
+
+    Args:
+        clock: seconds that only grow.
+        begin: makes the kernel wait for what the next move would have to wait for.
     """
-    if any(scope.cgroup is not None for scope in config.scopes):
-        with contextlib.suppress(OSError):
-            move(os.getpid(), cgroup_mount() / _cgroup_of(os.getpid()).lstrip("/"))
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, begin: Callable[[], None] = move_nowhere
+    ) -> None:
+        self._clock = clock
+        self._begin = begin
+        self._last = clock()
+        self._quick = 0
+
+    def announce(self, config: Config) -> None:
+        """Let the kernel begin, in another thread, if a move may follow and moves take long here."""
+        if self._quick < _ENOUGH and any(scope.cgroup is not None for scope in config.scopes):
+            asyncio.get_running_loop().run_in_executor(None, self._announce)
+
+    def enter(self, task: TaskIdentity, cgroup: str, *, exactly: bool) -> None:
+        """`enter_cgroup`. Blocks: for a thread.
+
+        Raises:
+            Refused: the cgroup does not take it.
+        """
+        began = self._clock()
+        enter_cgroup(task, cgroup, exactly=exactly)
+        self._last = self._clock()
+        if self._last - began > _LONG_SECONDS:
+            self._quick = 0
+
+    def _announce(self) -> None:
+        began = self._clock()
+        self._begin()
+        ended = self._clock()
+        if began - self._last > _PASSED_SECONDS:  # else the one before may be why it was quick
+            self._quick = 0 if ended - began > _LONG_SECONDS else self._quick + 1
+        self._last = ended
 
 
 def target_cgroup(config: Config, scope: str, bound: str | None) -> str | None:
@@ -106,6 +155,6 @@ def _room_in(folder: Path) -> Path:
 
 def _cgroup_of(pid: int) -> str:
     try:
-        return parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text())
+        return parse_cgroup(read_whole(f"/proc/{pid}/cgroup").decode("utf-8", "surrogateescape"))
     except FileNotFoundError as error:
         raise ProcessLookupError(error.errno, error.strerror) from error

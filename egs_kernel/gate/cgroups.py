@@ -8,6 +8,7 @@ from pathlib import Path
 
 from egs_kernel.errors import HostLacks
 from egs_kernel.model import Reason
+from egs_kernel.processes import read_whole
 
 
 def cgroup_mount(mounts: Path = Path("/proc/self/mounts")) -> Path:
@@ -16,7 +17,7 @@ def cgroup_mount(mounts: Path = Path("/proc/self/mounts")) -> Path:
     Raises:
         HostLacks: none is mounted.
     """
-    for line in mounts.read_text().splitlines():
+    for line in read_whole(str(mounts)).decode("utf-8", "surrogateescape").splitlines():
         _, point, kind, *_ = line.split()
         if kind == "cgroup2":
             return Path(point)
@@ -39,7 +40,7 @@ def cgroup_of(pid: int) -> str:
         ProcessLookupError: it is gone.
     """
     try:
-        content = Path(f"/proc/{pid}/cgroup").read_text()
+        content = read_whole(f"/proc/{pid}/cgroup").decode("utf-8", "surrogateescape")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"process {pid} is gone") from error
     return next((line.removeprefix("0::") for line in content.splitlines() if line.startswith("0::")), "")
@@ -61,4 +62,8 @@ def move(pid: int, folder: Path) -> None:
     Raises:
         OSError: it is gone, or the kernel refuses.
     """
-    (folder / "cgroup.procs").write_text(f"{pid}\n")
+    descriptor = os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, f"{pid}\n".encode())
+    finally:
+        os.close(descriptor)

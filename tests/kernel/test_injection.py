@@ -98,6 +98,27 @@ def test_the_kernel_answers_and_the_process_goes_on_as_if_nothing_had_been() -> 
         assert released(process) == 0
 
 
+def test_what_is_refused_while_it_calls_is_told_when_it_has_called() -> None:
+    """And it goes on as if nothing had been."""
+    done = []
+
+    def refuse() -> None:
+        done.append(True)
+        raise Refused(Reason.CONSTRAINT_UNENFORCEABLE, "meanwhile")
+
+    with child("wait", "exec:/bin/true") as process:
+
+        def call(it: Injected) -> int:
+            assert it.call(GETPID, meanwhile=lambda: done.append(False)) == process.pid
+            with pytest.raises(Refused, match="meanwhile"):
+                it.call(GETPPID, meanwhile=refuse)
+            return it.call(GETPID)
+
+        assert held(process.pid, call) == process.pid
+        assert done == [False, True]
+        assert released(process) == 0
+
+
 def test_its_own_filters_do_not_see_the_calls_and_hold_afterwards(programs: Programs) -> None:
     strict = programs.step("strict", compile_filter(SyscallConstraint(profile="default")))
     with child("nnp", strict, "wait", f"call:{UNSHARE}:{CLONE_FILES}") as process:

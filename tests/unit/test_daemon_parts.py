@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from egs_kernel.constraints.proc import parse_environment
 from egs_kernel.daemon.events import Executions
 from egs_kernel.daemon.intents import interpreted_intent, recorded_intent
 from egs_kernel.daemon.revocations import read_revocations, require_thing, write_revocation
-from egs_kernel.daemon.scoping import is_below, parse_cgroup, target_cgroup
+from egs_kernel.daemon.scoping import Moves, is_below, parse_cgroup, target_cgroup
 from egs_kernel.daemon.verdicts import Trial, use_until
 from egs_kernel.errors import GateError, RecordError, Refused, UnsafePath, UsageError
 from egs_kernel.gate import abi
@@ -30,9 +31,11 @@ from egs_kernel.model import (
     Intent,
     Reason,
     Revoked,
+    TaskIdentity,
     Tier,
     Verdict,
 )
+from egs_kernel.processes import start_ticks
 from egs_kernel.verify import Artifact
 from tests.samples import exec_event
 from tests.unit.issuing import ISSUER, NOW, host, intent, signed, statement, store
@@ -184,6 +187,56 @@ def test_the_cgroup_of_a_process_and_of_a_scope() -> None:
         target_cgroup(config, "a", "/xy")
     assert target_cgroup(config, "b", None) is None
     assert target_cgroup(config, "b", "/x") is None, "nobody is moved for a scope of users"
+
+
+def test_a_move_is_announced_until_it_has_been_seen_that_moves_take_no_time() -> None:
+    scopes = parse_config(b'[[scope]]\nname = "a"\ncgroup = "/x"\n', "egs.toml")
+    time, begun, takes = 0.0, 0, 0.0
+
+    def begin() -> None:
+        nonlocal time, begun
+        time, begun = time + takes, begun + 1
+
+    async def announce(moves: Moves) -> None:
+        moves.announce(scopes)
+
+    def begins(moves: Moves, times: int, pause: float = 1.0) -> int:
+        nonlocal time
+        before = begun
+        for _ in range(times):
+            time += pause
+            asyncio.run(announce(moves))  # its end waits for what was begun
+        return begun - before
+
+    takes = 0.010
+    assert begins(Moves(lambda: time, begin), 9) == 9, "each would have to be waited for"
+    takes = 0.0003
+    quick = Moves(lambda: time, begin)
+    assert begins(quick, 9) == 3, "enough to know"
+    assert begins(Moves(lambda: time, begin), 9, pause=0.01) == 9, "what came right before may be why"
+    waits = Moves(lambda: time, begin)
+    assert begins(waits, 2) == 2
+    takes = 0.010
+    assert begins(waits, 1) == 1
+    takes = 0.0003
+    assert begins(waits, 9) == 3, "one that had to wait, and it is counted anew"
+
+
+def test_a_launcher_that_had_to_wait_has_moves_announced_again() -> None:
+    here = TaskIdentity(os.getpid(), start_ticks(os.getpid()))
+    times = iter([0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.5])
+    moves = Moves(lambda: next(times), lambda: None)
+    for _ in range(3):
+        moves._announce()
+    assert moves._quick == 3
+    moves.enter(
+        here, _own_cgroup(), exactly=True
+    )  # it is there: nothing is moved, and yet it took half a second
+    assert moves._quick == 0
+
+
+def _own_cgroup() -> str:
+    return parse_cgroup(Path("/proc/self/cgroup").read_text())
 
 
 def unasked(_artifact: Artifact, _intent: Intent) -> str:
