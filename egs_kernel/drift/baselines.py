@@ -20,6 +20,7 @@ from egs_kernel.audit.entries import (
     FindingEntry,
     Outcome,
     Part,
+    PolicyChange,
     PostureEntry,
     ResponseEntry,
     Revocation,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from egs_kernel.audit.entries import Recorded
     from egs_kernel.model import ExecEvent
 
-_AUTHORIZING: Final = (ArtifactChange, Revocation, ConfigurationChange)
+_AUTHORIZING: Final = (ArtifactChange, Revocation, ConfigurationChange, PolicyChange)
 """Entries by which authorizations change."""
 
 
@@ -77,6 +78,7 @@ class Baselines:
         withdrawn: artifacts that are not in the folder any more, or that another one continues.
         policies: under which each artifact was decided.
         policy: the active one; None: not known.
+        policy_scopes: scopes that it is about; None: not known, any may be.
         trusted: the ids of keys that are; None: not known.
         modes: of the scopes.
         told: findings of this boot that the record has: kind, execution, process and detail.
@@ -97,6 +99,7 @@ class Baselines:
         self.withdrawn: set[str] = set()
         self.policies: dict[str, str] = {}
         self.policy: str | None = None
+        self.policy_scopes: frozenset[str] | None = None
         self.trusted: frozenset[str] | None = None
         self.modes: dict[str, Mode] = {}
         self.told: set[tuple[Finding, int, int, str]] = set()
@@ -143,9 +146,12 @@ class Baselines:
             case Revocation(kind="key"):
                 self.revoked_keys.add(entry.thing)
             case ConfigurationChange() if entry.action == "applied":
-                self.policy = entry.policy_digest
+                if self.policy != entry.policy_digest:
+                    self.policy, self.policy_scopes = entry.policy_digest, None
                 self.trusted = frozenset(entry.trusted_keys)
                 self.modes = {scope.name: scope.mode for scope in entry.scopes}
+            case PolicyChange(action="activated"):
+                self.policy, self.policy_scopes = entry.digest, frozenset(entry.scopes)
             case DaemonStarted():
                 self.daemon = entry.pid
                 self._launches.clear()  # the one before it finishes none

@@ -54,7 +54,8 @@ def _authorization(known: Baseline, baselines: Baselines, now: float, boot_now: 
     elif artifact_id in baselines.withdrawn:
         yield Finding.ARTIFACT_SUPERSEDED, f"{short} was removed, or another one continues it"
     decided = baselines.policies.get(artifact_id)
-    if decided is not None and baselines.policy is not None and decided != baselines.policy:
+    about_it = baselines.policy_scopes is None or known.event.scope in baselines.policy_scopes
+    if about_it and decided is not None and baselines.policy is not None and decided != baselines.policy:
         yield (
             Finding.POLICY_CHANGED,
             f"it was decided under policy {decided[:16]}; {baselines.policy[:16]} is active",

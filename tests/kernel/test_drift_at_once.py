@@ -17,7 +17,7 @@ from egs_kernel.gate import libbpf
 from egs_kernel.gate.cgroups import cgroup_mount
 from egs_kernel.model import Verdict
 from tests.harness import OWN_MACHINE, REPOSITORY
-from tests.monitoring import PYTHON, Monitor, Obedient, text_of
+from tests.monitoring import PYTHON, Monitor, Obedient, as_nobody_who_may_set_groups, text_of
 from tests.running import Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -111,6 +111,24 @@ def test_shellcode_ends_the_program_before_a_sweep_would_look(
     assert (found.source, response.response, response.verified) == ("drift", "terminate", True)
     assert program.process is not None
     assert program.process.wait(20) == -9
+
+
+def test_a_program_that_is_deleted(system: Running, monitor: Monitor) -> None:
+    gone = Obedient(system, "gone")
+    pid = gone.start()
+    monitor.begun(pid)
+    gone.program.unlink()
+    assert monitor.finding(Finding.PROGRAM_DELETED, pid).source == "files"
+    gone.stop()
+
+
+def test_a_group_of_others_that_a_process_gives_itself(program: Obedient, monitor: Monitor) -> None:
+    """The event says what it is in now, and the baseline in which groups it began."""
+    pid = program.start(as_nobody_who_may_set_groups)
+    monitor.begun(pid)
+    program.tell("os.setresgid(6,6,6)")
+    assert monitor.finding(Finding.CREDENTIALS_RAISED, pid, "groups 6 ").source == "drift"
+    program.stop()
 
 
 def test_a_script_that_is_rewritten(system: Running, monitor: Monitor) -> None:

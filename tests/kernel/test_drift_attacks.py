@@ -19,7 +19,8 @@ from egs_kernel.cli.main import run
 from egs_kernel.drift.words import MEANINGS
 from egs_kernel.findings import Finding
 from tests.harness import BIN
-from tests.monitoring import Monitor, Obedient
+from tests.kernel import test_policy
+from tests.monitoring import Monitor, Obedient, as_nobody_who_may_set_groups
 from tests.running import SECONDS, Running, running_on_disk
 
 if TYPE_CHECKING:
@@ -59,17 +60,6 @@ def program(system: Running) -> Obedient:
 
 
 # -- of a process ------------------------------------------------------------------------------------
-
-
-def as_nobody_who_may_set_groups() -> None:
-    """Another user, with one capability that lasts beyond the exec."""
-    header, setgid = (ctypes.c_uint32 * 2)(0x20080522, 0), 1 << 6
-    LIBC.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
-    os.setgroups([])
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
-    LIBC.capset(header, (ctypes.c_uint32 * 6)(setgid, setgid, setgid, 0, 0, 0))
-    LIBC.prctl(47, 2, 6, 0, 0)  # PR_CAP_AMBIENT_RAISE
 
 
 @pytest.mark.parametrize(
@@ -314,3 +304,21 @@ def test_what_is_shown_of_a_finding_has_what_was_done_about_it(
     assert by_name == {"finding": "namespace_changed", "meaning": MEANINGS[Finding.NAMESPACE_CHANGED]}
     assert egs("dry-run")[1].split("\n")[0].split() == ["FINDING", "WAS", "WOULD", "BE", "RULE", "TIMES"]
     program.stop()
+
+
+# -- of a policy; nothing executes afterwards --------------------------------------------------------
+
+
+def test_a_program_that_runs_on_under_another_policy(system: Running, monitor: Monitor) -> None:
+    """It was decided under none, or an older set: it may go on, and that is told."""
+    decided = Obedient(system, "was-decided")
+    pid = decided.start()
+    monitor.begun(pid)
+    test_policy.trust_policy_key(system)
+    before = {found[0] for found in monitor.all() if found[1] == pid}
+    active = test_policy.activate(system, test_policy.write_set(system, test_policy.PERMIT))
+    told = monitor.finding(Finding.POLICY_CHANGED, pid)
+    assert f"{active['digest'][:16]} is active" in told.detail
+    assert (told.severity, told.response, before) == ("notice", "alert", set())
+    decided.tell("pass")
+    decided.stop()

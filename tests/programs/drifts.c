@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -132,6 +133,20 @@ static int born_apart(void)
 static int regains(void)
 {
 	return check(setresuid(NOBODY, NOBODY, 0) == 0 && setresuid(-1, 0, -1) == 0);
+}
+
+static int regains_group(void)
+{
+	return check(setresgid(NOBODY, NOBODY, 0) == 0 && setresuid(NOBODY, NOBODY, NOBODY) == 0 &&
+		     setresgid(-1, 0, -1) == 0);
+}
+
+/* In a mount namespace, as it takes one: the folder it is in becomes all there is. */
+static int pivots(void)
+{
+	return check(unshare(CLONE_NEWNS) == 0 && mount("none", "/", 0, MS_REC | MS_PRIVATE, 0) == 0 &&
+		     mount("/var/tmp", "/var/tmp", 0, MS_BIND, 0) == 0 && chdir("/var/tmp") == 0 &&
+		     syscall(SYS_pivot_root, ".", ".") == 0);
 }
 
 static int keeps_capabilities(void)
@@ -260,6 +275,10 @@ int main(int argc, char **argv)
 		return check(chroot("/") == 0);
 	if (!strcmp(act, "regains"))
 		return regains();
+	if (!strcmp(act, "regains_group"))
+		return regains_group();
+	if (!strcmp(act, "pivots"))
+		return pivots();
 	if (!strcmp(act, "keeps_capabilities"))
 		return keeps_capabilities();
 	if (!strcmp(act, "executes_memory"))

@@ -6,7 +6,7 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import pytest
@@ -23,6 +23,7 @@ from egs_kernel.audit.entries import (
     Exec,
     Fact,
     FindingEntry,
+    PolicyChange,
     PostureEntry,
     Recorded,
     ResponseEntry,
@@ -267,6 +268,30 @@ def test_what_becomes_of_an_authorization() -> None:
     assert Finding.ARTIFACT_SUPERSEDED in now()
     Told(baselines).tell(ArtifactChange(action="revoked", artifact_id=ARTIFACT))
     assert Finding.ARTIFACT_REVOKED in now()
+
+
+def test_a_policy_set_that_is_activated_is_another_one_for_its_scopes() -> None:
+    context = known()
+    baselines = context.baselines
+    baseline = baselines.executions[EVENT.execution]
+    baselines.policies[ARTIFACT] = "p1"
+    applied = ConfigurationChange(action="applied", cause="start", policy_digest="p1", trusted_keys=())
+
+    def activate(digest: str, *scopes: str, refused: bool = False) -> list[Finding]:
+        action: Literal["activated", "refused"] = "refused" if refused else "activated"
+        told = Told(baselines).tell(PolicyChange(action=action, cause="x", digest=digest, scopes=scopes))
+        assert told.baselines.take_changed()
+        return [each.finding for each in compare_authorization(baseline, context, 50.0, EVENT.time, "timer")]
+
+    Told(baselines).tell(applied)
+    baselines.trusted = None
+    assert activate("p1", EVENT.scope) == []
+    assert activate("p2", EVENT.scope, refused=True) == []
+    assert activate("p2", "elsewhere") == []
+    Told(baselines).tell(msgspec.structs.replace(applied, cause="reload", policy_digest="p2"))
+    baselines.trusted = None
+    assert activate("p2", "elsewhere") == [], "a reload changes nothing about whom it is about"
+    assert activate("p3", EVENT.scope) == [Finding.POLICY_CHANGED]
 
 
 def test_files_are_compared_by_content() -> None:
