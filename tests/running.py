@@ -210,6 +210,12 @@ class Running:
         while any(found["state"] != "standing" for found in self.artifacts().values()):
             assert time.monotonic() < deadline, self.log()
 
+    def wait_until_it_runs(self, program: Path) -> None:
+        """Return when a program runs in the scope: also where a grant of before stands until the next one is there."""
+        deadline = time.monotonic() + SECONDS
+        while self.inside(str(program)) != 0:
+            assert time.monotonic() < deadline, self.log()
+
     def wait_for_file(self, path: Path) -> None:
         """Return when something is at `path`."""
         self._watcher.add(path.parent, FOLDER, lambda _name: None)

@@ -33,7 +33,7 @@ from egs_kernel.gate.pins import Gate
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests.harness import BIN
 from tests.refusals import KILLED, REFUSED, start
-from tests.running import SECONDS, Running, ask_raw
+from tests.running import Running, ask_raw
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
@@ -110,8 +110,7 @@ def test_a_program_that_is_touched_and_one_that_is_changed(running: Running) -> 
     artifact_id = running.add(running.issue(program))
     program.chmod(0o700)  # another change time, the same content
     running.wait_for_decisions(Reason.AUTHORIZED, 2)
-    running.wait_until_standing()
-    assert running.inside(str(program)) == 0
+    running.wait_until_it_runs(program)
     with program.open("ab") as file:
         file.write(b"\0")
     assert running.inside(str(program)) == REFUSED.code
@@ -408,9 +407,7 @@ def test_what_was_opened_for_writing_is_refused_and_measured_again(running: Runn
     gate.close()
     refused = running.wait_for(Exec, lambda entry: entry.event.reason is Reason.FILE_OPENED)
     assert refused.event.filename == str(program)
-    deadline = time.monotonic() + SECONDS
-    while running.output(program)[0] != 0:
-        assert time.monotonic() < deadline, running.log()
+    running.wait_until_it_runs(program)
 
 
 def test_a_constraint_on_code_stands_where_the_gate_can_enforce_it(running: Running) -> None:
