@@ -122,12 +122,12 @@ def issued(guest: Guest) -> None:
     (WORK / "agent.py").write_text(AGENT)
     (WORK / "other.py").write_text("print('got in')\n")
     made = typed("egs authority init --scope agents --agent agent.py")
+    guest.check("egs authority init", made.returncode == 0, made.stdout)
     active = typed("egs policy activate ai-agent.json")
-    guest.check(
-        "egs authority init, egs policy activate",
-        (made.returncode, active.returncode) == (0, 0),
-        made.stdout + active.stdout,
-    )
+    refused = active.returncode == 1 and "were issued under another policy set" in active.stdout
+    guest.check("a set that would lock out what stands is not activated", refused, active.stdout)
+    active = typed("egs policy activate --anyway ai-agent.json")
+    guest.check("but if somebody says so", active.returncode == 0, active.stdout)
     run("systemctl", "start", "egs-authority.service")
     until(lambda: egs("authority", "status").returncode == 0)
     state = show("egs-authority.service", "ActiveState", "SubState", "NRestarts")
