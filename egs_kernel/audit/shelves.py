@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from egs_kernel.audit.damage import corrupt
 from egs_kernel.audit.files import FRESH
 from egs_kernel.audit.layout import TILES, find, foreign
-from egs_kernel.audit.merkle import HASH_BYTES, root
+from egs_kernel.audit.merkle import HASH_BYTES, leaf_hashes, root
 from egs_kernel.audit.tiles import HEIGHT, WIDTH, Tile, complete_root, nodes_of, tile_at, unpack
 from egs_kernel.errors import RecordError
 
@@ -75,7 +75,7 @@ class Shelves:
 
     def _difference(self, tile: Tile, content: bytes, found: bytes) -> RecordError:
         if tile.level is None:
-            return corrupt(tile.path, "its entries are not those of the journal, or of the tree")
+            return self._bundle_difference(tile, content, found)
         if len(found) != len(content):
             return corrupt(tile.path, f"{len(found)} bytes where {tile.width} hashes belong")
         at = next(at for at in range(len(content)) if content[at] != found[at]) // HASH_BYTES
@@ -86,6 +86,22 @@ class Shelves:
             where = f"entry {first}" if span == 1 else Tile(None, first // WIDTH).path
             return corrupt(where, f"{entries} cannot have the hash {at} of {tile.path}, which was signed")
         return corrupt(tile.path, f"its hash {at} is not that of {entries}")
+
+    def _bundle_difference(self, tile: Tile, content: bytes, found: bytes) -> RecordError:
+        """Of entries out of the journal, and their bundle: the hashes tell which of them were signed."""
+        try:
+            bundled = leaf_hashes(unpack(found, tile.path, tile.width))
+        except RecordError as error:
+            return error
+        hashes = Tile(0, tile.index, tile.width)
+        signed = b"".join(bundled)
+        if signed != self._tile(hashes) or not self._fits(hashes, signed):
+            return corrupt(tile.path, "its entries are not those of the journal, or of the tree")
+        written = leaf_hashes(unpack(content, tile.path, tile.width))
+        at = next(at for at in range(tile.width) if written[at] != bundled[at])
+        return corrupt(
+            f"entry {tile.first + at}", f"the journal has another one than {tile.path}, which was signed"
+        )
 
     def _fits(self, tile: Tile, found: bytes) -> bool:
         """Whether a tile, as it is on the disk, fits to what is above it: then it is what was signed."""

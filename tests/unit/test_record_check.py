@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from egs_kernel.audit import record, segments
 from egs_kernel.audit.check import verify
 from egs_kernel.audit.checkpoint import CHECKPOINT, Checkpoint
 from egs_kernel.audit.entries import ArtifactChange, DaemonStopped
-from egs_kernel.audit.layout import JOURNAL, STATE, segments_of
+from egs_kernel.audit.frames import encode_frame
+from egs_kernel.audit.layout import JOURNAL, STATE, segment_path, segments_of
+from egs_kernel.audit.lines import decode, encode
 from egs_kernel.audit.merkle import Frontier, leaf_hash
 from egs_kernel.audit.reader import Reader
 from egs_kernel.audit.tiles import Tile, pack_entry, unpack
@@ -143,6 +146,50 @@ def test_any_edit_of_an_entry_names_it(whole: Path, data: st.DataObject) -> None
     with copied(whole) as folder:
         (folder / bundle.path).write_bytes(b"".join(pack_entry(entry) for entry in changed))
         assert f"at entry {bundle.first + at}:" in problem(folder, whole)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_entries_that_were_written_anew_in_the_journal_are_named(whole: Path, data: st.DataObject) -> None:
+    """Numbers, sums and roots after them are right, as whoever can write the file can make them: nobody signed those."""
+    firsts = segments_of(whole)
+    found = [decode(line) for line in Reader(whole).lines(firsts[0])]
+    at = data.draw(st.integers(0, len(found) - 2))
+    entries = [(item.entry, item.time) for item in found]
+    other = (DaemonStopped(cause="another"), found[at].time)
+    match data.draw(st.sampled_from(["change", "swap", "drop", "insert"])):
+        case "change":
+            entries[at] = other
+        case "swap":
+            entries[at], entries[-1] = entries[-1], entries[at]
+        case "drop":
+            entries = [*entries[:at], *entries[at + 1 :], other]
+        case "insert":
+            entries = [*entries[:at], other, *entries[at:-1]]
+    lines = [encode(entry, seq=seq, time=time) for seq, (entry, time) in enumerate(entries, firsts[0])]
+    with copied(whole) as folder:
+        shutil.copytree(whole.parent / "log-keys", folder.parent / "log-keys")
+        write_journal(folder, lines)
+        assert f"at entry {firsts[0] + at}: the journal has another" in problem(folder, whole)
+        with pytest.raises(RecordError) as refused:  # and a daemon does not sign them
+            open_record(folder, in_background=False)
+        assert refused.value.reason is Reason.RECORD_CORRUPT
+
+
+def write_journal(folder: Path, lines: list[bytes]) -> None:
+    """Write the journal's files with other entries, and a frame for each file."""
+    firsts = segments_of(folder)
+    tree = Frontier()
+    tree.extend(leaf_hash(line) for line in Reader(folder).lines() if line_number(line) < firsts[0])
+    for first, end in pairwise([*firsts, firsts[0] + len(lines)]):
+        part = lines[first - firsts[0] : end - firsts[0]]
+        tree.extend(map(leaf_hash, part))
+        checkpoint = Checkpoint(log_keys(folder).listed.origin, tree.size, tree.root())
+        segment_path(folder, first).write_bytes(encode_frame(first, list(map(pack_entry, part)), checkpoint))
+
+
+def line_number(line: bytes) -> int:
+    return int(json.loads(line)["seq"])
 
 
 def test_a_tile_that_was_changed_is_named_and_not_its_entry(whole: Path) -> None:
