@@ -14,6 +14,9 @@ PARTS: Final = (
     "exec.bpf.c",
     "lsm.bpf.c",
     "protect.bpf.c",
+    "keep.bpf.c",
+    "objects.bpf.c",
+    "become.bpf.c",
     "follow.bpf.c",
     "called.bpf.c",
 )
