@@ -35,6 +35,10 @@ QUARANTINED: Final = 1
 _ROUNDS: Final = 4
 """Before the cgroup is frozen."""
 _SECONDS: Final = 5.0
+_STILL: Final = 0.5
+"""Seconds for which the cgroup stands still at most: others lie in it, too."""
+_NAMED: Final = 4
+"""Processes that are named of those that go on."""
 _PAUSE: Final = 0.0005
 _WAIT: Final = 5
 """Milliseconds for the next one that was killed to be gone."""
@@ -110,7 +114,7 @@ class Responder:
                         waiting.register(pidfd, select.POLLIN)
                 for pidfd, _ in waiting.poll(_WAIT):
                     waiting.unregister(pidfd)
-        return Outcome(verified=False, processes=len(touched), detail="it forks faster than it ends")
+        return Outcome(verified=False, processes=len(touched), detail=_why(members, touched))
 
     def _suspend(self, execution: int) -> Outcome:
         with contextlib.suppress(HostLacks):  # without guards a stop is all there is, and is told so
@@ -128,7 +132,7 @@ class Responder:
                 detail = "" if guarded or frozen else "SIGCONT lets it go on: this kernel has no guards"
                 return Outcome(verified=guarded or bool(frozen), processes=len(touched), detail=detail)
             self._stop(open_ones, mark=guarded)
-        return Outcome(verified=False, processes=len(touched), detail="some of its processes did not stop")
+        return Outcome(verified=False, processes=len(touched), detail=_why(open_ones, touched))
 
     def _stop(self, tasks: list[GovernedTask], *, mark: bool) -> None:
         for task in tasks:
@@ -149,7 +153,7 @@ class Responder:
                 return Outcome(verified=True, processes=len(touched))
             for task in left:
                 self._gate.restrain(task.pid, task.execution, Restrain.QUARANTINE, QUARANTINED)
-        return Outcome(verified=False, processes=len(touched), detail="it forks faster than it is marked")
+        return Outcome(verified=False, processes=len(touched), detail=_why(left, touched))
 
     # -- who -------------------------------------------------------------------------------------
 
@@ -160,13 +164,17 @@ class Responder:
     def _rounds(self, execution: int) -> Iterator[list[GovernedTask]]:
         """The tree, again and again, until the caller is content or the time is over."""
         deadline = time.monotonic() + _SECONDS
+        thaw = deadline
         with contextlib.ExitStack() as frozen:
             number = 0
-            while time.monotonic() < deadline:
+            while (now := time.monotonic()) < deadline:
                 members = self._members(execution)
                 if number == _ROUNDS:
                     frozen.enter_context(_standing_still(self._folders(members)))
                     members = self._members(execution)
+                    thaw = now + _STILL
+                elif now >= thaw:
+                    frozen.close()  # everybody was reached: what is left does not end or stop, for a reason of its own
                 yield members
                 number += 1
                 time.sleep(_PAUSE * (number > 1))
@@ -214,6 +222,23 @@ def _standing_still(folders: list[Path]) -> Iterator[None]:
                 (folder / "cgroup.freeze").write_text("0")
 
 
+def _why(left: list[GovernedTask], touched: set[int]) -> str:
+    """Why a response did not come to its end: who was not reached, or whom that did not move."""
+    if any(task.pid not in touched for task in left):
+        return "it forks faster than it can be reached"
+    named = ", ".join(f"process {task.pid} in state {_state_of(task.pid)}" for task in left[:_NAMED])
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    return f"reached, and still there: {named}{more}"
+
+
+def _state_of(pid: int) -> str:
+    """The state of a process as ps(1) has it: D waits for a device, t for who traces it; X: it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 def _is_frozen(folder: Path | None) -> bool:
     if folder is None:
         return False
@@ -228,7 +253,7 @@ def _is_stopped(pid: int) -> bool:
     for _ in range(20):
         try:
             states = {
-                (thread / "stat").read_text().rpartition(")")[2].split()[0]
+                (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
                 for thread in Path(f"/proc/{pid}/task").iterdir()
             }
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
+LIBC: Final = ctypes.CDLL(None, use_errno=True)
+PTRACE_SEIZE, PTRACE_CONT, PTRACE_O_TRACEEXIT, WALL = 0x4206, 7, 1 << 6, 0x40000000
 DRIFT: Final = "kept.append(mmap.mmap(-1,4096,prot=7))"
 SPAWN: Final = (
     r"exec('def spawn(path):\n try: return os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(path,[path],{}),0)[1])"
@@ -94,6 +97,26 @@ def test_a_storm_of_forks_is_ended(system: Running, monitor: Monitor) -> None:
     program.stop()
 
 
+def test_what_is_held_on_its_way_out_is_told(system: Running, monitor: Monitor) -> None:
+    """Killed, it stops once more, for who traces it (PTRACE_O_TRACEEXIT): it runs no more, and it is not gone. Nobody else waits for it."""
+    bystander = Obedient(system, "passes-by")
+    bystander.start()
+    program = Obedient(system, "is-held", constraints='[drift.on]\nanonymous_code = "terminate"\n')
+    pid = program.start()
+    monitor.begun(pid)
+    assert LIBC.ptrace(PTRACE_SEIZE, pid, None, PTRACE_O_TRACEEXIT) == 0
+    program.say(DRIFT)
+    os.waitpid(pid, WALL)
+    bystander.tell("pass")
+    done = monitor.response(monitor.finding(Finding.ANONYMOUS_CODE, pid))
+    assert (done.verified, done.processes) == (False, 1)
+    assert done.detail == f"reached, and still there: process {pid} in state t"
+    LIBC.ptrace(PTRACE_CONT, pid, None, None)
+    assert exit_of(program) == -signal.SIGKILL
+    program.stop()
+    bystander.stop()
+
+
 def test_what_is_suspended_is_nobodys_to_continue(system: Running, monitor: Monitor) -> None:
     """It stands; who sends it SIGCONT ends it, as it dies on its way to its first instruction."""
     program, done = drifted(system, monitor, "suspend")
@@ -120,13 +143,17 @@ def test_what_is_suspended_goes_on_when_root_says_so(system: Running, monitor: M
 
 
 def test_what_is_quarantined_executes_nothing(system: Running, monitor: Monitor) -> None:
-    """It goes on, and what it executes is refused, though it is authorized; so for what it forks."""
+    """It goes on, and what it executes is refused, though it is authorized; so for what it forked before, and forks then."""
     true = system.copy("/bin/true", "true-for-all")
     system.add(system.issue(true, name="true.json"))
-    program, done = drifted(system, monitor, "quarantine", f"{SPAWN};assert spawn({str(true)!r})==0")
-    assert done.verified
+    waits = f"r,w=os.pipe();c=os.fork() or (os.read(r,1),os._exit(-spawn({str(true)!r})))"
+    program, done = drifted(system, monitor, "quarantine", f"{SPAWN};assert spawn({str(true)!r})==0;{waits}")
+    assert (done.verified, done.processes) == (True, 2)
     program._expect("done")
     program.tell(f"assert spawn({str(true)!r})==-9")
+    program.tell("os.write(w,b'x');assert os.waitstatus_to_exitcode(os.waitpid(c,0)[1])==9")
+    program.tell(f"d=os.fork() or os._exit(-spawn({str(true)!r}))")
+    program.tell("assert os.waitstatus_to_exitcode(os.waitpid(d,0)[1])==9")
     refused = system.wait_for(
         Exec, lambda entry: entry.event.filename == str(true) and entry.event.verdict.name != "ALLOW"
     )
