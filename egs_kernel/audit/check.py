@@ -86,6 +86,8 @@ def verify(
     state = read_state(folder)
     if state is None and (folder / STATE).exists():
         raise corrupt(STATE, "it is no state; without it a start counts everything anew")
+    if state is not None and state.synced > state.size:
+        raise corrupt(STATE, f"{state.synced} of {state.size} entries are synced")
     walk = _Walk(reader, signed, published, state, progress)
     return walk.run()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from egs_kernel.audit import record, segments
 from egs_kernel.audit.check import verify
@@ -25,6 +26,7 @@ from egs_kernel.audit.layout import JOURNAL, STATE, segment_path, segments_of
 from egs_kernel.audit.lines import decode, encode
 from egs_kernel.audit.merkle import Frontier, leaf_hash
 from egs_kernel.audit.reader import Reader
+from egs_kernel.audit.state import State, read_state
 from egs_kernel.audit.tiles import Tile, pack_entry, unpack
 from egs_kernel.errors import RecordError
 from egs_kernel.model import Reason
@@ -92,7 +94,9 @@ def edits(draw: st.DrawFn, content: bytes) -> bytes:
 def expected(name: str, folder: Path) -> str:
     """What may be named when the file `name` was edited: it, or an entry that is in it."""
     firsts = [*segments_of(folder), SIZE + 1]
-    if name.startswith(JOURNAL):
+    if name == STATE:
+        entries = range(SIZE, SIZE + 1)  # where the record ends, when there should be more
+    elif name.startswith(JOURNAL):
         start = int(name.rpartition("/")[2])
         end = next(first for first in firsts if first > start)
         entries = range(start, end + 1)  # one more: where it ends, when its last frame is gone
@@ -110,15 +114,24 @@ def expected(name: str, folder: Path) -> str:
 @settings(max_examples=150)
 @given(data=st.data())
 def test_any_edit_of_any_file_is_found_and_its_place_is_named(whole: Path, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from([each for each in files_of(whole) if each != STATE]))
+    name = data.draw(st.sampled_from(files_of(whole)))
     content = (whole / name).read_bytes()
     changed = data.draw(edits(content))
     if changed == content:
         return
     with copied(whole) as folder:
         (folder / name).write_bytes(changed)
+        if name == STATE and says_the_same(read_state(folder), read_state(whole)):
+            return
         found = problem(folder, whole)
         assert re.search(expected(name, whole), found), (name, found)
+
+
+def says_the_same(state: State | None, other: State | None) -> bool:
+    """Spaces and an order are nothing that is said; nor is it to be relied on how much was synced at least."""
+    if state is None or other is None or state.synced > state.size:
+        return False
+    return replace(state, synced=0) == replace(other, synced=0)
 
 
 @settings(max_examples=60)
@@ -244,6 +257,7 @@ def root_of(lines: list[bytes]) -> bytes:
         {"size": SIZE + 1},
         {"root": "00" * 32},
         {"length": 5},
+        {"synced": SIZE + 1},
         {"tally": {"uses": {}, "revoked": {}, "lists": {}}},
         {"tally": {"uses": {"ab": [1, "2027-01-01T00:00:00Z"]}, "revoked": {}, "lists": {}}},
         {"v": 1},
