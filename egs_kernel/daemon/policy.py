@@ -152,5 +152,5 @@ def require_permitted(evaluation: Evaluation) -> None:
     raise Refused(
         Reason.POLICY_DENIED,
         f"the active policy set does not permit it here: {said}",
-        advice or "Look what it takes: egs policy explain",
+        advice or "Look what it takes: egs policy explain -- CMD",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def key(tmp_path: Path) -> Path:
 
 def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> Any:
     capsys.readouterr()
-    assert run(["policy", *words, "--json"]) == code
+    assert run(["policy", words[0], "--json", *words[1:]]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -117,6 +119,32 @@ def test_an_intent_is_explained(agents: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     run(["policy", "explain", str(intent), "--set", str(agents)])
     assert "decides  permit  agent-tools  (agents.cedar:3)" in capsys.readouterr().out
+
+
+def test_a_command_is_explained_as_it_would_be_asked_here(
+    agents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EGS_ROOT", str(agents.parent))
+    (agents.parent / "etc/egs").mkdir(parents=True)
+    (agents.parent / "etc/egs/egs.toml").write_text('host_id = "host-1"\n')
+    settings = agents / "policy.toml"
+    account = pwd.getpwuid(os.geteuid()).pw_name
+    text = settings.read_text().replace('"egs-agent"', f'"{account}"')
+    settings.write_text(text.replace('packages = ["git"]', f'paths = ["{Path("/bin/true").resolve()}"]'))
+    words = ("explain", "--set", str(agents), "--risk", "high")
+    answer = told(capsys, *words, "--", "true", "--now", code=1)
+    assert (answer["determining"], answer["requests"][0]["principal"]) == (
+        ["agent-high-risk"],
+        'Agent::"research"',
+    )
+    assert answer["approvals_needed"] is None
+    assert told(capsys, *words, "--purpose", "why", "true", code=1)["approvals_needed"] == 1
+    assert told(capsys, *words[:3], "--", "true", "--now")["effect"] == "permit"
+    assert told(capsys, *words[:3], "--", "/bin/false", code=1)["determining"] == []
+    assert error(capsys, *words, "--", "/no/such/program")[0] == "not_found"
+    settings.write_text(settings.read_text().replace('scopes = ["agents"]', 'scopes = ["*"]'))
+    assert "which scope" in error(capsys, *words, "--", "true")[1]
+    assert told(capsys, *words[:3], "--scope", "agents", "--", "true")["effect"] == "permit"
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,18 @@ def add_commands(commands: Commands) -> None:
 
     explain = words.add_parser(
         "explain",
-        help="what a set says to an intent, and why",
-        description="Ask a set about an intent (TOML, docs/policy.md), and tell which policies decide, what they advise, and "
-        "how many approvals it would take. Exits 1 when it is denied.",
+        help="what a set says to an intent, or to a command, and why",
+        description="Ask a set about an intent (TOML, docs/policy.md), or about a command as you would have it requested here and now. Tell "
+        "which policies decide, what they advise, and how many approvals it would take. Exits 1 when it is denied.",
     )
-    explain.add_argument("intent", type=Path, metavar="INTENT.toml")
+    explain.add_argument(
+        "what", nargs="+", metavar="INTENT.toml | CMD", help="one file NAME.toml; or a command, after --"
+    )
+    asked = explain.add_argument_group("what is said of a command")
+    asked.add_argument("--scope", metavar="S", help="default: the authority's, or that of the set")
+    asked.add_argument("--purpose", metavar="TEXT")
+    asked.add_argument("--ticket", metavar="ID")
+    asked.add_argument("--risk", choices=("low", "medium", "high", "critical"))
     _add_set(explain)
     explain.set_defaults(run=_explain)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,15 +18,16 @@ from egs_kernel.policy.source import parse_question
 if TYPE_CHECKING:
     import argparse
 
+    from egs_kernel.policy.questions import Question
     from egs_kernel.policy.sets import PolicySet
 
 _LARGEST_INTENT = 256 * 1024
 
 
 def explain(options: argparse.Namespace) -> int:
-    """What a set says to an intent."""
-    question = parse_question(str(options.intent), read_bytes(options.intent, _LARGEST_INTENT))
+    """What a set says to an intent, or to a command."""
     policy_set = read_set(options.set).parsed
+    question = _question(options, policy_set)
     whole = answer(policy_set, question)
     needed = approvals_needed(policy_set, question)
     asked = [
@@ -63,6 +65,15 @@ def explain(options: argparse.Namespace) -> int:
     if not whole.permitted:
         print_lines(["", _remedy(needed)])
     return ExitCode.DONE if whole.permitted else ExitCode.REFUSED
+
+
+def _question(options: argparse.Namespace, policy_set: PolicySet) -> Question:
+    if len(options.what) == 1 and options.what[0].endswith(".toml"):
+        path = Path(options.what[0])
+        return parse_question(str(path), read_bytes(path, _LARGEST_INTENT))
+    from egs_kernel.cli.policy.here import question_here  # noqa: PLC0415 - what commands take, files do not
+
+    return question_here(options, options.what, policy_set)
 
 
 def diff(options: argparse.Namespace) -> int:
