@@ -306,26 +306,23 @@ def system_launch(system: Running, artifact: Path, *command: str) -> subprocess.
 
 
 def test_an_artifact_that_expires_and_one_that_is_removed(system: Running, monitor: Monitor) -> None:
-    program = Obedient(system, "expires", more=("--valid-for", "3s"))
-    pid = program.start()
+    expires = Obedient(system, "expires", more=("--valid-for", "6s"))
+    removed = Obedient(system, "removed")
+    expiring, pid = expires.start(), removed.start()
     try:
+        monitor.begun(expiring)
         monitor.begun(pid)
-        monitor.finding(Finding.ARTIFACT_EXPIRED, pid)
-    finally:
-        program.stop()
-    program = Obedient(system, "removed")
-    pid = program.start()
-    try:
-        monitor.begun(pid)
-        system.instance.egs("artifacts", "remove", program.artifact_id)
+        system.instance.egs("artifacts", "remove", removed.artifact_id)
         monitor.finding(Finding.ARTIFACT_SUPERSEDED, pid)
+        monitor.finding(Finding.ARTIFACT_EXPIRED, expiring)
     finally:
-        program.stop()
+        expires.stop()
+        removed.stop()
 
 
 def test_what_is_overdue_while_the_daemon_stands_still(system: Running, monitor: Monitor) -> None:
     """The daemon ends it as a rule, in its own cgroup; the monitor does where it cannot."""
-    (system.folder / "wall.toml").write_text("[resources]\nwallSeconds = 3\n")
+    (system.folder / "wall.toml").write_text("[resources]\nwallSeconds = 5\n")
     sleep = system.copy("/usr/bin/sleep", "sleeps-too-long")
     artifact = system.issue(sleep, "--constraints", str(system.folder / "wall.toml"), name="wall.json")
     process = system_launch(system, artifact, str(sleep), "60")
