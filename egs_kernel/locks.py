@@ -30,7 +30,7 @@ def take(path: Path, taken: EgsError) -> int:
         EgsError: `taken`; another process has it.
         OSError: it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+    descriptor = _open(path)
     try:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) != _MODE:
             os.fchmod(descriptor, _MODE)  # of a version that made it for all to read
@@ -41,6 +41,19 @@ def take(path: Path, taken: EgsError) -> int:
             raise taken from error
         raise
     return descriptor
+
+
+def make(path: Path) -> None:
+    """Make the file, if there is none, for a process that may not.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    os.close(_open(path))
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
 
 
 @contextlib.contextmanager

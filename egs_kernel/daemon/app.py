@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import sdnotify
@@ -20,6 +21,7 @@ from egs_kernel.audit.record import Record
 from egs_kernel.checks.revocation import merged
 from egs_kernel.constraints.kernel_messages import KernelMessages, open_messages
 from egs_kernel.daemon.activating import Activating
+from egs_kernel.daemon.beat import Beat
 from egs_kernel.daemon.control import Control
 from egs_kernel.daemon.drift import Drift
 from egs_kernel.daemon.events import Events
@@ -30,6 +32,7 @@ from egs_kernel.daemon.host import Host, Settings
 from egs_kernel.daemon.journal import Journal
 from egs_kernel.daemon.judging import Judge
 from egs_kernel.daemon.launches import Launches
+from egs_kernel.daemon.lent import lend
 from egs_kernel.daemon.memory import give_back
 from egs_kernel.daemon.policy import Policy
 from egs_kernel.daemon.programs import Surveyor
@@ -50,7 +53,7 @@ from egs_kernel.gate.libraries import apply_library_roots
 from egs_kernel.gate.pins import Gate
 from egs_kernel.gate.scopes import apply_scopes
 from egs_kernel.gate.seal import claim
-from egs_kernel.locks import locked
+from egs_kernel.locks import locked, make
 from egs_kernel.model import Reason, Verdict
 from egs_kernel.ownership import require_private_folder
 from egs_kernel.posture import EMPTY_POLICY
@@ -83,6 +86,7 @@ async def serve(paths: Paths) -> None:
         paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         require_private_folder(paths.run_dir)
         stack.enter_context(locked(paths.daemon_lock, _running(paths)))
+        make(paths.monitor_lock)  # which its monitor could not, once the gate is sealed
         paths.artifacts.mkdir(mode=0o755, exist_ok=True)
         gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
         become_daemon(paths, gate.seal)
@@ -197,7 +201,9 @@ class _Daemon:
         self._standing.left = self._running.note
         judge.presented = self._running.note
         self._sealing = Sealing(paths, gate=gate, host=self._host, journal=journal)
-        drift = Drift(host=self._host, journal=journal, changed=self._standing.rescan)
+        drift = Drift(
+            host=self._host, journal=journal, beat=Beat(paths.run_dir), changed=self._standing.rescan
+        )
         self._running.told = drift.count
         witnesses = Witnesses(paths, host=self._host, journal=journal, keys=keys, clock=time.time)
         self._reports = Reports(
@@ -229,6 +235,7 @@ class _Daemon:
             keys=keys,
             witnesses=witnesses,
             drift=drift,
+            lend=partial(lend, gate),
             revoking=Revoking(
                 paths,
                 host=self._host,

@@ -19,14 +19,28 @@ _CHUNK: Final = 64 * 1024
 _A = TypeVar("_A", bound=protocol.Answer)
 
 
-def ask(paths: Paths, request: protocol.Request, expected: type[_A]) -> _A:
-    """Send a request and return the daemon's answer.
+def ask(
+    paths: Paths,
+    request: protocol.Request,
+    expected: type[_A],
+    *,
+    descriptor: int | None = None,
+    seconds: float = ANSWER_SECONDS,
+) -> _A:
+    """Send a request, and a copy of a descriptor if one is given, and return the daemon's answer.
+
+    Args:
+        paths: of the instance.
+        request: what is asked.
+        expected: the answer's type.
+        descriptor: whose copy goes along.
+        seconds: how long each part of the answer may take.
 
     Raises:
         Unreachable: there is no daemon, or it does not speak this protocol.
         EgsError: the daemon refused, or failed; with its reason and exit code.
     """
-    answer = _converse(paths, protocol.encode(request))
+    answer = _converse(paths, protocol.encode(request), descriptor, seconds)
     if isinstance(answer, protocol.Failure):
         raise refusal(answer)
     if not isinstance(answer, expected):
@@ -43,12 +57,14 @@ def refusal(answer: protocol.Failure) -> EgsError:
     return error
 
 
-def _converse(paths: Paths, request: bytes) -> protocol.Answer:
+def _converse(paths: Paths, request: bytes, descriptor: int | None, seconds: float) -> protocol.Answer:
     frames = protocol.FrameReader()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
-            daemon.settimeout(ANSWER_SECONDS)
+            daemon.settimeout(seconds)
             daemon.connect(str(paths.socket))
+            if descriptor is not None:
+                request = request[socket.send_fds(daemon, [request], [descriptor]) :]
             daemon.sendall(request)
             while (content := frames.next_frame()) is None:
                 data = daemon.recv(_CHUNK)

@@ -61,6 +61,7 @@ class Control:
         keys: LogKeys,
         witnesses: Witnesses,
         drift: Drift,
+        lend: Callable[[protocol.LentRequest, Connection], protocol.Answer],
         revoking: Revoking,
         activating: Activating,
         reload: Callable[[str, Peer], Awaitable[None]],
@@ -76,6 +77,7 @@ class Control:
         self._keys = keys
         self._witnesses = witnesses
         self._drift = drift
+        self._lend = lend
         self._revoking = revoking
         self._activating = activating
         self._reload = reload
@@ -113,6 +115,13 @@ class Control:
                 return self._holds.page(after)
             case protocol.DriftRequest():
                 return await self._drift.take(request)
+            case (
+                protocol.GovernedRequest()
+                | protocol.IdentifyRequest()
+                | protocol.RestrainRequest()
+                | protocol.GuardRequest()
+            ):
+                return self._lend(request, connection)
             case protocol.RevocationsRequest():
                 return self._reports.revocations()
             case protocol.PolicyRequest():

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.audit.entries import FindingEntry, ResponseEntry
+from egs_kernel.audit.lines import timestamp
 from egs_kernel.daemon import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from egs_kernel.audit.entries import Entry
+    from egs_kernel.daemon.beat import Beat
     from egs_kernel.daemon.host import Host
     from egs_kernel.daemon.journal import Journal
 
@@ -31,6 +34,7 @@ class Drift:
     Args:
         host: what this host can enforce.
         journal: the record.
+        beat: where it is noted that the monitor was heard.
         changed: called when the monitor came or went: artifacts are examined again.
 
     Attributes:
@@ -38,8 +42,9 @@ class Drift:
         responses: the same of responses, by word and whether they were verified.
     """
 
-    def __init__(self, *, host: Host, journal: Journal, changed: Callable[[], None]) -> None:
+    def __init__(self, *, host: Host, journal: Journal, beat: Beat, changed: Callable[[], None]) -> None:
         self._host = host
+        self._beat = beat
         self._journal = journal
         self._changed = changed
         self._silent: asyncio.TimerHandle | None = None
@@ -61,6 +66,7 @@ class Drift:
         self._heard()
         if request.reports:
             await self._journal.append(*request.reports)
+        self._beat.write(timestamp(time.time_ns()))
         return protocol.Done(message=f"{len(request.reports)} recorded")
 
     def count(self, reports: Iterable[Entry]) -> None:

@@ -15,7 +15,8 @@ import msgspec
 from egs_kernel.audit.entries import BaselineEntry, FindingEntry, ResponseEntry, WatchChange
 from egs_kernel.constraints.steps import Step
 from egs_kernel.errors import EgsError, ExitCode, Refused
-from egs_kernel.model import Reason
+from egs_kernel.gate.views import GovernedTask
+from egs_kernel.model import FileIdentity, Reason
 
 MAX_FRAME: Final = 1024 * 1024
 _HEADER: Final = struct.Struct(">I")
@@ -148,6 +149,32 @@ class DriftRequest(_Request, frozen=True, kw_only=True, tag="drift"):
     reports: tuple[FindingEntry | ResponseEntry | WatchChange | BaselineEntry, ...] = ()
 
 
+class GovernedRequest(_Request, frozen=True, kw_only=True, tag="governed"):
+    """Which processes does the gate govern, by number beyond `after`; or is it `pid`? For the monitor of a sealed gate. Root only."""
+
+    after: int = 0
+    pid: int = 0
+
+
+class IdentifyRequest(_Request, frozen=True, kw_only=True, tag="identify"):
+    """Which file is the descriptor that comes with this, as the gate sees it? For the monitor of a sealed gate. Root only."""
+
+
+class RestrainRequest(_Request, frozen=True, kw_only=True, tag="restrain"):
+    """Mark a process of an execution, or take that back. For the monitor of a sealed gate. Root only."""
+
+    pid: int
+    execution: int
+    how: Literal["quarantine", "suspend", "resume"]
+
+
+class GuardRequest(_Request, frozen=True, kw_only=True, tag="guard"):
+    """Attach the guards of what is suspended. For the monitor of a sealed gate. Root only."""
+
+
+LentRequest = GovernedRequest | IdentifyRequest | RestrainRequest | GuardRequest
+
+
 class WitnessRequest(_Request, frozen=True, kw_only=True, tag="witness"):
     """What a witness (its verifier key) answered to the record's checkpoint. Root, and who may read the record.
 
@@ -183,6 +210,10 @@ Request = (
     | RotateLogKeyRequest
     | WitnessRequest
     | DriftRequest
+    | GovernedRequest
+    | IdentifyRequest
+    | RestrainRequest
+    | GuardRequest
 )
 
 
@@ -417,6 +448,25 @@ class HoldsAnswer(_Answer, frozen=True, kw_only=True, tag="holds"):
     more: bool = False
 
 
+class GovernedAnswer(_Answer, frozen=True, kw_only=True, tag="governed"):
+    """Processes of the gate's table, by number. `more`: ask again, after the last of these."""
+
+    tasks: tuple[GovernedTask, ...]
+    more: bool = False
+
+
+class IdentityAnswer(_Answer, frozen=True, kw_only=True, tag="identity"):
+    """The file behind the descriptor."""
+
+    file: FileIdentity
+
+
+class RestrainAnswer(_Answer, frozen=True, kw_only=True, tag="restrain"):
+    """Whether it is so: the process is marked, all guards are there."""
+
+    done: bool
+
+
 Answer = (
     Failure
     | Go
@@ -428,6 +478,9 @@ Answer = (
     | HoldsAnswer
     | RevocationsAnswer
     | PolicyAnswer
+    | GovernedAnswer
+    | IdentityAnswer
+    | RestrainAnswer
 )
 
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -17,6 +17,7 @@ from egs_kernel.daemon.server import wait_readable
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Response
 from egs_kernel.gate import abi
+from egs_kernel.gate.grants import QUARANTINED
 from egs_kernel.gate.trees import is_populated, kill_tree
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.001
 _EMPTY_LOOKS: Final = 3
 """How often nobody must be found: who forks and exits may be where a walk through the table has been already."""
-_QUARANTINE_KEY: Final = 1
-"""The key of an artifact that no grant has: the first bytes of a SHA-256 are not that, but by a miracle."""
 
 
 class Done(NamedTuple):
@@ -143,7 +142,7 @@ class Restraint:
             task for task in self._members(execution) if confined.get(task.pid) != task.execution
         ]:
             for task in fresh:
-                self._gate.restrain(task.pid, task.execution, abi.Restrain.QUARANTINE, _QUARANTINE_KEY)
+                self._gate.restrain(task.pid, task.execution, abi.Restrain.QUARANTINE, QUARANTINED)
                 confined[task.pid] = task.execution
         return Done(verified=True, processes=len(confined))
 

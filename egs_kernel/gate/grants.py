@@ -81,6 +81,10 @@ def raw_digest(digest: str) -> ctypes.Array[ctypes.c_uint8]:
     return (ctypes.c_uint8 * 32)(*bytes.fromhex(digest))
 
 
+QUARANTINED: Final = 1
+"""The key of an artifact that there is not: the first bytes of a SHA-256 are not that, but by a miracle. No grant is for its children."""
+
+
 def artifact_key(artifact_id: str) -> int:
     """What the gate knows an artifact by: the first 8 bytes of its id (artifact_key of bpf/gate.bpf.c)."""
     return int.from_bytes(bytes.fromhex(artifact_id)[:8], "little")

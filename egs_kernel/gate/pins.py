@@ -6,6 +6,7 @@ did (events, counters), and decides nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from egs_kernel.errors import GateError, Refused
+from egs_kernel.errors import GateError, HostLacks, Refused
 from egs_kernel.gate import abi, libbpf
 from egs_kernel.gate.events import file_identity, parse_event
 from egs_kernel.gate.granting import Granting, GrantTables
@@ -332,6 +333,12 @@ class Gate:
             key: for a quarantine, the key of an artifact that no grant has.
         """
         return bool(libbpf.run_program(self._programs["restrain_task"], (pid, execution, int(how), key)))
+
+    def guard(self) -> bool:
+        """Attach the guards of what is suspended, as far as this kernel has them; whether all of them are there."""
+        with contextlib.suppress(HostLacks):
+            self.holds.attach_guards()
+        return not self.holds.missing_guards()
 
     def scope_of(self, pid: int) -> str | None:
         """The scope that governs a process; None when none does."""

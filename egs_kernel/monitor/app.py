@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,17 +18,17 @@ from egs_kernel.audit.entries import WatchChange
 from egs_kernel.audit.lines import timestamp
 from egs_kernel.config import load_config
 from egs_kernel.daemon import protocol
+from egs_kernel.daemon.beat import Beat
 from egs_kernel.daemon.client import ask
 from egs_kernel.drift.baselines import Baselines
 from egs_kernel.drift.compare import Context, Found
 from egs_kernel.drift.observations import Queue
 from egs_kernel.errors import EgsError
 from egs_kernel.findings import Finding
-from egs_kernel.gate.pins import Gate
 from egs_kernel.locks import locked
 from egs_kernel.model import Reason
-from egs_kernel.monitor.beat import Beat
 from egs_kernel.monitor.files import Digests, Trust
+from egs_kernel.monitor.hands import MonitorGate, is_sealed
 from egs_kernel.monitor.processes import Reader
 from egs_kernel.monitor.report import Reporter
 from egs_kernel.monitor.respond import Responder
@@ -41,11 +42,12 @@ from egs_kernel.monitor.watch import Watch, boot_now
 from egs_kernel.ownership import require_private_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from egs_kernel.drift.observations import Source
     from egs_kernel.drift.rules import Rules
     from egs_kernel.model import ExecEvent
+    from egs_kernel.monitor.hands import Hands
     from egs_kernel.paths import Paths
 
 _AT_ONCE: Final = 256
@@ -72,9 +74,9 @@ def serve(paths: Paths, *, once: bool = False) -> None:
         paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         require_private_folder(paths.run_dir)
         stack.enter_context(locked(paths.monitor_lock, _running(paths)))
-        gate = stack.enter_context(contextlib.closing(Gate.open(paths.pins)))
+        gate = stack.enter_context(contextlib.closing(MonitorGate(paths)))
         rules = load_rules(paths)
-        monitor = Monitor(paths, gate, rules)
+        monitor = Monitor(paths, gate, rules, look=gate.look)
         stack.callback(monitor.close)
         monitor.start()
         if once:
@@ -95,11 +97,13 @@ def _running(paths: Paths) -> EgsError:
 class Monitor:
     """Wires the parts; everything but handing reports over is done by the thread that calls `run`."""
 
-    def __init__(self, paths: Paths, gate: Gate, rules: Rules) -> None:
+    def __init__(
+        self, paths: Paths, gate: Hands, rules: Rules, *, look: Callable[[], None] = lambda: None
+    ) -> None:
         self._paths = paths
         self._gate = gate
         self._rules = rules
-        self._beat = Beat(paths.run_dir / "monitor.beat")
+        self._beat = Beat(paths.run_dir)
         self._reporter = Reporter(self._send)
         self._tail = Tail(paths.record)
         self._baselines = Baselines()
@@ -116,14 +120,16 @@ class Monitor:
             reporter=self._reporter,
             catch_up=self._catch_up,
         )
-        self._sources: list[Source] = open_sources(paths, rules, self._watch.named_files)
+        self._sources: list[Source] = open_sources(
+            paths, rules, self._watch.named_files, partial(is_sealed, paths)
+        )
         self._queue = Queue()
         self._sweep = Sweep(
             gate=gate,
             baselines=self._baselines,
             watch=self._watch,
             reader=reader,
-            refresh=(trust.refresh, sockets.refresh),
+            refresh=(look, trust.refresh, sockets.refresh),
         )
         self._ending = False
 
@@ -310,7 +316,6 @@ class Monitor:
 
     def _send(self, request: protocol.DriftRequest) -> None:
         ask(self._paths, request, protocol.Done)
-        self._beat.write(_now(), self._baselines.boot_id)
 
 
 @contextlib.contextmanager

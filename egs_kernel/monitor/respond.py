@@ -20,6 +20,7 @@ from egs_kernel.errors import EgsError, HostLacks
 from egs_kernel.findings import Response
 from egs_kernel.gate.abi import Restrain
 from egs_kernel.gate.cgroups import cgroup_mount, cgroup_of, processes_below
+from egs_kernel.gate.grants import QUARANTINED
 from egs_kernel.gate.trees import PREFIX, kill_tree
 from egs_kernel.monitor.trees import held_open, tree_of
 
@@ -27,11 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from egs_kernel.drift.baselines import Baselines
-    from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.views import GovernedTask
+    from egs_kernel.monitor.hands import Hands
 
-QUARANTINED: Final = 1
-"""The key of an artifact that there is not: no grant is for its children. egsd's responses use the same."""
 _ROUNDS: Final = 4
 """Before the cgroup is frozen."""
 _SECONDS: Final = 5.0
@@ -62,7 +61,7 @@ class Responder:
         catch_up: has the baselines take in what the record has by now.
     """
 
-    def __init__(self, gate: Gate, baselines: Baselines, catch_up: Callable[[], None]) -> None:
+    def __init__(self, gate: Hands, baselines: Baselines, catch_up: Callable[[], None]) -> None:
         self._gate = gate
         self._baselines = baselines
         self._catch_up = catch_up
@@ -117,9 +116,7 @@ class Responder:
         return Outcome(verified=False, processes=len(touched), detail=_why(members, touched))
 
     def _suspend(self, execution: int) -> Outcome:
-        with contextlib.suppress(HostLacks):  # without guards a stop is all there is, and is told so
-            self._gate.holds.attach_guards()
-        guarded = not self._gate.holds.missing_guards()
+        guarded = self._gate.guard()  # without them a stop is all there is, and is told so
         touched: set[int] = set()
         for members in self._rounds(execution):
             own = self._own_cgroups(members)

@@ -11,8 +11,8 @@ from egs_kernel.daemon import protocol
 from egs_kernel.daemon.client import ask
 from egs_kernel.drift.baselines import Baselines
 from egs_kernel.errors import EgsError
-from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Reason
+from egs_kernel.monitor.hands import MonitorGate
 from egs_kernel.monitor.respond import Responder
 from egs_kernel.monitor.tail import Tail
 
@@ -31,7 +31,7 @@ def resume(paths: Paths, execution: int) -> Outcome:
         raise EgsError(Reason.NOT_PERMITTED, "only root lets a suspended program go on", "Run as root.")
     baselines = Baselines()
     number = 0
-    with contextlib.closing(Gate.open(paths.pins)) as gate, contextlib.closing(Tail(paths.record)) as tail:
+    with contextlib.closing(MonitorGate(paths)) as gate, contextlib.closing(Tail(paths.record)) as tail:
 
         def catch_up() -> None:
             nonlocal number

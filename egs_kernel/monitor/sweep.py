@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from egs_kernel.drift.baselines import Baselines
     from egs_kernel.drift.states import ProcessState
-    from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.views import GovernedTask
+    from egs_kernel.monitor.hands import Hands
     from egs_kernel.monitor.processes import Reader
     from egs_kernel.monitor.watch import Watch
 
@@ -35,7 +35,7 @@ class Sweep:
     def __init__(
         self,
         *,
-        gate: Gate,
+        gate: Hands,
         baselines: Baselines,
         watch: Watch,
         reader: Reader,

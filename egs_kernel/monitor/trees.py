@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from egs_kernel.drift.baselines import Baselines
-    from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.views import GovernedTask
+    from egs_kernel.monitor.hands import Hands
 
 
 def tree_of(execution: int, tasks: list[GovernedTask], baselines: Baselines) -> list[GovernedTask]:
@@ -49,7 +49,7 @@ def _belongs(number: int, execution: int, baselines: Baselines) -> bool:
 
 
 @contextlib.contextmanager
-def held_open(task: GovernedTask, gate: Gate) -> Iterator[int | None]:
+def held_open(task: GovernedTask, gate: Hands) -> Iterator[int | None]:
     """A pidfd of a task's process, which no other process ever is behind; None: it is gone, or of another execution."""
     try:
         pidfd = os.pidfd_open(task.pid)

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from egs_kernel.drift.baselines import Baseline, Baselines
     from egs_kernel.drift.observations import Observation
     from egs_kernel.drift.states import ProcessState
-    from egs_kernel.gate.pins import Gate
     from egs_kernel.gate.views import GovernedTask
     from egs_kernel.model import ExecEvent
     from egs_kernel.monitor.files import Digests
+    from egs_kernel.monitor.hands import Hands
     from egs_kernel.monitor.processes import Reader
     from egs_kernel.monitor.report import Reporter
     from egs_kernel.monitor.respond import Responder
@@ -74,7 +74,7 @@ class Watch:
     def __init__(  # noqa: PLR0913 - the composition root wires it, once
         self,
         *,
-        gate: Gate,
+        gate: Hands,
         baselines: Baselines,
         context: Context,
         reader: Reader,

@@ -37,7 +37,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
 @pytest.fixture
 def source(loaded: Instance) -> Iterator[GateIntegrity]:
-    found = GateIntegrity(loaded.paths)
+    found = GateIntegrity(loaded.paths, lambda: False)
     assert list(found.sweep()) == [], "as it was loaded"
     yield found
     assert list(found.sweep()) == [], "the test has put everything back"
@@ -141,10 +141,27 @@ def test_a_note_that_is_gone(loaded: Instance, source: GateIntegrity) -> None:
     moved.rename(note)
 
 
+def test_a_sealed_gate_is_not_looked_at(loaded: Instance, source: GateIntegrity) -> None:
+    """It keeps itself, and who looks is refused: what was found before stays, and nothing is found because of that."""
+    name = gate_links(loaded)[0]
+    pin = loaded.paths.pins / name
+    link = libbpf.open_pin(pin)
+    sealed = True
+    kept = GateIntegrity(loaded.paths, lambda: sealed)
+    pin.unlink()
+    assert list(kept.sweep()) == []
+    sealed = False
+    assert shown(list(kept.sweep())) == [(Finding.GATE_LINK_LOST, name, GONE)]
+    libbpf.pin(link, pin)
+    os.close(link)
+    kept.close()
+    list(source.read())
+
+
 def test_a_gate_that_is_unloaded(instance: Instance) -> None:
     """By whomever: nothing is enforced any more."""
     instance.load_gate().close()
-    source = GateIntegrity(instance.paths)
+    source = GateIntegrity(instance.paths, lambda: False)
     assert list(source.sweep()) == []
     instance.egs("gate", "unload")
     assert (Finding.GATE_LINK_LOST, "link_*", GONE) in told(source)

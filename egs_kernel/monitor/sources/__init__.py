@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def open_sources(paths: Paths, rules: Rules, named: Callable[[], Iterable[str]]) -> list[Source]:
+def open_sources(
+    paths: Paths, rules: Rules, named: Callable[[], Iterable[str]], sealed: Callable[[], bool]
+) -> list[Source]:
     """Every source that this host has, open. What it has not is said in the log: the sweeps go on without.
 
     Args:
         paths: of the instance.
         rules: what is watched.
         named: the paths of the files that artifacts of running executions name.
+        sealed: whether the gate is.
     """
     makers: dict[str, Callable[[], Source]] = {
-        "the gate's integrity": lambda: GateIntegrity(paths),
+        "the gate's integrity": lambda: GateIntegrity(paths, sealed),
         "drift events": lambda: DriftEvents(DriftGate.open(paths.pins), lambda: daemon_of(paths)),
         "changes of files": lambda: WatchedFiles(named),
         "settings of the kernel": lambda: Sysctls(rules.sysctls),

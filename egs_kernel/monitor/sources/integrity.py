@@ -20,7 +20,7 @@ from egs_kernel.gate.inventory import foreign_users, take_inventory
 from egs_kernel.gate.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from egs_kernel.drift.observations import Observation
     from egs_kernel.paths import Paths
@@ -34,12 +34,14 @@ class GateIntegrity:
 
     Args:
         paths: where the gate's pins and its manifest are.
+        sealed: whether the gate is: then it keeps itself, and lets nobody look.
     """
 
     name = "integrity"
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, sealed: Callable[[], bool]) -> None:
         self._paths = paths
+        self._sealed = sealed
         self._watcher = Watcher(partial(self._pin_changed, ""))
         self._told: dict[str, tuple[str, str]] = {}
         self._changed = False
@@ -88,6 +90,9 @@ class GateIntegrity:
         self._changed |= name in ("", self._paths.gate_manifest.name)
 
     def _differences(self) -> dict[str, tuple[str, str]]:
+        """What is not as it was noted; of a sealed gate what was found before."""
+        if self._sealed():
+            return self._told
         try:
             noted = read_manifest(self._paths.gate_manifest).objects
         except EgsError as error:
@@ -96,6 +101,8 @@ class GateIntegrity:
             differences = compare_objects(noted, take_inventory(self._paths.pins))
             users = foreign_users(self._paths.pins, noted)
         except OSError as error:
+            if isinstance(error, PermissionError) and self._sealed():
+                return self._told  # since just now
             return {"pins": ("", f"cannot be looked at: {error}")} | self._lost_links()
         return differences | {name: ("", f"uses {maps} of the gate") for name, maps in users.items()}
 

@@ -1,30 +1,34 @@
-"""When the monitor was last there: a file that outlives it, so that the next one can say for how long nobody watched."""
+"""When the monitor was last heard: a file that outlives both, so that the next monitor can say for how long nobody watched.
+
+The daemon writes it: while a gate is sealed, nobody else could.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_NAME: Final = "monitor.beat"
+
 
 class _Said(msgspec.Struct, frozen=True):
     time: str
-    boot_id: str
 
 
 class Beat:
-    """The file. What the record says counts as well; of both, the later."""
+    """The file in a run folder. What the record says counts as well; of both, the later."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _NAME
 
-    def write(self, time: str, boot_id: str) -> None:
+    def write(self, time: str) -> None:
         """The monitor is there now. Not synced: after a power loss it is another boot, and nothing ran."""
-        fresh = self._path.with_name(f"{self._path.name}.new")
-        fresh.write_bytes(msgspec.json.encode(_Said(time, boot_id)))
+        fresh = self._path.with_name(f"{_NAME}.new")
+        fresh.write_bytes(msgspec.json.encode(_Said(time)))
         fresh.replace(self._path)
 
     def last(self, recorded: str | None) -> str:
