@@ -66,6 +66,23 @@ class Reader:
                 return size
             return self._published()
 
+    @property
+    def first(self) -> int:
+        """The first entry that was not moved to cold storage: the oldest bundles go first, and some stay.
+
+        Raises:
+            EgsError: the record is missing or may not be read.
+        """
+        with _explained(self.folder):
+            low, high = 0, next(iter(segments_of(self.folder)), 0) // WIDTH
+            while low < high:
+                middle = (low + high) // 2 if low else 0  # as a rule nothing was moved
+                if find(self.folder, self.cold, Tile(None, middle)) is None:
+                    low = middle + 1
+                else:
+                    high = middle
+            return low * WIDTH
+
     def lines(self, since: int = 0) -> Iterator[bytes]:
         """Entries (their bytes) from number `since` on, to the last one that is there.
 

@@ -146,6 +146,11 @@ class Record:
         return self._durable.size
 
     @property
+    def first(self) -> int:
+        """The first entry that is here: those before it were moved to cold storage."""
+        return Reader(self._folder).first
+
+    @property
     def length(self) -> int:
         """Bytes of those entries."""
         return self._counted.length

@@ -26,7 +26,7 @@ from egs_kernel.audit.entries import (
     Part,
     Verification,
 )
-from egs_kernel.audit.parts import envelope_of
+from egs_kernel.audit.parts import REFERENCE, envelope_of
 from egs_kernel.audit.tally import Tally
 from egs_kernel.errors import EgsError, RecordError
 from egs_kernel.gate.grants import artifact_key
@@ -103,12 +103,17 @@ class Journal:
         ]
 
     def artifacts(self, keys: Collection[int]) -> list[tuple[ArtifactChange, tuple[str, ...]]]:
-        """The artifacts with these keys (gate/grants.py), whole, with the signers that counted. Reads a disk: for a thread."""
+        """The artifacts with these keys (gate/grants.py), whole, with the signers that counted. Reads a disk: for a thread.
+
+        Those whose entries were moved to cold storage are not found.
+        """
         wanted = set(keys)
         changes: dict[str, ArtifactChange] = {}
         signers: dict[str, tuple[str, ...]] = {}
         parts: list[Part] = []
-        for item in self._record.read(0):
+        first = self._record.first
+        whole_parts = not first  # what is in parts may be here in part
+        for item in self._record.read(first):
             entry = item.entry
             if isinstance(entry, Part):
                 parts.append(entry)
@@ -117,12 +122,14 @@ class Journal:
                 isinstance(entry, ArtifactChange)
                 and entry.envelope
                 and artifact_key(entry.artifact_id) in wanted
+                and (whole_parts or not entry.envelope.startswith(REFERENCE))
             ):
                 whole = envelope_of(entry.envelope, parts)
                 changes[entry.artifact_id] = msgspec.structs.replace(entry, envelope=whole)
             elif isinstance(entry, Verification) and entry.artifact_id in changes and entry.signers:
                 signers[entry.artifact_id] = entry.signers
             parts.clear()
+            whole_parts = True
         return [(change, signers.get(name, ())) for name, change in changes.items()]
 
     def delay(self) -> float:

@@ -6,10 +6,9 @@ import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from egs_kernel.audit.frames import frames_in
-from egs_kernel.audit.layout import JOURNAL, find, segment_path, segments_of
+from egs_kernel.audit.layout import JOURNAL, segment_path, segments_of
 from egs_kernel.audit.lines import decode
 from egs_kernel.audit.reader import Reader
-from egs_kernel.audit.tiles import WIDTH, Tile
 from egs_kernel.daemon.watch import FILE, FOLDER, Watcher
 from egs_kernel.errors import RecordError
 from egs_kernel.model import Reason
@@ -77,23 +76,12 @@ class Tail:
 
     def _catch_up(self) -> Iterator[Recorded]:
         """From wherever it stands, bundles included; then the journal is followed from its last file on."""
-        self.seq = max(self.seq, self._first_here())
+        self.seq = max(self.seq, self._reader.first)
         for line in self._reader.lines(self.seq):
             yield from self._decoded(line)
         firsts = segments_of(self._folder)
         if firsts:
             self._open(firsts[-1])
-
-    def _first_here(self) -> int:
-        """The first entry that was not moved to cold storage: the oldest bundles go first."""
-        low, high = 0, next(iter(segments_of(self._folder)), 0) // WIDTH
-        while low < high:
-            middle = (low + high) // 2 if low else 0  # as a rule nothing was moved
-            if find(self._folder, None, Tile(None, middle)) is None:
-                low = middle + 1
-            else:
-                high = middle
-        return low * WIDTH
 
     def _open(self, first: int) -> None:
         if self._file is not None:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from egs_kernel.audit import record, segments
+from egs_kernel.audit.archive import move_bundles
 from egs_kernel.audit.entries import ArtifactChange, DaemonStopped, Decision
 from egs_kernel.audit.files import Files
 from egs_kernel.audit.layout import JOURNAL
+from egs_kernel.audit.parts import INLINE_BYTES
 from egs_kernel.audit.record import Record
 from egs_kernel.daemon.journal import Journal
 from egs_kernel.errors import RecordError
+from egs_kernel.gate.grants import artifact_key
 from egs_kernel.model import GrantKind, Reason, Verdict
 from tests import recording
 
@@ -51,6 +55,36 @@ class Hooked(Files):
 
 def open_record(folder: Path, sync: Callable[[int], None] = os.fdatasync) -> Record:
     return recording.open_record(folder / "record", files=Hooked(sync))
+
+
+@pytest.mark.parametrize("before", [100, 249, 254])
+def test_artifacts_are_found_as_far_as_their_entries_were_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """A daemon that starts again looks for what its executions run by; most of the record may be in cold storage."""
+    long = "x" * (INLINE_BYTES + 1)  # in parts, of which the first are moved, or all but the entry itself
+    old, newer = (
+        ArtifactChange(action="presented", artifact_id=digit * 64, envelope=text)
+        for digit, text in (("a", long), ("b", long))
+    )
+
+    async def found() -> set[str]:
+        journal = Journal(open_record(tmp_path))
+        wanted = {artifact_key(change.artifact_id) for change in (old, newer)}
+        changes = await asyncio.to_thread(journal.artifacts, wanted)
+        await journal.close()
+        return {change.artifact_id[0] for change, _signers in changes if change.envelope == long}
+
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(record, "TRIM_FILES", 1)
+    stopped = DaemonStopped(cause="x")
+    with recording.open_record(tmp_path / "record", in_background=False) as opened:
+        for entries in ([stopped] * before, [old], [stopped] * 300, [newer], [stopped] * 300, [stopped]):
+            opened.append(entries)
+            opened.publish()
+    assert asyncio.run(found()) == {"a", "b"}
+    assert move_bundles(tmp_path / "record", tmp_path / "cold", 256) == 256
+    assert asyncio.run(found()) == {"b"}
 
 
 def test_what_is_handed_in_counts_at_once_and_after_a_restart(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_what_was_moved_to_cold_storage_is_not_missed(tmp_path: Path) -> None:
     segment_path(tmp_path, 512).parent.mkdir(exist_ok=True)
     segment_path(tmp_path, 512).touch()
     with closing(Tail(tmp_path)) as tail:
-        assert tail._first_here() == 0
+        assert tail._reader.first == 0
         oldest = find(tmp_path, None, Tile(None, 0))
         assert oldest is not None
         oldest.unlink()
-        assert tail._first_here() == 256
+        assert tail._reader.first == 256
