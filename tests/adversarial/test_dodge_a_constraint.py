@@ -116,6 +116,34 @@ time.sleep(60)
 }
 """What launchers do between "go" and their exec, which could undo what was attested."""
 
+HELPER: Final = """
+libc, launcher = ctypes.CDLL(None), os.getpid()
+(told, tell), (answered, answer) = os.pipe(), os.pipe()
+helper = os.fork()
+if helper == 0:
+    os.close(tell)  # else it would not end with the launcher
+    {first}
+    os.write(answer, b"x")
+    if os.read(told, 1):
+        {then}
+        os.write(answer, b"x")
+    os._exit(0)
+os.close(answer)
+os.read(answered, 1)
+"""
+"""A process that the launcher makes before it is restricted, and that it asks for something later."""
+
+NAMESPACE: Final = (
+    HELPER.format(first="assert libc.unshare(0x10000000) == 0", then="pass")
+    + """
+for name in ("uid_map", "gid_map"):
+    with open(f"/proc/{helper}/{name}", "w") as file:
+        file.write("0 0 4294967295")
+namespace = os.open(f"/proc/{helper}/ns/user", os.O_RDONLY)
+"""
+)
+"""Its user namespace: root has all capabilities there, whatever it gave up outside."""
+
 FIXED: Final = {
     "another folder": ("--cwd", 'os.chdir("/")'),
     "another environment": ("--env", 'os.environ["MORE"] = "1"'),
@@ -162,6 +190,31 @@ def test_what_is_undone_before_the_exec_is_seen(acts: Acts, lie: str) -> None:
     done = acts.lie(acts.issue(ALL), _before_exec(BEFORE_EXEC[lie]), "files", "1")
     never_armed = done.returncode == refusal(Reason.NO_GRANT).code
     assert (done.returncode < 0 or never_armed, done.stdout) == (True, ""), done
+
+
+def test_who_has_all_capabilities_again_before_the_exec_is_seen(running: Running, acts: Acts) -> None:
+    lie = NAMESPACE + _before_exec("assert libc.setns(namespace, 0x10000000) == 0")
+    free = acts.lie(acts.issue('[process]\numask = "0077"\n'), lie, "files", "1")
+    assert (free.returncode, free.stdout) == (0, "done\n"), free
+    done = acts.lie(acts.issue('[process]\numask = "0077"\ncapabilities = "none"\n'), lie, "files", "1")
+    assert (done.returncode, done.stdout) == (-9, ""), done
+    running.wait_for_decisions(Reason.CONSTRAINT_NOT_ATTESTED)
+
+
+def test_who_leaves_its_cgroup_before_the_exec_does_not_execute(running: Running, acts: Acts) -> None:
+    away = running.instance.cgroup.child("elsewhere")
+    before = HELPER.format(
+        first="pass", then=f'print(launcher, file=open({str(away.procs)!r}, "w"), flush=True)'
+    )
+    act = 'os.write(tell, b"x")\nassert os.read(answered, 1)'
+    artifact = acts.issue("[resources]\nwallSeconds = 600\n")
+    done = acts.lie(artifact, before + _before_exec(act), "files", "1")
+    assert (done.returncode, done.stdout) == (refusal(Reason.CGROUP_MISMATCH).code, ""), done
+    refused = running.wait_for_exec(acts.program, refusal(Reason.CGROUP_MISMATCH).verdict)
+    assert refused[-1].event.reason is Reason.CGROUP_MISMATCH
+    away.folder.rmdir()
+    honest = acts.lie(artifact, before, "files", "1")
+    assert (honest.returncode, honest.stdout) == (0, "done\n"), honest
 
 
 @pytest.mark.parametrize("lie", FIXED, ids=str)
