@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -17,12 +18,14 @@ from egs_kernel.gate.pins import Gate
 from egs_kernel.model import TaskIdentity
 from egs_kernel.processes import start_ticks
 from tests.drifting import Watched, watched_instance
-from tests.harness import COMMAND_SECONDS
+from tests.harness import COMMAND_SECONDS, compile_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.kernel
+
+NO_RINGS: Final = (errno.ENOSYS, errno.EPERM)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,24 @@ def test_o21_a_process_that_was_only_moved_in(watched: Watched) -> None:
         watched.told()
         watched.run("writes_directly", str(pid), address, governed=False)
         assert watched.told() == []
+
+
+def test_o21_by_a_ring(watched: Watched, tmp_path: Path) -> None:
+    """Open: io_uring opens the memory and writes it, and there is no call that an event could tell of."""
+    rings = compile_program("rings", tmp_path)
+    with watched.victim() as (pid, address):
+        done = subprocess.run([str(rings), f"/proc/{pid}/mem", address], check=False, timeout=COMMAND_SECONDS)
+        if done.returncode in NO_RINGS:
+            pytest.skip("this kernel has no io_uring for us")
+        assert done.returncode == 0
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+            memory.seek(int(address, 16))
+            assert memory.read(9) == b"rewritten"
+        assert watched.told() == []
+        watched.run("writes_memory", f"/proc/{pid}/mem", address, governed=False)
+        assert [event.suspicion for event in watched.told_of(pid)] == [Finding.MEMORY_WRITTEN], (
+            "by calls it is"
+        )
 
 
 def test_o21_a_daemon_that_was_taken_over(watched: Watched) -> None:

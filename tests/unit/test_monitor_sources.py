@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from egs_kernel.drift.observations import FileEvent, HostEvent, HostState, Observation, Source
+from egs_kernel.drift.observations import FileEvent, HostEvent, HostState, Lost, Observation, Source
 from egs_kernel.findings import Finding
 from egs_kernel.monitor.sources.clock import SMALLEST, Clock
 from egs_kernel.monitor.sources.files import WatchedFiles
@@ -111,6 +111,24 @@ def test_many_writes_are_one_event(followed: tuple[WatchedFiles, Path]) -> None:
     for number in range(200):
         path.write_text(str(number))
     assert len(events(told(source))) == 1
+
+
+def test_more_changes_than_the_kernel_keeps_are_lost_and_the_sweep_has_the_file(tmp_path: Path) -> None:
+    """Of two files by turns, as the same change twice is kept once."""
+    paths = [tmp_path / name for name in ("one", "other")]
+    for path in paths:
+        path.write_text("as signed\n")
+    source = WatchedFiles(lambda: map(str, paths))
+    list(source.sweep())
+    room = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    with paths[0].open("w") as one, paths[1].open("w") as other:
+        for _ in range(room // 2 + 1):
+            os.pwrite(one.fileno(), b"x", 0)
+            os.pwrite(other.fileno(), b"x", 0)
+    paths[0].unlink()
+    found = told(source)
+    assert [event.count for event in found if isinstance(event, Lost)] == [1]
+    assert (str(paths[0]), True) in events([*found, *source.sweep()])
 
 
 # -- the kernel --------------------------------------------------------------------------------------
