@@ -27,6 +27,8 @@ from tests.harness import BIN, COMMAND_SECONDS, PATIENCE, REPOSITORY, Instance
 SECONDS: Final = 20.0 * PATIENCE
 
 _E = TypeVar("_E", bound=EntryType)
+_ISSUER: Final[dict[str, tuple[bytes, int]]] = {}
+"""The files of the key that every system of the tests trusts: content and mode by name."""
 
 
 class Running:
@@ -37,11 +39,26 @@ class Running:
         self.folder = folder
         self.daemon: subprocess.Popen[str] | None = None
         self._watcher = Watcher(lambda: None)
-        instance.egs("keys", "generate", "--name", "issuer", "--out", str(folder))
-        instance.egs("trust", "add", str(folder / "issuer.pub"), "--role", "issuer", "--scope", "test")
+        self._trust_an_issuer()
         instance.paths.artifacts.mkdir(mode=0o755)
         instance.egs("gate", "load")
         self.start()
+
+    def _trust_an_issuer(self) -> None:
+        """By the real commands once; every other system has the same key, by the same files."""
+        trust = self.instance.paths.trust
+        if _ISSUER:
+            trust.mkdir(mode=0o755, exist_ok=True)
+            for name, (content, mode) in _ISSUER.items():
+                path = (self.folder if name.startswith("issuer.") else trust) / name
+                path.write_bytes(content)
+                path.chmod(mode)
+            return
+        self.instance.egs("keys", "generate", "--name", "issuer", "--out", str(self.folder))
+        public = str(self.folder / "issuer.pub")
+        self.instance.egs("trust", "add", public, "--role", "issuer", "--scope", "test")
+        for path in (self.folder / "issuer.key", self.folder / "issuer.pub", *trust.iterdir()):
+            _ISSUER[path.name] = path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
 
     # -- the daemon ------------------------------------------------------------------------------
 
