@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from egs_kernel.config import (
     CONFIG_LIMIT,
+    AuthorityConfig,
     Config,
     ScopeConfig,
     load_config,
@@ -146,6 +147,29 @@ def test_any_text_is_a_duration_or_refused(text: str) -> None:
         assert parse_duration(text, "x") > 0
     except UsageError:
         return
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"url": "http://authority.example.org"}, "does not begin with https://"),
+        ({"certificate": "client.pem"}, "'client.pem' is no absolute path"),
+        ({"svid": "token"}, "authority.svid: 'token' is no absolute path"),
+        ({"colour": "red"}, "unknown field `colour`"),
+    ],
+)
+def test_an_authority_that_cannot_be_asked(changes: dict[str, str], named: str) -> None:
+    said = {"url": "https://authority.example.org", "certificate": "/c", "key": "/k", "ca": "/a"}
+
+    def table(**more: str) -> bytes:
+        return "\n".join(
+            ("[authority]", *(f'{name} = "{value}"' for name, value in (said | more).items()))
+        ).encode()
+
+    assert parse_config(table()).authority == AuthorityConfig(**said)
+    with pytest.raises(UsageError) as error:
+        parse_config(table(**changes))
+    assert named in error.value.message
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("30d", 2_592_000)])
