@@ -14,10 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from egs_kernel.audit.keyfiles import read_private, write_private
 from egs_kernel.errors import EgsError
 from egs_kernel.model import Reason
-from egs_kernel.sslib import SSlibKey
+from egs_kernel.sslib import CryptoSigner, SSlibKey
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from egs_kernel.sslib import Signer
 
 
 def open_host_key(folder: Path, host_id: str) -> str:
@@ -54,6 +56,15 @@ def read_host_key(folder: Path, host_id: str) -> str | None:
     """
     path = _path(folder, host_id)
     return _id_of(read_private(path)) if path.exists() else None
+
+
+def host_signer(folder: Path, host_id: str) -> Signer:
+    """What signs with this host's key.
+
+    Raises:
+        EgsError: there is none, it cannot be read, or others could have read it.
+    """
+    return CryptoSigner(read_private(_path(folder, host_id)))
 
 
 def _path(folder: Path, host_id: str) -> Path:

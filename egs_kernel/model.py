@@ -184,6 +184,9 @@ class Reason(IntEnum):
     REVOCATION_LIST_STALE = 118  # the scope demands a list that is new enough, and there is none
     PROPOSAL_INVALID = 119  # not a proposal of artifacts, or something that cannot be proposed
 
+    # Hosts that are proven.
+    HOST_STATEMENT_INVALID = 140  # what a host signed of who asks there does not count, or is missing
+
     @property
     def code(self) -> str:
         """The stable text form, as in JSON, metrics and messages."""

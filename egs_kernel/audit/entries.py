@@ -424,8 +424,8 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
 
     `principal` is who asked, as the kernel or a certificate says; `intent` the canonical JSON of what was asked for, and
     `intent_digest` its SHA-256; `program_kind` is what the program does with its arguments; `unit` the systemd unit of
-    who asked, `spiffe_id` what an SVID proved that is valid until before `svid_expires`; `renews` the artifact that it is
-    to follow.
+    who asked, `spiffe_id` what an SVID proved that is valid until before `svid_expires`; `host_key` is the id of the key that
+    proved the host; `renews` the artifact that it is to follow.
     """
 
     request: str
@@ -438,6 +438,7 @@ class Submission(Entry, frozen=True, kw_only=True, tag="submission"):
     unit: str | None = None
     spiffe_id: str | None = None
     svid_expires: str | None = None
+    host_key: str | None = None
     idempotency_key: str | None = None
     renews: str | None = None
 

@@ -113,7 +113,14 @@ class Api:
             kind = await loop.run_in_executor(None, self._measurer.check, body.intent)
         return await self._decided(
             self._service.ask(
-                Ask(asker=asker, document=body.intent, kind=kind, asked_at=body.asked_at, key=key)
+                Ask(
+                    asker=asker,
+                    document=body.intent,
+                    kind=kind,
+                    asked_at=body.asked_at,
+                    key=key,
+                    host_statement=body.host_statement,
+                )
             )
         )
 

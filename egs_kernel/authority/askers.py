@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Asker:
     """A principal. `uid` None: it asked over HTTPS, by a certificate; else `unit` is its systemd unit.
 
-    `spiffe_id` was proven by an SVID that is valid until before `expires`.
+    `spiffe_id` was proven by an SVID that is valid until before `expires`; `host_key` is the id of the key by which its host was.
     """
 
     principal: str
@@ -43,6 +43,7 @@ class Asker:
     unit: str | None = None
     spiffe_id: str | None = None
     expires: datetime | None = None
+    host_key: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -83,7 +84,13 @@ def asker_again(known: Known) -> Asker:
     _, _, name = known.principal.partition(":")
     expires = None if known.svid_expires is None else parse_time(known.svid_expires)
     if known.uid is None or known.gid is None:
-        return Asker(principal=known.principal, name=name, spiffe_id=known.spiffe_id, expires=expires)
+        return Asker(
+            principal=known.principal,
+            name=name,
+            spiffe_id=known.spiffe_id,
+            expires=expires,
+            host_key=known.host_key,
+        )
     groups = os.getgrouplist(name, known.gid)
     return Asker(
         principal=known.principal,
@@ -94,6 +101,7 @@ def asker_again(known: Known) -> Asker:
         unit=known.unit,
         spiffe_id=known.spiffe_id,
         expires=expires,
+        host_key=known.host_key,
     )
 
 

@@ -153,7 +153,7 @@ def statement_of(  # noqa: PLR0913 - what an artifact is made of, by name
             st.Identity(
                 uid=intent.uid,
                 spiffe_id=draft.asker.spiffe_id,
-                hosts=(intent.host,) if intent.host else (),
+                hosts=(draft.asker.host_key or intent.host,) if intent.host else (),
             )
         ),
         intent=st.DeclaredIntent(

@@ -71,10 +71,14 @@ class IntentDocument(Strict, frozen=True):
 
 
 class NewRequest(Strict, frozen=True):
-    """The body of a new request. `asked_at` is the asker's clock: a wrong one is told, not guessed around."""
+    """The body of a new request. `asked_at` is the asker's clock: a wrong one is told, not guessed around.
+
+    `host_statement` is what the asker's host signed of it (artifact/hosts.py), for an authority on another one.
+    """
 
     intent: IntentDocument
     asked_at: Time
+    host_statement: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
 
 
 class Renewal(Strict, frozen=True):

@@ -61,6 +61,7 @@ def submission(case: Case, key: str | None) -> entries.Submission:
         unit=case.draft.asker.unit,
         spiffe_id=case.draft.asker.spiffe_id,
         svid_expires=None if case.draft.asker.expires is None else format_time(case.draft.asker.expires),
+        host_key=case.draft.asker.host_key,
         idempotency_key=key,
         renews=case.renews,
     )

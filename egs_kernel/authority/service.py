@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from egs_kernel.authority.askers import asker_again
 from egs_kernel.authority.deciding import rule
 from egs_kernel.authority.desk import Result
 from egs_kernel.authority.drafts import Draft, complete, statement_of
+from egs_kernel.authority.hosts import prove_host
 from egs_kernel.authority.intent import decode_intent, encode_intent, intent_digest
 from egs_kernel.authority.known import (
     answer_of,
@@ -62,7 +63,10 @@ Work = Callable[["Session"], Result[Answer]]
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A request as it came in. `asked_at`: the asker's clock; `renews`: the artifact that it is to follow."""
+    """A request as it came in. `asked_at`: the asker's clock; `renews`: the artifact that it is to follow.
+
+    `host_statement`: what the asker's host signed of it.
+    """
 
     asker: Asker
     document: IntentDocument
@@ -70,6 +74,7 @@ class Ask:
     asked_at: str
     key: str | None = None
     renews: str | None = None
+    host_statement: str | None = None
 
 
 class Service:
@@ -95,8 +100,9 @@ class Service:
             try:
                 _require_same_time(session, ask.asked_at)
                 rules = session.rules
-                document = complete(ask.document, ask.asker, rules.settings, rules.host_id)
-                draft = Draft(asker=ask.asker, intent=document, kind=ask.kind)
+                asker = _on_its_host(session, ask)
+                document = complete(ask.document, asker, rules.settings, rules.host_id)
+                draft = Draft(asker=asker, intent=document, kind=ask.kind)
                 case = Case(request, draft, intent_digest(encode_intent(document)), ask.renews)
                 before = _before(session, ask, case)
                 if before is not None:
@@ -129,7 +135,9 @@ class Service:
                 return _denied(session, asker, error, [])
             assert known is not None  # noqa: S101 - for the type checker
             ask = Ask(
-                asker=asker,
+                asker=replace(
+                    asker, host_key=known.host_key
+                ),  # the same host: the artifact is for nobody without its key
                 document=decode_intent(known.intent),
                 kind=ProgramKind(known.kind),
                 asked_at=asked_at,
@@ -381,6 +389,32 @@ def _before(session: Session, ask: Ask, case: Case) -> Answer | None:
     if known.action == "denied" and Reason(known.reason) not in _LASTING:
         return None  # what stood in the way then may be gone
     return answer_of(session, known)
+
+
+def _on_its_host(session: Session, ask: Ask) -> Asker:
+    """Who asks, with the host that is proven, if one is. Where hosts need not be enrolled, a stranger's key proves none.
+
+    Raises:
+        Refused: what the host signed does not count; or nothing was signed, and hosts have to be enrolled.
+    """
+    settings = session.rules.settings
+    enrolled = settings.https is not None and settings.https.enrolled_hosts
+    if ask.host_statement is not None:
+        tolerance = timedelta(seconds=settings.clock_tolerance)
+        try:
+            found = prove_host(ask.host_statement, ask.document, session.rules.trust, session.now, tolerance)
+        except Refused as error:
+            if enrolled or error.reason is not Reason.KEY_UNTRUSTED:
+                raise
+        else:
+            return replace(ask.asker, host_key=found)
+    if enrolled and not ask.asker.is_local and ask.asker.host_key is None:
+        raise Refused(
+            Reason.HOST_STATEMENT_INVALID,
+            "nothing proves which host asks, and here hosts have to be enrolled",
+            "Ask with egs request or egs run on a host where egsd runs; docs/identity.md says how a host is enrolled.",
+        )
+    return ask.asker
 
 
 def _require_same_time(session: Session, asked_at: str) -> None:

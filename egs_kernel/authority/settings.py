@@ -32,13 +32,15 @@ _Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
 class HttpsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """HTTPS for other hosts: where, with which certificate, and whose certificates are clients'. All are PEM files.
 
-    Without `client_ca` clients show X.509-SVIDs, which the host's trust bundles verify.
+    Without `client_ca` clients show X.509-SVIDs, which the host's trust bundles verify. With `enrolled_hosts` a request needs
+    a statement by the key of a host that is enrolled (authority/hosts.py).
     """
 
     listen: str
     certificate: str
     key: str
     client_ca: str | None = None
+    enrolled_hosts: bool = False
 
 
 class _Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

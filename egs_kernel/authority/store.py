@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, principal TEXT NOT NULL, idempotency_key TEXT, intent_digest TEXT NOT NULL, intent TEXT NOT NULL,
     scope TEXT NOT NULL, renews TEXT, action TEXT NOT NULL, reason INTEGER NOT NULL, detail TEXT NOT NULL,
     required INTEGER NOT NULL, until TEXT NOT NULL, artifact TEXT, envelope TEXT, at INTEGER NOT NULL,
-    uid INTEGER, gid INTEGER, kind TEXT NOT NULL, unit TEXT, spiffe_id TEXT, svid_expires TEXT
+    uid INTEGER, gid INTEGER, kind TEXT NOT NULL, unit TEXT, spiffe_id TEXT, svid_expires TEXT, host_key TEXT
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS by_key ON requests (principal, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_artifact ON requests (artifact) WHERE artifact IS NOT NULL;
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS spent (
 """
 _COLUMNS: Final = (
     "id, principal, idempotency_key, intent_digest, intent, scope, renews, action, reason, detail, required, until, "
-    "artifact, envelope, at, uid, gid, kind, unit, spiffe_id, svid_expires"
+    "artifact, envelope, at, uid, gid, kind, unit, spiffe_id, svid_expires, host_key"
 )
 _MINUTE: Final = 60
 
@@ -83,6 +83,7 @@ class Known:
     unit: str | None
     spiffe_id: str | None
     svid_expires: str | None
+    host_key: str | None
 
 
 class Store:
@@ -166,7 +167,8 @@ class Store:
         row = (entry.request, entry.principal, entry.idempotency_key, entry.intent_digest, entry.intent)
         more = (entry.scope, entry.renews, "asked", int(Reason.AUTHORIZED), "", 0, "", None, None, at)
         who = (None, None) if entry.peer is None else (entry.peer.uid, entry.peer.gid)
-        values = (*row, *more, *who, entry.program_kind, entry.unit, entry.spiffe_id, entry.svid_expires)
+        proven = (entry.unit, entry.spiffe_id, entry.svid_expires, entry.host_key)
+        values = (*row, *more, *who, entry.program_kind, *proven)
         self._sql.execute(f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(values))})", values)
 
     def _answered(self, entry: Issuance) -> None:

@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from egs_kernel.artifact.statement import format_time
 from egs_kernel.cli.asking import Remote, ask
 from egs_kernel.cli.intended import intent_of, random_key
 from egs_kernel.config import Config, load_config
-from egs_kernel.errors import EgsError, ExitCode, Refused, UsageError
+from egs_kernel.errors import EgsError, ExitCode, Refused, Unreachable, UsageError
 from egs_kernel.launch import Stop, read_svid
 from egs_kernel.model import Reason
 from egs_kernel.paths import Paths
@@ -69,6 +71,28 @@ def config_of(paths: Paths) -> Config:
     return load_config(paths.config) if os.access(paths.config, os.R_OK) else Config()
 
 
+def proven_by_host(paths: Paths, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request with what this host signs of it; as it is where no egsd runs, or where no intent is.
+
+    Raises:
+        EgsError: egsd refused.
+    """
+    from egs_kernel.authority.intent import (  # noqa: PLC0415 - for those alone who ask elsewhere
+        IntentDocument,
+        encode_intent,
+        intent_digest,
+    )
+    from egs_kernel.daemon import client, protocol  # noqa: PLC0415 - as above
+
+    try:
+        digest = intent_digest(encode_intent(msgspec.convert(body["intent"], IntentDocument)))
+        request = protocol.HostStatementRequest(intent_digest=digest)
+        answer = client.ask(paths, request, protocol.HostStatementAnswer)
+    except (Unreachable, ValueError):  # the authority says whether it takes that
+        return body
+    return body | {"hostStatement": answer.statement}
+
+
 def authorized(program: str, argv: list[str], svid: str | None = None) -> tuple[bytes, str | None] | None:
     """For `egs run`: the artifact that an authority gives for this launch, and the SVID to show with it; None: there is no authority.
 
@@ -117,8 +141,8 @@ def _from_elsewhere(
             "egs run --svid FILE; or name the file as svid in [authority] of egs.toml (docs/identity.md).",
         )
     intent = intent_of(program, argv) | {"host": host_id(config), "uid": os.geteuid()}
-    remote = _remote(named)
-    return _artifact(ask(paths, "POST", "/v1/requests", _body(intent), key=random_key(), remote=remote)), svid
+    body, remote = proven_by_host(paths, _body(intent)), _remote(named)
+    return _artifact(ask(paths, "POST", "/v1/requests", body, key=random_key(), remote=remote)), svid
 
 
 def _body(intent: dict[str, Any]) -> dict[str, Any]:

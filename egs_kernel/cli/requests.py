@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from egs_kernel.artifact.statement import format_time
 from egs_kernel.audit.describe import printable
 from egs_kernel.cli.asking import Remote, ask
-from egs_kernel.cli.elsewhere import add_options, host_here, remote_of, waits
+from egs_kernel.cli.elsewhere import add_options, host_here, proven_by_host, remote_of, waits
 from egs_kernel.cli.files import replace_file
 from egs_kernel.cli.intended import intent_of, random_key
 from egs_kernel.cli.output import print_json, print_lines
@@ -103,6 +103,8 @@ def run_request(options: argparse.Namespace) -> int:
             "intent": _intent(options, remote),
             "askedAt": format_time(datetime.now(UTC)),
         }
+        if remote is not None and options.host is None:
+            asked = proven_by_host(paths, asked)
         key, svid = options.key or random_key(), _svid(options)
         answer = ask(paths, "POST", "/v1/requests", asked, key=key, remote=remote, svid=svid)
     if answer.get("state") == "pending" and options.wait is not None:
@@ -197,6 +199,7 @@ def _intent(options: argparse.Namespace, remote: Remote | None) -> dict[str, Any
         raise UsageError(Reason.NOT_FOUND, stop.message, "Check the command.") from stop
     intent = intent_of(program, command)
     seconds = None if options.valid_for is None else parse_duration(options.valid_for, "--valid-for")
+    here = options.host is None and remote is not None  # an authority elsewhere is told where that is
     asked = {
         "scope": options.scope,
         "validFor": seconds,
@@ -204,7 +207,8 @@ def _intent(options: argparse.Namespace, remote: Remote | None) -> dict[str, Any
         "purpose": options.purpose,
         "ticket": options.ticket,
         "risk": options.risk,
-        "host": host_here() if options.host is None and remote is not None else options.host,
+        "host": host_here() if here else options.host,
+        "uid": os.geteuid() if here else None,
     }
     return intent | {name: value for name, value in asked.items() if value is not None}
 

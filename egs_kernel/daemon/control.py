@@ -13,12 +13,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel import verify
+from egs_kernel.artifact.hosts import sign_host_statement
 from egs_kernel.artifact.statement import format_time
 from egs_kernel.audit.entries import LogKeyChange, Peer
 from egs_kernel.daemon import protocol
 from egs_kernel.daemon.host import now
 from egs_kernel.durable import sync_folder
 from egs_kernel.errors import EgsError, Refused
+from egs_kernel.hostkey import host_signer
 from egs_kernel.model import Reason
 
 if TYPE_CHECKING:
@@ -41,7 +43,12 @@ if TYPE_CHECKING:
 
 _SETTLE_SECONDS: Final = 100.0
 _LONGEST_OVERLAP: Final = 10 * 366 * 86400
-_FOR_EVERYONE: Final = protocol.LaunchRequest | protocol.StatusRequest | protocol.ProcessesRequest
+_FOR_EVERYONE: Final = (
+    protocol.LaunchRequest
+    | protocol.StatusRequest
+    | protocol.ProcessesRequest
+    | protocol.HostStatementRequest
+)
 
 
 class Control:
@@ -126,6 +133,8 @@ class Control:
                 return self._reports.revocations()
             case protocol.PolicyRequest():
                 return self._policy()
+            case protocol.HostStatementRequest(intent_digest=digest):
+                return self._host_statement(digest, peer.uid)
         return await self._change(request, Peer(peer.task.pid, peer.uid, peer.gid))
 
     async def _change(self, request: protocol.Request, peer: Peer) -> protocol.Done:  # noqa: C901, PLR0911, PLR0912 - one a request
@@ -159,6 +168,13 @@ class Control:
                 return await self._witnesses.take(request)
             case _:
                 raise protocol.protocol_error("this message answers nothing that was said")
+
+    def _host_statement(self, digest: str, uid: int) -> protocol.HostStatementAnswer:
+        """That this user asks here: the user whom the kernel names, and nobody else's word for it."""
+        host = self._host.settings.host_id
+        signer = host_signer(self._paths.host_keys, host)
+        statement = sign_host_statement(signer, host_id=host, uid=uid, intent_digest=digest, now=now())
+        return protocol.HostStatementAnswer(statement=statement)
 
     def _policy(self) -> protocol.PolicyAnswer:
         policy = self._host.policy

@@ -51,6 +51,12 @@ class ReadyRequest(_Request, frozen=True, kw_only=True, tag="ready"):
     """The launcher has done the steps that it was sent."""
 
 
+class HostStatementRequest(_Request, frozen=True, kw_only=True, tag="host_statement"):
+    """Sign with the host's key that the asking user asks for the intent with this SHA-256 (hex)."""
+
+    intent_digest: str
+
+
 class StatusRequest(_Request, frozen=True, kw_only=True, tag="status"):
     """How is it going?"""
 
@@ -191,6 +197,7 @@ class WitnessRequest(_Request, frozen=True, kw_only=True, tag="witness"):
 Request = (
     LaunchRequest
     | ReadyRequest
+    | HostStatementRequest
     | StatusRequest
     | ProcessesRequest
     | ArtifactsRequest
@@ -241,6 +248,12 @@ class Done(_Answer, frozen=True, kw_only=True, tag="done"):
 
     message: str
     id: str = ""
+
+
+class HostStatementAnswer(_Answer, frozen=True, kw_only=True, tag="host_statement"):
+    """What the host's key signed: an envelope, for an authority on another host."""
+
+    statement: str
 
 
 class PolicyAnswer(_Answer, frozen=True, kw_only=True, tag="policy"):
@@ -478,6 +491,7 @@ Answer = (
     | HoldsAnswer
     | RevocationsAnswer
     | PolicyAnswer
+    | HostStatementAnswer
     | GovernedAnswer
     | IdentityAnswer
     | RestrainAnswer

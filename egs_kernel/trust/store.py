@@ -48,6 +48,7 @@ class Role(Enum):
     REVOKER = "revoker"  # signs what is taken back
     POLICY = "policy"  # signs policy sets
     APPROVER = "approver"  # agrees to what somebody asks of the authority
+    HOST = "host"  # says who asks on the host that has it
 
 
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.artifact.hosts import PAYLOAD_TYPE, parse_host_statement
 from egs_kernel.gate.cgroups import cgroup_mount
 from tests.harness import Cgroup
 from tests.running import Running
@@ -133,6 +138,48 @@ def test_a_unit_is_the_one_that_the_system_started(system: Running, program: Pat
         with cgroup(*path) as inside:
             assert outcome(system, artifact, program, preexec_fn=inside.enter) == "identity_mismatch"
     assert outcome(system, artifact, program) == "identity_mismatch"
+
+
+# -- a user ------------------------------------------------------------------------------------------
+
+ASK = """
+import json, socket, struct, sys
+content = json.dumps({"op": "host_statement", "intent_digest": "ab" * 32, **json.loads(sys.argv[2])}).encode()
+with socket.socket(socket.AF_UNIX) as egsd:
+    egsd.connect(sys.argv[1])
+    egsd.sendall(struct.pack(">I", len(content)) + content)
+    answer = egsd.makefile("rb")
+    print(answer.read(*struct.unpack(">I", answer.read(4))).decode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "more", "reason"),
+    [
+        (65534, {}, ""),
+        (0, {}, ""),
+        (65534, {"uid": 0}, "protocol_error"),
+        (65534, {"intent_digest": "/etc/shadow"}, "host_statement_invalid"),
+    ],
+)
+def test_the_host_gives_its_word_for_nobody_else(
+    system: Running, user: int, more: dict[str, Any], reason: str
+) -> None:
+    """What its key signs for an authority elsewhere names the user whom the kernel names."""
+    words = [
+        os.path.realpath(sys.executable),
+        "-IS",
+        "-c",
+        ASK,
+        str(system.instance.paths.socket),
+        json.dumps(more),
+    ]
+    said = subprocess.run(words, capture_output=True, text=True, check=True, user=user, cwd="/", timeout=60)
+    answer = json.loads(said.stdout)
+    assert answer.get("reason", "") == reason
+    if not reason:
+        statement = parse_host_statement(parse_envelope(answer["statement"].encode(), PAYLOAD_TYPE).payload)
+        assert (statement.uid, statement.intent_digest) == (user, "ab" * 32)
 
 
 # -- half a signature --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from egs_kernel.artifact.envelope import parse_envelope
+from egs_kernel.artifact.statement import parse_statement
 from egs_kernel.audit.entries import Issuance, Request
 from egs_kernel.trust import keys, store
 from tests.authorities import AUTHORITY, Home
@@ -115,3 +118,38 @@ def test_over_https_it_is_the_same(system: Running, home: Home) -> None:
         assert (ended.returncode, "[authority_unreachable]" in ended.stderr) == (4, True), ended.stderr
     finally:
         config.write_text(before)
+
+
+def test_an_enrolled_host_is_known_by_its_key(system: Running, home: Home) -> None:
+    """Egsd signs who asks here; the authority, elsewhere, believes this host's key and gives an artifact for it alone."""
+    program, config = system.copy("/bin/true", "enrolled"), system.instance.paths.config
+    details = json.loads(system.instance.egs("status", "--json").stdout)["details"]
+    (key,) = system.instance.paths.host_keys.iterdir()
+    public = str(system.folder / "host.pub")
+    before, settings = config.read_text(), system.instance.paths.authority_config.read_text()
+
+    def launch() -> subprocess.CompletedProcess[str]:
+        """By an authority that has read everything anew."""
+        home.stop()
+        home.start(listeners=2)
+        config.write_text(before + home.named(svid=svid(system)))
+        return system.run("--", str(program))
+
+    try:
+        system.instance.paths.authority_config.write_text(f"{settings}enrolled_hosts = true\n")
+        ended = launch()
+        assert (ended.returncode, "[key_untrusted]" in ended.stderr) == (126, True), ended.stderr
+        system.instance.egs("keys", "public", "--key", str(key), "--out", public)
+        named = ("--role", "host", "--scope", "*", "--name", details["host_id"])
+        system.instance.egs("trust", "add", public, *named)
+        ended = launch()
+        assert ended.returncode == 0, ended.stderr
+        issued = parse_statement(parse_envelope(home.of(Issuance)[-1].envelope.encode()).payload)
+        assert issued.predicate.identity is not None
+        assert issued.predicate.identity.hosts == (details["host_key"],)
+        system.instance.egs("trust", "revoke", details["host_key"])
+        ended = launch()
+        assert (ended.returncode, "[key_not_valid_now]" in ended.stderr) == (126, True), ended.stderr
+    finally:
+        config.write_text(before)
+        system.instance.paths.authority_config.write_text(settings)
