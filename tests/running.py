@@ -235,12 +235,26 @@ class Running:
 
     def wait_for_file(self, path: Path) -> None:
         """Return when something is at `path`."""
-        self._watcher.add(path.parent, FOLDER, lambda _name: None)
+        self._wait_in(path.parent, path.exists)
+
+    def wait_for_metric(self, *words: str, value: str = "") -> None:
+        """Return when the metrics have a line with these words that ends so: they are written every few seconds."""
+        path = self.instance.paths.metrics
+
+        def said() -> bool:
+            lines = path.read_text().splitlines() if path.exists() else []
+            return any(line.endswith(value) and all(word in line for word in words) for line in lines)
+
+        self._wait_in(path.parent, said)
+
+    def _wait_in(self, folder: Path, done: Callable[[], bool]) -> None:
+        self._watcher.add(folder, FOLDER, lambda _name: None)
         deadline = time.monotonic() + SECONDS
-        while not path.exists() and (left := deadline - time.monotonic()) > 0:
+        while not done():
+            left = deadline - time.monotonic()
+            assert left > 0, self.log()
             select.select([self._watcher.fileno()], [], [], left)
             self._watcher.dispatch()
-        assert path.exists(), self.log()
 
     def log(self) -> str:
         """What the daemon said."""

@@ -374,10 +374,7 @@ def test_metrics_and_memory(running: Running) -> None:
     program = running.copy("/bin/true", "program")
     running.add(running.issue(program))
     assert [running.inside(str(program)) for _ in range(2)] == [0, 0]
-    metrics = running.instance.paths.run_dir / "metrics.prom"
-    running.wait_for_file(metrics)
-    lines = [line for line in metrics.read_text().splitlines() if line.startswith("egs_decisions_total{")]
-    assert [line.split()[-1] for line in lines if 'reason="authorized"' in line] == ["2.0"]
+    running.wait_for_metric("egs_decisions_total{", 'reason="authorized"', value=" 2.0")
     status = Path(f"/proc/{running.pid}/status").read_text()
     resident = int(status.split("VmRSS:")[1].split()[0])
     assert resident <= 48 * 1024, f"{resident} kB"

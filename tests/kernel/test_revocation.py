@@ -375,12 +375,7 @@ def test_what_its_artifact_says_is_done_and_seen_to_be_so(system: Running, respo
     assert finding.rule == "artifact"
     if response != "alert":
         return
-    system.wait_for_file(system.instance.paths.metrics)
-    deadline = time.monotonic() + SECONDS
-    counted = f'response="{response}",verified="true"'
-    while counted not in system.instance.paths.metrics.read_text():
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.1)
+    system.wait_for_metric(f'response="{response}",verified="true"')
 
 
 def continued(process: subprocess.Popen[str]) -> None:
