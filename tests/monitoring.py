@@ -71,6 +71,11 @@ class Monitor:
         self._process.send_signal(how)
         return self._process.wait(SECONDS)
 
+    def end(self) -> None:
+        """End it, if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+
     def log(self) -> str:
         """What it said."""
         return (self._running.folder / "monitor.log").read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from egs_kernel.audit.entries import FindingEntry, ResponseEntry
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import processes_below
 from egs_kernel.monitor.tail import Tail
-from tests.bench import machine
+from tests.bench import audit_daemon, machine
 from tests.bench.part import Part
 from tests.bench.report import table
 from tests.bench.stats import Summary, summarize
@@ -47,6 +46,8 @@ class Drift(msgspec.Struct, frozen=True):
         resident_bytes: of the monitor, with all of them.
         suspended: milliseconds from the event to the end of a verified suspension.
         terminated: the same of a termination.
+        auditd: why it was not measured; "": it was.
+        beside: what it costs, beside the monitor.
     """
 
     date: str
@@ -63,11 +64,13 @@ class Drift(msgspec.Struct, frozen=True):
     terminated: Summary
     auditd: str
     load: float
+    beside: audit_daemon.Beside | None = None
 
 
-def measure(_folder: Path, quick: bool) -> Drift:  # noqa: FBT001 - what a part is called with
+def measure(folder: Path, quick: bool) -> Drift:  # noqa: FBT001 - what a part is called with
     """What it costs at rest, then how soon it responds."""
     processes, rounds, interval = (50, _QUICK, 5) if quick else (PROCESSES, _FULL, INTERVAL)
+    execs = 100 if quick else 2000
     with running_on_disk(drift="required") as running:
         monitor = Monitor(running, f'interval = "{interval}s"\n')
         monitor.start("nice", "-n", "-10")  # as its unit has it
@@ -82,8 +85,12 @@ def measure(_folder: Path, quick: bool) -> Drift:  # noqa: FBT001 - what a part 
             _clear(running, crowd)
             suspended = _responses(running, monitor, "suspend", Finding.ANONYMOUS_CODE, rounds)
             terminated = _responses(running, monitor, "terminate", Finding.NAMESPACE_CHANGED, rounds)
+            why, beside = audit_daemon.missing(), None
+            if not why:
+                say(f"auditd: {execs} execs")
+                beside = audit_daemon.compare(running, folder / "auditd", monitor.pid, monitor.stop, execs)
         finally:
-            monitor.stop()
+            monitor.end()
         described = machine.describe(running.instance.paths.record)
     return Drift(
         date=datetime.now(UTC).date().isoformat(),
@@ -99,7 +106,8 @@ def measure(_folder: Path, quick: bool) -> Drift:  # noqa: FBT001 - what a part 
         suspended=summarize(suspended),
         terminated=summarize(terminated),
         load=os.getloadavg()[1],
-        auditd="there" if shutil.which("auditd") else "not installed on this machine",
+        auditd=why,
+        beside=beside,
     )
 
 
@@ -203,9 +211,18 @@ def render(measured: Drift) -> str:
         _times("event to verified suspension", measured.suspended),
         _times("event to verified termination", measured.terminated),
     ]
+    beside = f"auditd beside it: {measured.auditd}." if measured.beside is None else _beside(measured.beside)
     return (
         f"{measured.date}, version {measured.version}, {measured.machine.cpu}, kernel {measured.machine.kernel}, {measured.machine.cores} cores, load average {measured.load:.1f}.\n\n"
-        f"{table(rows[0], rows[1:])}\n\nauditd beside it: {measured.auditd}."
+        f"{table(rows[0], rows[1:])}\n\n{beside}"
+    )
+
+
+def _beside(beside: audit_daemon.Beside) -> str:
+    return (
+        f"auditd beside it, for each of {beside.execs:,} programs that were forked and executed: the monitor {beside.monitor_us:.0f} µs of "
+        f"processor time, auditd {beside.auditd_us:.0f} µs ({beside.records:.1f} records), a ratio of {beside.ratio:.1f}; "
+        f"resident {beside.auditd_bytes / 2**20:.0f} MiB. auditd writes down what happened, and compares nothing."
     )
 
 
