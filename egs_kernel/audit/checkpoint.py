@@ -50,8 +50,8 @@ class Checkpoint(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """The text that is signed."""
-        lines = (self.origin, str(self.size), encode_base64(self.root), *self.extensions)
-        return "".join(f"{line}\n" for line in lines)
+        further = "".join(f"{line}\n" for line in self.extensions) if self.extensions else ""
+        return f"{self.origin}\n{self.size}\n{encode_base64(self.root)}\n{further}"
 
     def sign(self, *signers: Signer) -> bytes:
         """The published form, signed by each key.

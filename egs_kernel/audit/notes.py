@@ -7,6 +7,7 @@ verifier does not know it ignores, and what a key that it knows did not sign it 
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import re
 from dataclasses import dataclass
@@ -272,7 +273,7 @@ def is_name(name: str) -> bool:
 
 def encode_base64(content: bytes) -> str:
     """Standard base64, with padding."""
-    return base64.b64encode(content).decode()
+    return binascii.b2a_base64(content, newline=False).decode()
 
 
 def decode_base64(text: str) -> bytes:
