@@ -42,6 +42,8 @@ KNOWN: Final = frozenset(_MAGIC)
 _WORDS: Final = 32
 """More than struct statfs has on any architecture."""
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 def filesystem_of(descriptor: int) -> str:
     """The name of the file system of an open file; its magic number in hex when it is not known here.
@@ -50,7 +52,7 @@ def filesystem_of(descriptor: int) -> str:
         OSError: the kernel does not say.
     """
     buffer = (ctypes.c_long * _WORDS)()
-    if ctypes.CDLL(None, use_errno=True).fstatfs(descriptor, buffer) != 0:
+    if _libc.fstatfs(descriptor, buffer) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     magic = buffer[0] & 0xFFFFFFFF

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from egs_kernel.errors import Refused
@@ -245,8 +246,12 @@ def _paths(filesystem: FilesystemConstraint, handled: Access) -> tuple[PathRule,
         for field, access in (("read", READ), ("write", WRITE), ("execute", EXECUTE))
         for index, path in enumerate(getattr(filesystem, field))
     ]
-    base = () if filesystem.base is None else BASES[filesystem.base]
-    return (*named, *(PathRule(rule.path, rule.access & handled, "") for rule in base))
+    return (*named, *(() if filesystem.base is None else _base(filesystem.base, handled)))
+
+
+@cache
+def _base(name: str, handled: Access) -> tuple[PathRule, ...]:
+    return tuple(PathRule(rule.path, rule.access & handled, "") for rule in BASES[name])
 
 
 def _ports(network: NetworkConstraint) -> tuple[tuple[int, PortAccess], ...]:

@@ -11,7 +11,7 @@ from egs_kernel.constraints.proc import parse_environment
 from egs_kernel.errors import Refused
 from egs_kernel.identity.units import unit_of
 from egs_kernel.model import Intent, Reason
-from egs_kernel.processes import cgroup_of
+from egs_kernel.processes import cgroup_of, read_whole
 
 if TYPE_CHECKING:
     from egs_kernel import verify
@@ -88,7 +88,7 @@ def _working_directory(peer: Peer) -> str:
 
 def _environment(peer: Peer) -> tuple[tuple[str, str], ...]:
     try:
-        return parse_environment(Path(f"/proc/{peer.task.pid}/environ").read_bytes())
+        return parse_environment(read_whole(f"/proc/{peer.task.pid}/environ"))
     except OSError as error:
         raise _gone() from error
 
