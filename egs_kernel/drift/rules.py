@@ -74,12 +74,11 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What is no drift on this host, whatever the artifact says.
 
     `anonymous_code`: names of programs that make executable memory (a `*` at the end stands for any rest). `code`: folders of
-    root's whose files may be code of any program, beside egs.toml's library_roots. `tracers`: programs, by path, that may trace.
+    root's whose files may be code of any program, beside egs.toml's library_roots.
     """
 
     anonymous_code: tuple[str, ...] = MAKES_CODE
     code: tuple[str, ...] = ()
-    tracers: tuple[str, ...] = ()
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +118,7 @@ def parse_rules(content: bytes, name: str = "drift.toml") -> Rules:
         file = msgspec.convert(tomllib.loads(content.decode()), _File, strict=True)
     except (ValueError, RecursionError) as error:
         raise _invalid(name, str(error)) from error
-    for path in (*file.expected.code, *file.expected.tracers):
+    for path in file.expected.code:
         if not path.startswith("/"):
             raise _invalid(name, f"expected: {path!r} is no absolute path")
     return Rules(

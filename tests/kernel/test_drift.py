@@ -458,7 +458,7 @@ def test_what_the_gate_would_refuse_is_found_where_it_only_observes(
 
 
 def test_ordinary_work_is_no_drift() -> None:
-    """Python, node and a shell's pipelines, through as many sweeps as a quarter of an hour has, and every event meanwhile; scripts/soak has the hour."""
+    """Python, a shell's pipelines, node and nginx where they are, through as many sweeps as a quarter of an hour has, and every event meanwhile; scripts/soak has the hour."""
     with running_on_disk(drift="auto") as running, closing(Gate.open(running.instance.paths.pins)) as gate:
         watching = Watching(running.instance.paths, gate, Rules())
         watching.start()
