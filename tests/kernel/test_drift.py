@@ -306,9 +306,10 @@ def system_launch(system: Running, artifact: Path, *command: str) -> subprocess.
 
 
 def test_an_artifact_that_expires_and_one_that_is_removed(system: Running, monitor: Monitor) -> None:
-    expires = Obedient(system, "expires", more=("--valid-for", "6s"))
     removed = Obedient(system, "removed")
-    expiring, pid = expires.start(), removed.start()
+    pid = removed.start()
+    expires = Obedient(system, "expires", more=("--valid-for", "8s"))
+    expiring = expires.start()
     try:
         monitor.begun(expiring)
         monitor.begun(pid)
