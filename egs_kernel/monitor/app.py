@@ -155,6 +155,7 @@ class Monitor:
         self._baselines.begin_boot(_BOOT_ID.read_text().strip())  # where egsd has not started since
         self._baselines.forget(live)
         self._watch.context = self._context()
+        self._watch.begin()
         self._reporter.start()
         since, until = self._beat.last(self._baselines.watched), _now()
         self._reporter.put(

@@ -37,8 +37,6 @@ class Reporter:
     Args:
         send: asks the daemon; raises EgsError when that is not possible now.
 
-    Attributes:
-        dropped: reports that found no room.
     """
 
     def __init__(self, send: Callable[[protocol.DriftRequest], None]) -> None:
@@ -46,9 +44,8 @@ class Reporter:
         self._waiting: deque[Report] = deque()
         self._changed = threading.Condition()
         self._ending = False
-        self._sending = 0
         self._thread = threading.Thread(target=self._run, name="egs-report", daemon=True)
-        self.dropped = 0
+        self._dropped = 0
 
     def start(self) -> None:
         """From now on."""
@@ -59,10 +56,18 @@ class Reporter:
         with self._changed:
             for report in reports:
                 if len(self._waiting) >= ROOM:
-                    self.dropped += 1
+                    self._dropped += 1
                 else:
                     self._waiting.append(report)
             self._changed.notify()
+
+    def take_dropped(self) -> int:
+        """How many reports found no room since somebody asked; 0 while there still is none."""
+        with self._changed:
+            if len(self._waiting) >= ROOM:
+                return 0
+            dropped, self._dropped = self._dropped, 0
+            return dropped
 
     def stop(self, seconds: float) -> None:
         """Hand over what waits, as far as that is possible in this time."""

@@ -58,7 +58,7 @@ class Sweep:
         tasks = self._gate.governed()
         live = frozenset(task.execution for task in tasks)
         self._baselines.forget(live)
-        self._watch.forget()
+        self._watch.next_interval()
         self._reader.keep({task.pid for task in tasks})
         self._watch.check_files()
         self._watch.check_authorizations("sweep")

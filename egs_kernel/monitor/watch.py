@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -24,6 +23,7 @@ from egs_kernel.findings import HOST_FINDINGS, Finding, Response, severity_of
 from egs_kernel.gate.grants import artifact_key
 from egs_kernel.model import Reason
 from egs_kernel.monitor.opened import Process
+from egs_kernel.monitor.told import Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,16 +41,10 @@ if TYPE_CHECKING:
     from egs_kernel.monitor.report import Reporter
     from egs_kernel.monitor.respond import Responder
 
-TOLD: Final = 64
-"""Findings about one execution that are told one by one; what comes then is counted."""
 _FRESH: Final = 5_000_000_000
 """Nanoseconds since an exec within which what is seen of it is taken as how it began."""
 _EXEC_LASTS: Final = 1_000_000_000
 """Nanoseconds: an exec that reads its program from a slow disk included."""
-_LOOKS: Final = frozenset({"sweep", "exec"})
-"""Sources that see what an event has told, in other words."""
-_BY_EGSD: Final = frozenset({Finding.ARTIFACT_REVOKED, Finding.KEY_REVOKED})
-"""What egsd itself answers at once; the monitor is the second line."""
 
 
 class Watch:
@@ -66,7 +60,6 @@ class Watch:
         reporter: has it recorded.
 
     Attributes:
-        suppressed: findings that were not told, because there were too many of one execution.
         started: when it began, CLOCK_BOOTTIME nanoseconds.
         reconfigured: whether the record has another configuration since this was last set back.
     """
@@ -92,11 +85,9 @@ class Watch:
         self._reporter = reporter
         self._catch_up = catch_up
         self._number = 0
-        self._counts: Counter[int] = Counter()
-        self._by_event: set[tuple[Finding, int, int]] = set()
+        self._told = Told(baselines)
         self._executing: dict[tuple[int, int], int] = {}
         self._host: dict[Finding, dict[str, str]] = {}
-        self.suppressed = 0
         self.started = boot_now()
         self.reconfigured = False
 
@@ -198,7 +189,7 @@ class Watch:
         found = judge_event(event, self.context)
         if found is not None:
             self.tell(found)
-            self._by_event.add((found.finding, found.execution, found.pid))
+            self._told.by_event(found)
         elif task is not None:
             self.look_at(task, event.source)
 
@@ -270,11 +261,25 @@ class Watch:
                 compare_authorization(self._baselines.executions[number], self.context, now, boot, source)
             )
 
-    def forget(self) -> None:
-        """What is known of executions that nobody is of any more."""
-        live = self._baselines.executions.keys()
-        self._by_event = {each for each in self._by_event if each[1] in live}
-        self._counts = Counter({number: count for number, count in self._counts.items() if number in live})
+    def begin(self) -> None:
+        """The record was read to its end: it has what a monitor before this one told."""
+        self._told.begin()
+
+    def next_interval(self) -> None:
+        """A sweep begins: say what was only counted since the one before."""
+        for found in self._told.next_interval(boot_now()):
+            self._tell_new(found)
+        if dropped := self._reporter.take_dropped():
+            detail = "reports of the monitor found no room, while egsd recorded none"
+            self._tell_new(
+                Found(
+                    finding=Finding.EVENTS_LOST,
+                    detail=detail,
+                    source="monitor",
+                    time=boot_now(),
+                    count=dropped,
+                )
+            )
 
     def next_deadline(self, executions: Iterable[int] | None = None) -> float | None:
         """When, in seconds since 1970, an artifact of one of these next expires, or it has run too long; None: of all that run."""
@@ -350,11 +355,11 @@ class Watch:
 
     def _tell_host(self, finding: Finding, detail: str, observation: Observation) -> None:
         count = observation.count if isinstance(observation, Lost) else 1
-        self.tell(
-            Found(
-                finding=finding, detail=detail, source=observation.source, time=observation.time, count=count
-            )
+        found = Found(
+            finding=finding, detail=detail, source=observation.source, time=observation.time, count=count
         )
+        if self._told.is_new_of_host(found):
+            self._tell_new(found)
 
     def _tell_all(self, found: Iterable[Found]) -> None:
         for each in found:
@@ -362,8 +367,10 @@ class Watch:
 
     def tell(self, found: Found) -> None:
         """Have a finding recorded, once, and do what is to be done about it."""
-        if self._is_told(found):
-            return
+        if self._told.is_new(found):
+            self._tell_new(found)
+
+    def _tell_new(self, found: Found) -> None:
         of_host = found.finding in HOST_FINDINGS
         scope, artifact_id = self._authorized_by(found)
         said = self._baselines.artifacts.get(artifact_id)
@@ -430,22 +437,6 @@ class Watch:
                 artifact_id=(known and known.artifact_id) or None,
             )
         )
-
-    def _is_told(self, found: Found) -> bool:
-        told = self._baselines.told
-        key = (found.finding, found.execution, found.pid, found.detail)
-        if found.finding in _BY_EGSD:
-            if any(each[:2] == key[:2] for each in told):
-                return True
-        elif key in told or (key[:3] in self._by_event and found.source in _LOOKS):
-            return True
-        if found.execution and self._counts[found.execution] >= TOLD:
-            self.suppressed += 1
-            return True
-        if found.finding is not Finding.EVENTS_LOST:
-            told.add(key)
-            self._counts[found.execution] += 1
-        return False
 
     def _next_number(self) -> int:
         """Later than every other one of this boot, also of a monitor before this one."""

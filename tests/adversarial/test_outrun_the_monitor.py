@@ -14,6 +14,7 @@ from egs_kernel.audit.entries import ArtifactChange, Exec, FindingEntry
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import cgroup_mount, cgroup_of, move, processes_below
 from egs_kernel.model import Tier
+from egs_kernel.monitor.told import MOST
 from tests.monitoring import Monitor, Obedient
 from tests.refusals import TIER
 from tests.running import SECONDS, Running, running_on_disk
@@ -179,11 +180,11 @@ def test_a_number_that_became_another_process_is_not_hit(system: Running, monito
 
 @pytest.mark.skipif(TIER is Tier.LSM, reason="on tier lsm the gate refuses such code")
 def test_a_flood_is_counted_and_hits_nobody_else(system: Running, monitor: Monitor) -> None:
-    """Hundreds of distinct findings about one execution: some are told, the rest is counted; another program goes on."""
+    """Hundreds of distinct findings about one execution: some are told, the rest is counted; what is graver is answered; another program goes on."""
     bystander = Obedient(system, "stands-by", constraints='[drift.on]\nanonymous_code = "terminate"\n')
     other = bystander.start()
     monitor.begun(other)
-    program = Obedient(system, "floods")
+    program = Obedient(system, "floods", constraints='[drift.on]\nanonymous_code = "terminate"\n')
     pid = program.start()
     monitor.begun(pid)
     folder = system.folder / "many"
@@ -194,7 +195,11 @@ def test_a_flood_is_counted_and_hits_nobody_else(system: Running, monitor: Monit
     )
     monitor.finding(Finding.CODE_MAPPED, pid)
     told = [entry for entry in system.entries(FindingEntry) if entry.pid == pid]
-    assert 0 < len(told) <= 64
+    assert 0 < len(told) <= MOST
+    counted = system.wait_for(FindingEntry, lambda entry: entry.finding is Finding.EVENTS_LOST)
+    assert (counted.source, counted.count > 0) == ("monitor", True)
+    program.say(DRIFT)
+    assert exit_of(program) == -signal.SIGKILL, "no flood of what is only told hides it"
     bystander.tell("pass")
     bystander.stop()
     program.stop()
