@@ -122,7 +122,9 @@ def issued(guest: Guest) -> None:
     (WORK / "agent.py").write_text(AGENT)
     (WORK / "other.py").write_text("print('got in')\n")
     made = typed("egs authority init --scope agents --agent agent.py")
-    guest.check("egs authority init", made.returncode == 0, made.stdout)
+    reloaded = egs("reload")
+    good = (made.returncode, reloaded.returncode) == (0, 0)
+    guest.check("egs authority init, and egsd knows its keys", good, made.stdout + reloaded.stdout)
     active = typed("egs policy activate ai-agent.json")
     refused = active.returncode == 1 and "were issued under another policy set" in active.stdout
     guest.check("a set that would lock out what stands is not activated", refused, active.stdout)
