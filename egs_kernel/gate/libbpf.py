@@ -412,6 +412,8 @@ class Map(Generic[K, V]):
         while True:
             following = self._key()
             if libbpf.bpf_map_get_next_key(self.descriptor, _address(key), _address(following)) != 0:
+                if ctypes.get_errno() != errno.ENOENT:
+                    _checked(-1, "map walk")  # refused, as by a sealed gate, is not empty
                 return found
             raw = _raw(following)
             if raw in seen:  # the walk restarted because its key went away
