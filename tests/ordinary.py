@@ -109,6 +109,8 @@ http {{
 """
 _RELOADS: Final = 20
 """Rounds from one `nginx -s reload` to the next."""
+_VALID: Final = ("--valid-for", "1d")
+"""Longer than any soak: what stood an hour alone would end it."""
 
 
 def _programs(folder: Path, *, java: bool) -> dict[str, list[str]]:
@@ -144,7 +146,7 @@ class Web:
         configuration.write_text(_NGINX.format(folder=folder, port=self._port))
         expected = folder / "nginx.toml"
         expected.write_text(f"[drift]\nlisten = [{self._port}]\n")
-        running.add(running.issue(Path(program), "--constraints", str(expected), name="nginx.json"))
+        running.add(running.issue(Path(program), "--constraints", str(expected), *_VALID, name="nginx.json"))
         running.wait_until_standing()
         self._running = running
         self._command = [program, "-c", str(configuration)]
@@ -185,11 +187,13 @@ class Workload:
     def __init__(self, running: Running, *, java: bool = False) -> None:
         for name in ("ls", "sort", "head", "wc", "true"):
             program = Path(shutil.which(name) or f"/bin/{name}").resolve()
-            running.add(running.issue(program, name=f"{name}.json"))
+            running.add(running.issue(program, *_VALID, name=f"{name}.json"))
         self.processes: dict[str, subprocess.Popen[str]] = {}
         for name, command in _programs(running.folder, java=java).items():
             words = [part for word in command for part in ("--argv", word)]
-            running.add(running.issue(Path(command[0]), *words, "--script", command[-1], name=f"{name}.json"))
+            running.add(
+                running.issue(Path(command[0]), *words, "--script", command[-1], *_VALID, name=f"{name}.json")
+            )
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

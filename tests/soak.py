@@ -16,6 +16,7 @@ from tests.monitoring import Monitor
 from tests.ordinary import Workload
 from tests.running import running_on_disk
 
+_TELL_SECONDS: Final = 300.0
 _WANTED: Final = ("python", "node", "java", "shell", "nginx")
 
 
@@ -26,20 +27,29 @@ def main() -> int:
     parser.add_argument(
         "--pause", type=float, default=1.0, metavar="S", help="seconds between two rounds of work"
     )
+    parser.add_argument(
+        "--interval", type=int, default=Rules().interval, metavar="S", help="seconds between two sweeps"
+    )
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("soak: it loads the gate, and must be root")
     with running_on_disk(drift="auto") as running:
-        monitor = Monitor(running, "")
+        monitor = Monitor(running, f'interval = "{options.interval}s"\n')
         monitor.start()
         workload = Workload(running, java=True)
         began, deadline = _resident(monitor.pid), time.monotonic() + options.minutes * 60
-        rounds = 0
+        rounds, told = 0, time.monotonic()
         try:
             while time.monotonic() < deadline:
                 workload.work()
                 rounds += 1
                 time.sleep(options.pause)
+                if time.monotonic() - told > _TELL_SECONDS:
+                    told = time.monotonic()
+                    found = running.entries(FindingEntry)
+                    _say(
+                        f"{(deadline - told) / 60:.0f} minutes to go: {rounds} rounds, {len(found)} findings"
+                    )
         finally:
             workload.close()
         ended = _resident(monitor.pid)
@@ -57,7 +67,7 @@ def main() -> int:
     missing = ", ".join(name for name in _WANTED if name not in workload.programs) or "nothing"
     _say(f"Linux {os.uname().release}: {', '.join(workload.programs)}; not on this machine: {missing}")
     _say(
-        f"{options.minutes:g} minutes, a sweep every {Rules().interval} s, {rounds} rounds, {len(execs)} execs"
+        f"{options.minutes:g} minutes, a sweep every {options.interval} s, {rounds} rounds, {len(execs)} execs"
     )
     _say(
         f"{len(false)} false findings, {len(refused)} refused execs, {len(found) - len(false)} findings of the host"
@@ -68,6 +78,7 @@ def main() -> int:
 
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _resident(pid: int) -> int:
