@@ -38,7 +38,7 @@ def main() -> int:
         monitor.start()
         workload = Workload(running, java=True)
         began, deadline = _resident(monitor.pid), time.monotonic() + options.minutes * 60
-        rounds, told = 0, time.monotonic()
+        rounds, told, problem = 0, time.monotonic(), ""
         try:
             while time.monotonic() < deadline:
                 workload.work()
@@ -50,6 +50,8 @@ def main() -> int:
                     _say(
                         f"{(deadline - told) / 60:.0f} minutes to go: {rounds} rounds, {len(found)} findings"
                     )
+        except AssertionError as error:
+            problem = f"the work ended: {error}"
         finally:
             workload.close()
         ended = _resident(monitor.pid)
@@ -73,7 +75,9 @@ def main() -> int:
         f"{len(false)} false findings, {len(refused)} refused execs, {len(found) - len(false)} findings of the host"
     )
     _say(f"the monitor's memory: {began} KiB, then {ended} KiB")
-    return 1 if false or refused else 0
+    if problem:
+        _say(problem)
+    return 1 if false or refused or problem else 0
 
 
 def _say(line: str) -> None:
