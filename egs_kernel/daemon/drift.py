@@ -66,8 +66,15 @@ class Drift:
         self._heard()
         if request.reports:
             await self._journal.append(*request.reports)
-        self._beat.write(timestamp(time.time_ns()))
+        self._note()
         return protocol.Done(message=f"{len(request.reports)} recorded")
+
+    def _note(self) -> None:
+        """When it was heard. What it reported is recorded by now, so a disk that is full is no reason to have it told again."""
+        try:
+            self._beat.write(timestamp(time.time_ns()))
+        except OSError as error:
+            _log.warning("that the monitor was heard cannot be noted: %s", error)
 
     def count(self, reports: Iterable[Entry]) -> None:
         """Count findings and responses, the monitor's or the daemon's own."""
