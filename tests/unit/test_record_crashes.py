@@ -56,9 +56,8 @@ class Story:
             for count in BATCHES:
                 self._append(opened, count)
                 opened.publish()
-        except BaseException:
+        finally:
             abandon(opened)
-            raise
 
     def _append(self, opened: record.Record, count: int) -> None:
         texts = [str(len(self.tried) + number) for number in range(count)]
