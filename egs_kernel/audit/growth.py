@@ -7,7 +7,7 @@ durable (record.py).
 from __future__ import annotations
 
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
     from egs_kernel.audit.entries import Entry
     from egs_kernel.audit.merkle import Frontier
+
+
+TOGETHER: Final = 64
+"""Entries that are encoded, hashed and packed at a time: what they take stays in the processor's cache."""
 
 
 class Growth(msgspec.Struct, frozen=True):
@@ -50,12 +54,18 @@ def grow(base: Frontier, entries: Sequence[Entry], time: str, origin: str) -> Gr
         RecordError: RECORD_UNAVAILABLE: one cannot be written, or they are too much for one append.
     """
     parted = [parts_of(entry) for entry in entries]
-    lines = encode_all(list(chain(*parted)), first=base.size, time=time)
+    parts = list(chain(*parted))
+    packed: list[bytes] = []
+    leaves: list[bytes] = []
+    length = 0
+    for start in range(0, len(parts), TOGETHER):
+        lines = encode_all(parts[start : start + TOGETHER], first=base.size + start, time=time)
+        leaves += leaf_hashes(lines)
+        packed += map(pack_entry, lines)
+        length += sum(map(len, lines))
     ends = accumulate(map(len, parted), initial=base.size - 1)
     tree = base.copy()
-    leaves = leaf_hashes(lines)
     above = tree.extend(leaves, HEIGHT)
-    packed = [pack_entry(line) for line in lines]
     frame = encode_frame(base.size, packed, Checkpoint(origin, tree.size, tree.root()))
     if len(frame) > MAX_APPEND:
         raise RecordError(
@@ -69,5 +79,5 @@ def grow(base: Frontier, entries: Sequence[Entry], time: str, origin: str) -> Gr
         tuple(ends)[1:],
         Batch(packed, leaves, above),
         frame,
-        sum(map(len, lines)),
+        length,
     )

@@ -22,6 +22,7 @@ from egs_kernel.audit.check import verify
 from egs_kernel.audit.edge import Batch, Edge
 from egs_kernel.audit.entries import Exec
 from egs_kernel.audit.files import Files
+from egs_kernel.audit.growth import TOGETHER
 from egs_kernel.audit.layout import TileFolder
 from egs_kernel.audit.lines import encode, encode_all, timestamp
 from egs_kernel.audit.logkeys import LogKeys
@@ -197,8 +198,13 @@ def _insert(database: sqlite3.Connection, entries: Sequence[Exec], start: int) -
     """The same entries into a table, as many to a transaction."""
     for first in range(0, len(entries), BATCH):
         now = timestamp(time.time_ns())
-        rows = enumerate(
-            encode_all(entries[first : first + BATCH], first=start + first, time=now), start + first
+        rows = (
+            row
+            for at in range(first, first + BATCH, TOGETHER)
+            for row in enumerate(
+                encode_all(entries[at : min(at + TOGETHER, first + BATCH)], first=start + at, time=now),
+                start + at,
+            )
         )
         with database:
             database.executemany("INSERT INTO entries VALUES (?, ?)", rows)
