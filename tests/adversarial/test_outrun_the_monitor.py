@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ import pytest
 from egs_kernel.audit.entries import ArtifactChange, Exec, FindingEntry
 from egs_kernel.findings import Finding
 from egs_kernel.gate.cgroups import cgroup_mount, cgroup_of, move, processes_below
+from egs_kernel.gate.pins import Gate
 from egs_kernel.model import Tier
 from egs_kernel.monitor.told import MOST
 from tests.monitoring import Monitor, Obedient
@@ -132,6 +134,31 @@ def test_what_is_suspended_is_nobodys_to_continue(system: Running, monitor: Moni
         os.kill(program.process.pid, signal.SIGCONT)
         assert exit_of(program) == -signal.SIGKILL
     program.stop()
+
+
+def test_what_waits_for_its_child_and_takes_no_signal_is_suspended_with_it(
+    system: Running, monitor: Monitor
+) -> None:
+    """Who has called vfork(2) does not stop until the child executes something: here that waits for a pipe's other end."""
+    pipe = system.folder / "nobody-writes"
+    os.mkfifo(pipe)
+    program = Obedient(system, "waits", constraints='[drift.on]\nprogram_deleted = "suspend"\n')
+    pid = program.start()
+    monitor.begun(pid)
+    opens = f"[(os.POSIX_SPAWN_OPEN,0,{str(pipe)!r},os.O_RDONLY,0)]"
+    program.say(f"os.posix_spawn('/bin/true',['true'],{{}},file_actions={opens})")
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    while not children.read_text() or "\nState:\tD" not in Path(f"/proc/{pid}/status").read_text():
+        os.sched_yield()
+    program.program.unlink()
+    done = monitor.response(monitor.finding(Finding.PROGRAM_DELETED, pid))
+    with closing(Gate.open(system.instance.paths.pins)) as gate:
+        tree = [task for task in gate.governed() if task.execution == done.execution]
+    for task in tree:
+        os.kill(task.pid, signal.SIGKILL)
+    program.stop()
+    assert (done.verified, done.processes) == (True, 2), done.detail
+    assert [task.suspended for task in tree] == [True, True]
 
 
 def test_what_is_suspended_goes_on_when_root_says_so(system: Running, monitor: Monitor) -> None:

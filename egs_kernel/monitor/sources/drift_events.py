@@ -220,17 +220,17 @@ class DriftEvents:
         return self._of(event, Finding.ANONYMOUS_CODE, f"{address:#x}", 0)
 
     def _mapped(self, event: Event) -> str:
-        """The file of the memory at an event's address; "": none, or nobody can say any more."""
+        """The file of the memory at an event's address; "": none, or nobody can say any more.
+
+        Where the first thread has ended, its map is empty, and those of the others are not.
+        """
+        folder = self._proc / str(event.pid)
         try:
             if start_ticks(event.pid) != event.started // _TICK:
                 return ""
-            with (self._proc / str(event.pid) / "maps").open(errors="backslashreplace") as lines:
-                for line in lines:
-                    place, _, rest = line.partition(" ")
-                    first, _, end = place.partition("-")
-                    if int(first, 16) <= event.address < int(end, 16):
-                        path = (rest.split(maxsplit=4) + [""] * 5)[4].strip()
-                        return path if path.startswith("/") else ""
+            for maps in (folder / "maps", *folder.glob("task/*/maps")):
+                if lines := maps.read_text(errors="backslashreplace").splitlines():
+                    return _file_at(event.address, lines)
         except (OSError, ProcessLookupError):
             pass  # it has ended
         return ""
@@ -263,6 +263,16 @@ def _simple(kind: Kind, event: Event) -> tuple[Finding, str]:
         ),
         Kind.CGROUP: (Finding.CGROUP_LEFT, _text(event.name)),
     }[kind]
+
+
+def _file_at(address: int, lines: list[str]) -> str:
+    for line in lines:
+        place, _, rest = line.partition(" ")
+        first, _, end = place.partition("-")
+        if int(first, 16) <= address < int(end, 16):
+            path = (rest.split(maxsplit=4) + [""] * 5)[4].strip()
+            return path if path.startswith("/") else ""
+    return ""
 
 
 def _namespaces(flags: int) -> str:
