@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,28 @@ def test_which_key_signs_now() -> None:
     assert signs == [(True, False), (False, True), (False, True)]
     turn = rotation.turn_of(trust, OLD_ID, NOW)
     assert (turn.successor, turn.overlap) == (NEW_ID, (START, END))
+
+
+def test_a_successor_may_do_what_the_key_before_it_may_and_no_more() -> None:
+    said = {
+        "roles": frozenset({Role.ISSUER, Role.REVOKER}),
+        "scopes": frozenset({"agents", "ci"}),
+        "name": "desk",
+    }
+    new, _old = rotation.succeed(
+        issuing.store(trusted(ISSUER, **said)), OLD_ID, NEW.public_key, START, OVERLAP
+    )
+    assert {name: getattr(new, name) for name in said} == said
+
+
+def test_a_successor_that_is_revoked_takes_nobodys_turn() -> None:
+    trust = rotated()
+    new, old = trust.keys[NEW_ID], trust.keys[OLD_ID]
+    without = TrustStore({OLD_ID: old, NEW_ID: replace(new, revoked=START)})
+    assert rotation.turn_of(without, OLD_ID, START) == rotation.Turn(signs=True, successor=None, overlap=None)
+    gap = TrustStore({OLD_ID: replace(old, not_after=START), NEW_ID: new})
+    turn = rotation.turn_of(gap, OLD_ID, NOW)
+    assert (turn.successor, turn.overlap) == (NEW_ID, None)
 
 
 def test_an_overlap_gives_nobody_a_second_vote() -> None:
