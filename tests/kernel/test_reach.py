@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from egs_kernel.audit.entries import Exec
+from egs_kernel.gate.trees import PREFIX
 from egs_kernel.model import Reason, Verdict
 from tests.harness import COMMAND_SECONDS
 from tests.landlock import ABI, FILES, HERE, PORTS, SCOPES
-from tests.running import Running, running_on_disk
+from tests.running import SECONDS, Running, running_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,11 +162,21 @@ def test_a_script_runs_with_the_constraint(system: Running) -> None:
 
 
 @FILES
-def test_a_root_that_is_missing_denies_the_launch_and_is_named(system: Running) -> None:
-    missing = python(system, "pass", '[filesystem]\nbase = "system"\nwrite = ["/nonexistent/out"]\n')
+@pytest.mark.parametrize("nobody", [False, True])
+@pytest.mark.parametrize("more", ["", '[network]\nmode = "none"\n[resources]\nwallSeconds = 60\n'])
+def test_a_root_that_is_missing_denies_the_launch_and_is_named(
+    system: Running, more: str, *, nobody: bool
+) -> None:
+    """With `more` it is found while the kernel makes the launcher's namespaces, and there is a cgroup to be taken away again."""
+    constraints = f'[filesystem]\nbase = "system"\nwrite = ["/nonexistent/out"]\n{more}'
+    missing = python(system, "pass", constraints, nobody=nobody)
     assert (missing.returncode, "[constraint_unenforceable]" in missing.stderr) == (126, True), missing.stderr
     assert "constraints.filesystem.write[0]: /nonexistent/out" in missing.stderr
     system.wait_for_decisions(Reason.CONSTRAINT_UNENFORCEABLE)
+    deadline = time.monotonic() + SECONDS
+    while list(system.instance.cgroup.folder.glob(f"{PREFIX}*")):
+        assert time.monotonic() < deadline, system.log()
+        os.sched_yield()
 
 
 @FILES
