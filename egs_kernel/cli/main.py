@@ -44,8 +44,9 @@ _MODULES: Final = {
     "egs_kernel.cli.console": ("console",),
     "egs_kernel.cli.witness": ("witness",),
 }
-_INTERRUPTED: Final = 130
-_UNHEARD: Final = 141  # as a shell shows SIGPIPE
+INTERRUPTED: Final = 130
+UNHEARD: Final = 141
+"""As a shell shows SIGPIPE."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -62,9 +63,9 @@ def run(arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left, and Python would complain at the end
-        return _UNHEARD
+        return UNHEARD
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _attached(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from egs_kernel.cli.main import _MODULES, _parser
+from egs_kernel.cli.main import _MODULES, INTERRUPTED, UNHEARD, _parser
 from egs_kernel.config import (
     AuthorityConfig,
     Config,
@@ -140,7 +140,7 @@ def test_no_command_is_described_that_is_not_there() -> None:
 
 def test_every_exit_code() -> None:
     codes = re.findall(r"^\| (\d+) \| ", page("commands.md"), re.MULTILINE)
-    assert {int(code) for code in codes} == {*ExitCode, 130}
+    assert {int(code) for code in codes} == {*ExitCode, INTERRUPTED, UNHEARD}
 
 
 # -- configuration.md --------------------------------------------------------------------------------
