@@ -217,7 +217,8 @@ def _inspect(options: argparse.Namespace) -> _Files:
         for paths in (options.script, options.library, options.child)
     )
     program = inspect_program(options.program)
-    argv = None if options.argv is None else tuple(options.argv)
+    # argparse makes nothing of `--argv=--` (before Python 3.13): an empty list is that word.
+    argv = None if options.argv is None else tuple("--" if word == [] else word for word in options.argv)
     if program.kind is ProgramKind.SCRIPT:
         scripts = (program, *(script for script in scripts if script.path != program.path))
         program, argv = _executed_for(program, argv)

@@ -288,9 +288,11 @@ def test_arguments_that_look_like_options_are_arguments(egs: Egs) -> None:
         "--argv",
         "",
         "--argv=--json",
+        "--argv",
+        "--",
         program=Path("/bin/sh"),
     )
-    assert payload_of(path)["predicate"]["intent"]["argv"] == ["sh", "-c", "--argv", "", "--json"]
+    assert payload_of(path)["predicate"]["intent"]["argv"] == ["sh", "-c", "--argv", "", "--json", "--"]
 
 
 def test_the_name_is_the_file_that_the_kernel_will_execute(egs: Egs, tmp_path: Path) -> None:
