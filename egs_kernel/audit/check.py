@@ -182,7 +182,9 @@ class _Walk:
         content = file.read()
         end = 0
         if first != self._frontier.size:
-            raise corrupt(where, f"entries {self._frontier.size} to {first - 1} are missing before it")
+            raise corrupt(
+                f"entry {self._frontier.size}", f"it is missing, and {where} begins with entry {first}"
+            )
         for frame in frames_in(content):
             self._add_frame(frame, where)
             end = frame.end

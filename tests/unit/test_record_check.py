@@ -127,6 +127,16 @@ def test_any_edit_of_any_file_is_found_and_its_place_is_named(whole: Path, data:
         assert re.search(expected(name, whole), found), (name, found)
 
 
+def test_a_file_of_the_journal_that_was_emptied_is_named_by_what_is_missing(whole: Path) -> None:
+    """Nothing in it is wrong, and the next one is whole."""
+    first, second = segments_of(whole)[:2]
+    with copied(whole) as folder:
+        (folder / f"{JOURNAL}/{first:020}").write_bytes(b"")
+        found = problem(folder, whole)
+    assert f"at entry {first}: it is missing" in found
+    assert f"begins with entry {second}" in found
+
+
 def says_the_same(state: State | None, other: State | None) -> bool:
     """Spaces and an order are nothing that is said; nor is it to be relied on how much was synced at least."""
     if state is None or other is None or state.synced > state.size:
