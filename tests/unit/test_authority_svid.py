@@ -171,7 +171,8 @@ def test_what_is_approved_too_late_for_the_svid_is_not_issued() -> None:
         host = made.ask("GET", "/v1/status")["host"]
         now = int(time.time())
         svid = OURS.token(aud=[f"egs-kernel/{host}"], iat=now - 5, exp=now + 600)
-        early = ask(made.paths, "POST", "/v1/requests", body_of("/bin/echo"), svid=svid)
+        long = body_of("/bin/echo", validFor=3600)
+        early = ask(made.paths, "POST", "/v1/requests", long, svid=svid)
         assert parse_time(early["until"]) == datetime.fromtimestamp(now + 600, UTC)  # and not an hour
         late = ask(made.paths, "POST", "/v1/requests", body_of("/bin/echo", purpose="another"), svid=svid)
         made.stop()
@@ -193,6 +194,7 @@ def test_what_is_approved_too_late_for_the_svid_is_not_issued() -> None:
         predicate = parse_statement(parse_envelope(issued["artifact"].encode()).payload).predicate
         assert predicate.identity is not None
         assert predicate.identity.spiffe_id == AGENT
+        assert predicate.window[1] == datetime.fromtimestamp(now + 600, UTC)
         approve(late, people[0], datetime.now(UTC))
         made.stop()
         made.start(first="import time; real = time.time; time.time = lambda: real() + 600")
