@@ -7,6 +7,7 @@ be lost, and there are no two trees of one size that the log's key has signed: w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from egs_kernel.audit.checkpoint import Checkpoint
+from egs_kernel.audit.checkpoint import CHECKPOINT, Checkpoint
 from egs_kernel.audit.claim import claim, make_folder, unavailable
 from egs_kernel.audit.files import Files
 from egs_kernel.audit.growth import grow
@@ -76,6 +77,7 @@ class Record:
         self._backlog: list[tuple[Tile, bytes]] = []
         self._backlog_bytes = 0
         self._published = -1
+        self._signed_once = (folder / CHECKPOINT).exists()
         self._growing = threading.Lock()  # what is expected to be durable next; taken before the next one
         self._lock = threading.Lock()  # what is durable, and the journal
         self._publishing = threading.Lock()  # the publisher; taken before the other ones
@@ -218,6 +220,9 @@ class Record:
             self._lock.release()
         if not self._wake.is_set():
             self._wake.set()
+        if self._thread is not None and not self._signed_once:  # a record without a checkpoint is nobody's
+            with contextlib.suppress(RecordError):  # `degraded` says it; the entries are durable
+                self.publish()
         return growth.seqs
 
     def read(self, since_seq: int = 0) -> Iterator[Recorded]:
@@ -254,6 +259,7 @@ class Record:
                 if durable.size and durable.size != self._published:
                     self._publisher.publish(self._signed(durable), partial)
                     self._published = durable.size
+                    self._signed_once = True
                 if state is not None:
                     write_state(self._folder, self._files, state)
                     self._counted.saved = state.size

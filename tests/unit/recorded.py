@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from egs_kernel.audit.entries import (
     Decision,
 )
 from egs_kernel.audit.files import Files
-from egs_kernel.audit.layout import STATE, segment_path, segments_of
+from egs_kernel.audit.layout import STATE, TILES, segment_path, segments_of
 from egs_kernel.audit.reader import read
 from egs_kernel.audit.record import Record
 from egs_kernel.errors import RecordError
@@ -73,9 +74,10 @@ def journal(folder: Path) -> Path:
 
 
 def drop_anchors(folder: Path) -> None:
-    """What a power loss may leave of a new record: neither of them was there yet."""
+    """What a power loss may leave of a new record: nothing was published yet."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
     (folder / STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder / TILES, ignore_errors=True)
 
 
 def torn_files(folder: Path) -> list[bytes]:

@@ -88,6 +88,12 @@ def test_what_nobody_has_signed_yet_is_told_from_what_is_verified(folder: Path) 
     assert (verify(folder).size, verify(folder).published) == (2, 2)
 
 
+def test_what_a_new_record_begins_with_is_signed_when_the_append_returns(folder: Path) -> None:
+    with open_record(folder) as opened:
+        opened.append([note("a")])
+        assert verify(folder).published == 1
+
+
 def test_a_start_signs_what_was_durable_and_not_signed_yet(folder: Path) -> None:
     crashed = open_record(folder, in_background=False)
     crashed.append([note("a")])
