@@ -38,7 +38,7 @@ pytestmark = pytest.mark.kernel
 seen_afterwards = pytest.mark.skipif(TIER is Tier.LSM, reason="on tier lsm the gate refuses such code")
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 PTRACE_SEIZE: Final = 0x4206
-SWEEPS: Final = 900 // Rules().interval
+SWEEPS: Final = 300 // Rules().interval
 
 
 @pytest.fixture(scope="module")
@@ -459,14 +459,14 @@ def test_what_the_gate_would_refuse_is_found_where_it_only_observes(
 
 
 def test_ordinary_work_is_no_drift() -> None:
-    """Python, a shell's pipelines, node and nginx where they are, through as many sweeps as a quarter of an hour has, and every event meanwhile; scripts/soak has the hour."""
+    """Python, a shell's pipelines, node and nginx where they are, through as many sweeps as five minutes have, and every event meanwhile; scripts/soak has the hour."""
     with running_on_disk(drift="auto") as running, closing(Gate.open(running.instance.paths.pins)) as gate:
         watching = Watching(running.instance.paths, gate, Rules())
         watching.start()
         workload = Workload(running)
         try:
             for number in range(SWEEPS):
-                if number % 5 == 0:
+                if number % 2 == 0:
                     workload.work()
                 watching.sweep_now()
         finally:
