@@ -217,6 +217,14 @@ class Running:
 
         return self.wait_for_all(Exec, of, count)
 
+    def wait_for_refusal(self, program: Path | str, reason: Reason) -> list[Exec]:
+        """The execs of a program that were refused for this reason, when there is one: also where others of it were, for others."""
+
+        def of(entry: Exec) -> bool:
+            return entry.event.filename == str(program) and entry.event.reason is reason
+
+        return self.wait_for_all(Exec, of, 1)
+
     def wait_for_decisions(self, reason: Reason, count: int = 1) -> list[Decision]:
         """The decisions for this reason, when there are `count` of them."""
         return self.wait_for_all(Decision, lambda entry: entry.reason is reason, count)

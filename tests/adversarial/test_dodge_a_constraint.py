@@ -210,8 +210,7 @@ def test_who_leaves_its_cgroup_before_the_exec_does_not_execute(running: Running
     artifact = acts.issue("[resources]\nwallSeconds = 600\n")
     done = acts.lie(artifact, before + _before_exec(act), "files", "1")
     assert (done.returncode, done.stdout) == (refusal(Reason.CGROUP_MISMATCH).code, ""), done
-    refused = running.wait_for_exec(acts.program, refusal(Reason.CGROUP_MISMATCH).verdict)
-    assert refused[-1].event.reason is Reason.CGROUP_MISMATCH
+    running.wait_for_refusal(acts.program, Reason.CGROUP_MISMATCH)
     away.folder.rmdir()
     honest = acts.lie(artifact, before, "files", "1")
     assert (honest.returncode, honest.stdout) == (0, "done\n"), honest
@@ -269,7 +268,7 @@ def test_no_launch_out_of_a_program_without_children(running: Running, acts: Act
         assert (done.returncode, done.stdout) == (0, "asks\ndone\n"), done
         return
     assert (done.returncode, done.stdout) == (REFUSED.code, "asks\n")
-    assert running.wait_for_exec(acts.program, REFUSED.verdict)[-1].event.reason is Reason.CHILD_REFUSED
+    running.wait_for_refusal(acts.program, Reason.CHILD_REFUSED)
 
 
 def test_o16_root_leaves_its_cgroup(running: Running, acts: Acts) -> None:

@@ -241,8 +241,7 @@ def test_an_execution_in_another_cgroup_than_its_own_is_refused(running: Running
         "launch._execute = leave\n",
     )
     assert done.returncode == REFUSED.code
-    (executed,) = running.wait_for_exec(acts.program, REFUSED.verdict)
-    assert executed.event.reason is Reason.CGROUP_MISMATCH
+    running.wait_for_refusal(acts.program, Reason.CGROUP_MISMATCH)
     await_no_tree(running)
 
 
@@ -309,7 +308,7 @@ def test_nothing_more_is_executed(running: Running, acts: Acts) -> None:
     assert acts.run("", "executes", str(other)).returncode == 0
     done = acts.run('[process]\nchildren = "none"\n', "executes", str(other))
     assert done.returncode == REFUSED.code
-    assert reason_of(running, other) is Reason.CHILD_REFUSED
+    running.wait_for_refusal(other, Reason.CHILD_REFUSED)
 
 
 def test_listed_children(running: Running, acts: Acts) -> None:
@@ -327,12 +326,12 @@ def test_listed_children(running: Running, acts: Acts) -> None:
     running.instance.egs("proof", "verify", bundle, "--trust", str(running.instance.paths.trust))
     for refused, reason in ((standing, Reason.CHILD_REFUSED), (acts.program, Reason.CHILD_REFUSED)):
         assert running.run(*run, str(refused), "1").stdout == f"status {WAIT_STATUS}\n"
-        assert reason_of(running, refused) is reason
+        running.wait_for_refusal(refused, reason)
     assert (
         running.run("--artifact", str(acts.issue("")), str(acts.program), "starts", str(child)).stdout
         != "status 0\n"
     )
-    assert reason_of(running, child) is Reason.NO_GRANT
+    running.wait_for_refusal(child, Reason.NO_GRANT)
     # In a cgroup below: where limits need controllers, the scope's own takes no processes.
     plain = running.instance.cgroup.child("plain")
     assert refusals.run([child], plain.enter, timeout=SECONDS).returncode == REFUSED.code
@@ -374,8 +373,3 @@ def test_a_child_that_is_another_file_by_now(running: Running, acts: Acts) -> No
     child.write_bytes(Path("/bin/false").read_bytes())
     done = running.run("--artifact", str(artifact), str(acts.program))
     assert (done.returncode, "[digest_mismatch]" in done.stderr) == (126, True), done.stderr
-
-
-def reason_of(running: Running, program: Path) -> Reason:
-    """Why the last refused exec of a program was refused."""
-    return running.wait_for_exec(program, REFUSED.verdict)[-1].event.reason
